@@ -1,0 +1,103 @@
+"""Every deliberate error of threefold, one tree. A message names the value and the way out.
+
+ThreefoldError
+├── InputError            the caller can fix it: a bad argument, text, file or option (HTTP 400)
+│   ├── ConfigError       an unknown or wrong setting; names its path
+│   ├── ShapeError        arrays that do not belong together
+│   └── DocumentError     one document cannot be read; the rest of the job goes on
+├── CheckpointError       a model on disk is not what its name promises
+│   └── MissingHeadError  a representation was asked for that the checkpoint cannot make
+├── StoreError            a collection cannot do what was asked
+│   ├── StoreLockedError  another process has it open
+│   ├── StoreCorruptError its files are damaged
+│   └── ModelMismatchError it was built with another model
+├── EvaluationError       qrels, runs or data sets that do not fit together
+├── NumericalError        NaN or infinity where a number must be
+├── MissingExtraError     an optional dependency is not installed; names the install command
+└── OfflineError          something would have to be downloaded and must not be
+"""
+
+from __future__ import annotations
+
+
+class ThreefoldError(Exception):
+    """Base of every error that threefold raises on purpose."""
+
+    #: Exit status of the command line for this kind of error (sysexits.h where one fits).
+    exit_code = 1
+
+
+class InputError(ThreefoldError):
+    """The caller can fix it: a bad argument, text, file or option."""
+
+    exit_code = 2
+
+
+class ConfigError(InputError):
+    """An unknown or wrong setting; the message names its path."""
+
+
+class ShapeError(InputError):
+    """Arrays that do not belong together."""
+
+
+class DocumentError(InputError):
+    """One document cannot be read. A job over many documents reports it and goes on."""
+
+
+class CheckpointError(ThreefoldError):
+    """A model on disk is not what its name promises."""
+
+    exit_code = 3
+
+
+class MissingHeadError(CheckpointError):
+    """A representation was asked for that the checkpoint cannot make."""
+
+
+class StoreError(ThreefoldError):
+    """A collection cannot do what was asked."""
+
+    exit_code = 4
+
+
+class StoreLockedError(StoreError):
+    """Another process has the collection open."""
+
+
+class StoreCorruptError(StoreError):
+    """Files of the collection are damaged."""
+
+
+class ModelMismatchError(StoreError):
+    """The collection was built with another model."""
+
+
+class EvaluationError(ThreefoldError):
+    """Qrels, runs or data sets that do not fit together."""
+
+    exit_code = 5
+
+
+class NumericalError(ThreefoldError):
+    """NaN or infinity where a number must be."""
+
+    exit_code = 6
+
+
+class MissingExtraError(ThreefoldError):
+    """An optional dependency is not installed; the message names the install command."""
+
+    exit_code = 7
+
+    def __init__(self, module: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f'{purpose} needs the package "{module}", which is not installed. '
+            f'Install it with: pip install "threefold[{extra}]"'
+        )
+
+
+class OfflineError(ThreefoldError):
+    """Something would have to be downloaded and must not be."""
+
+    exit_code = 8

@@ -1,0 +1,90 @@
+"""What anything that turns texts into representations must offer: our encoder, a remote one, someone else's.
+
+Collections, evaluation and the server know encoders only by this protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from threefold.text.tokenizer import Tokenizer, Truncate
+from threefold.types import REPRESENTATIONS, Encoded, Representation
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What a model is, for manifests and reports.
+
+    name            as the user named it
+    hash            fingerprint of the weights
+    tokenizer_hash  fingerprint of the tokenizer
+    dense_dim       dimensions of the dense vector; 0 when the model has none
+    multi_dim       dimensions of a token vector; 0 when the model has none
+    vocab           size of the sparse vocabulary; 0 when the model has no sparse head
+    max_tokens      longest text, specials included
+    """
+
+    name: str
+    hash: str
+    tokenizer_hash: str
+    dense_dim: int
+    multi_dim: int
+    vocab: int
+    max_tokens: int
+    revision: str = ""
+    precision: str = "float32"
+
+    @property
+    def representations(self) -> tuple[Representation, ...]:
+        """The representations that the model can make."""
+        sizes = dict(zip(REPRESENTATIONS, (self.dense_dim, self.vocab, self.multi_dim), strict=True))
+        return tuple(name for name in REPRESENTATIONS if sizes[name])
+
+
+class TextEncoder(Protocol):
+    """Texts in, representations out."""
+
+    @property
+    def card(self) -> ModelCard:
+        """What the model is."""
+        ...
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the model; chunk budgets, explanations and BM25 use it."""
+        ...
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        outputs: Sequence[Representation] = REPRESENTATIONS,
+        max_tokens: int | None = None,
+        truncate: Truncate = "end",
+    ) -> Encoded:
+        """Encode as they are, without a prompt."""
+        ...
+
+    def encode_queries(
+        self,
+        texts: Sequence[str],
+        *,
+        outputs: Sequence[Representation] = REPRESENTATIONS,
+        max_tokens: int | None = None,
+        truncate: Truncate = "end",
+    ) -> Encoded:
+        """Encode with the model's prompt for queries, if it has one."""
+        ...
+
+    def encode_documents(
+        self,
+        texts: Sequence[str],
+        *,
+        outputs: Sequence[Representation] = REPRESENTATIONS,
+        max_tokens: int | None = None,
+        truncate: Truncate = "end",
+    ) -> Encoded:
+        """Encode with the model's prompt for documents, if it has one."""
+        ...

@@ -1,0 +1,264 @@
+"""Text -> token ids, lengths, pieces and character offsets. Truncation is reported, never silent.
+
+Knows the two tokenizer files that checkpoints ship (`tokenizer.json`, `sentencepiece.bpe.model`); knows
+nothing of hidden states.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from tokenizers import AddedToken, Encoding, Regex, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer as _Tokenizer
+
+from threefold.errors import CheckpointError, InputError
+from threefold.text.spm import UnigramModel, read_unigram
+from threefold.types import Bools, Ints, offsets_of
+
+#: What to do with a text that has more than `max_tokens` tokens: keep its beginning, keep its end, or refuse it.
+Truncate = Literal["end", "start", "none"]
+
+#: Half of a UTF-16 pair: legal in a Python string, not in UTF-8. Replaced one for one, so offsets hold.
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+#: Log probability of special tokens: text that spells one ("<s>") is cut into other pieces.
+NEVER = -1e6
+
+_FILES = ("tokenizer.json", "sentencepiece.bpe.model", "spiece.model")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tokens:
+    """Token ids of n texts, end to end, specials included.
+
+    ids        (T,) int32
+    offsets    (n + 1,) int64; text i owns ids[offsets[i]:offsets[i + 1]]
+    available  (n,) int64 tokens that the text had before truncation, specials included
+    """
+
+    ids: Ints
+    offsets: Ints
+    available: Ints
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, i: int) -> Ints:
+        i = range(len(self))[i]
+        return self.ids[self.offsets[i] : self.offsets[i + 1]]
+
+    @property
+    def lengths(self) -> Ints:
+        lengths: Ints = np.diff(self.offsets)
+        return lengths
+
+    @property
+    def truncated(self) -> Bools:
+        truncated: Bools = self.available > self.lengths
+        return truncated
+
+
+class Piece(NamedTuple):
+    """One token of a text: its id, its spelling, and where it stands (characters, half open)."""
+
+    id: int
+    text: str
+    start: int
+    end: int
+
+
+class Tokenizer:
+    """The tokenizer of a checkpoint. Immutable after construction and safe to share between threads."""
+
+    def __init__(self, backend: _Tokenizer, *, name: str) -> None:
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = True  # "<s>" in a user's text is text, never a special token
+        self.name = name
+        self._backend = backend
+        self._lock = threading.Lock()  # `tokenizers` borrows mutably: two threads at once raise "Already borrowed"
+        self.cls_id, self.sep_id = self._special("<s>", "[CLS]"), self._special("</s>", "[SEP]")
+        self.pad_id, self.unk_id = self._special("<pad>", "[PAD]"), self._special("<unk>", "[UNK]")
+        self.vocab = backend.get_vocab_size(with_added_tokens=True)
+        self._head, self._tail = self._frame()
+
+    # ---- loading -------------------------------------------------------------------------------------
+
+    @classmethod
+    def load(cls, folder: Path) -> Tokenizer:
+        """From `tokenizer.json`, or from a sentencepiece model with the id offset of XLM-R."""
+        for file in _FILES:
+            path = folder / file
+            if not path.is_file():
+                continue
+            if path.suffix == ".json":
+                return cls(_read_json(path), name=str(path))
+            return cls(xlmr_backend(read_unigram(path.read_bytes(), str(path))), name=str(path))
+        raise CheckpointError(f"{folder} has no tokenizer; expected one of {', '.join(_FILES)}")
+
+    def fingerprint(self) -> str:
+        """Hash of everything that decides the ids: equal for equal behaviour, wherever it was loaded from."""
+        settings = json.loads(self._backend.to_str())
+        kept = {key: settings.get(key) for key in ("normalizer", "pre_tokenizer", "model", "added_tokens")}
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+    def save(self, path: Path) -> None:
+        """Write `tokenizer.json`."""
+        self._backend.save(str(path), pretty=False)
+
+    # ---- use -----------------------------------------------------------------------------------------
+
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        """Ids that carry no term: beginning, end, padding, unknown (not the mask, as in the reference)."""
+        return (self.cls_id, self.pad_id, self.sep_id, self.unk_id)
+
+    @property
+    def overhead(self) -> int:
+        """Special tokens around one text."""
+        return len(self._head) + len(self._tail)
+
+    def encode(self, texts: Sequence[str], *, max_tokens: int, truncate: Truncate = "end") -> Tokens:
+        """Ids of every text, at most `max_tokens` each, specials included."""
+        return self._frame_all([self._encodings(texts)], [self._head, self._tail], max_tokens, truncate)
+
+    def encode_pairs(
+        self, queries: Sequence[str], texts: Sequence[str], *, max_tokens: int, max_query_tokens: int | None = None
+    ) -> Tokens:
+        """`<s> query </s></s> text </s>`: the query is cut to `max_query_tokens` (default 3/4 of `max_tokens`),
+        then only the text is cut, as bge-reranker-v2-m3 was trained (FlagEmbedding `reranker/encoder_only`)."""
+        if len(queries) != len(texts):
+            raise InputError(f"{len(queries)} queries but {len(texts)} texts")
+        first = [self._ids(e)[: max_query_tokens or max_tokens * 3 // 4] for e in self._encodings(queries)]
+        second = [self._ids(e) for e in self._encodings(texts)]
+        middle = [self.sep_id, self.sep_id] if self._roberta else [self.sep_id]
+        rows, available = [], []
+        for a, b in zip(first, second, strict=True):
+            room = max_tokens - len(a) - len(middle) - self.overhead
+            rows.append([*self._head, *a, *middle, *b[: max(room, 0)], *self._tail])
+            available.append(len(rows[-1]) + max(len(b) - max(room, 0), 0))
+        return _tokens(rows, available)
+
+    def count(self, texts: Sequence[str]) -> Ints:
+        """Tokens of every text, specials included, without truncation."""
+        return np.array([len(e) + self.overhead for e in self._encodings(texts)], dtype=np.int64)
+
+    def pieces(self, text: str) -> list[Piece]:
+        """The tokens of one text without specials, with their places in the text."""
+        (encoding,) = self._encodings([text])
+        return [
+            Piece(id, token, start, end)
+            for id, token, (start, end) in zip(encoding.ids, encoding.tokens, encoding.offsets, strict=True)
+        ]
+
+    def token(self, id: int) -> str:
+        """The spelling of an id, word-start marker kept."""
+        token: str | None = self._backend.id_to_token(id)
+        if token is None:
+            raise InputError(f"id {id} is not in the vocabulary of {self.vocab} tokens")
+        return token
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """Text of these ids."""
+        with self._lock:
+            text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special)
+        return text
+
+    # ---- inside --------------------------------------------------------------------------------------
+
+    def _special(self, *names: str) -> int:
+        for name in names:
+            id = self._backend.token_to_id(name)
+            if id is not None:
+                return int(id)
+        raise CheckpointError(f"{self.name} has none of the special tokens {', '.join(names)}")
+
+    def _frame(self) -> tuple[list[int], list[int]]:
+        self._roberta = self._backend.token_to_id("<s>") is not None
+        return [self.cls_id], [self.sep_id]
+
+    def _encodings(self, texts: Sequence[str]) -> list[Encoding]:
+        if isinstance(texts, str):
+            raise InputError("expected a list of texts, got one text; put it into a list")
+        clean = [_SURROGATE.sub("�", _text(text, i)) for i, text in enumerate(texts)]
+        with self._lock:
+            encodings: list[Encoding] = self._backend.encode_batch(clean, add_special_tokens=False)
+        return encodings
+
+    def _ids(self, encoding: Encoding) -> list[int]:
+        ids: list[int] = encoding.ids
+        return ids
+
+    def _frame_all(
+        self, columns: list[list[Encoding]], frame: list[list[int]], max_tokens: int, truncate: Truncate
+    ) -> Tokens:
+        room = max_tokens - self.overhead
+        if room < 1:
+            raise InputError(f"max_tokens must be at least {self.overhead + 1}; got {max_tokens}")
+        rows: list[list[int]] = []
+        available: list[int] = []
+        for i, encoding in enumerate(columns[0]):
+            ids = self._ids(encoding)
+            available.append(len(ids) + self.overhead)
+            if len(ids) > room:
+                if truncate == "none":
+                    raise InputError(
+                        f"text {i} has {available[-1]:,} tokens, the limit is {max_tokens:,}. "
+                        'Split it, raise max_tokens, or pass truncate="end"'
+                    )
+                ids = ids[-room:] if truncate == "start" else ids[:room]
+            rows.append([*frame[0], *ids, *frame[1]])
+        return _tokens(rows, available)
+
+
+def _text(text: object, i: int) -> str:
+    if isinstance(text, str):
+        return text
+    raise InputError(f"text {i} must be a string; got {type(text).__name__}")
+
+
+def _tokens(rows: list[list[int]], available: list[int]) -> Tokens:
+    offsets = offsets_of([len(row) for row in rows])
+    ids = np.fromiter((id for row in rows for id in row), dtype=np.int32, count=int(offsets[-1]))
+    return Tokens(ids, offsets, np.array(available, dtype=np.int64))
+
+
+def _read_json(path: Path) -> _Tokenizer:
+    try:
+        return _Tokenizer.from_file(str(path))
+    except Exception as error:  # the Rust side raises bare Exception
+        raise CheckpointError(f"{path} is not a tokenizer: {error}") from error
+
+
+def xlmr_backend(model: UnigramModel) -> _Tokenizer:
+    """The XLM-R tokenizer of a sentencepiece model: `<s> <pad> </s> <unk>` first, pieces from 4 on, `<mask>` last."""
+    vocabulary = [(token, NEVER) for token in ("<s>", "<pad>", "</s>", "<unk>")]
+    vocabulary += model.pieces[3:]  # the file begins with <unk>, <s>, </s>
+    vocabulary += [("<mask>", NEVER)]
+    backend = _Tokenizer(models.Unigram(vocabulary, unk_id=3, byte_fallback=model.byte_fallback))
+    spaces = normalizers.Replace(Regex(" {2,}"), " ")
+    # NFKC first: `Precompiled` alone does not compose decomposed text (Vietnamese, Hangul) as sentencepiece does.
+    character_map = [normalizers.NFKC(), normalizers.Precompiled(model.character_map)] if model.character_map else []
+    backend.normalizer = normalizers.Sequence([*character_map, spaces])
+    return finish_backend(backend)
+
+
+def finish_backend(backend: _Tokenizer) -> _Tokenizer:
+    """Word boundaries and special tokens, the same for every XLM-R style vocabulary."""
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[("<s>", backend.token_to_id("<s>")), ("</s>", backend.token_to_id("</s>"))],
+    )
+    special = [AddedToken(token, special=True, normalized=False) for token in ("<s>", "<pad>", "</s>", "<unk>")]
+    backend.add_special_tokens([*special, AddedToken("<mask>", special=True, normalized=False, lstrip=True)])
+    return backend

@@ -1,0 +1,328 @@
+"""The nouns of threefold: arrays of the three representations, documents, chunks and hits.
+
+Letters in every shape: n texts, t tokens of one text, T tokens of all texts, d dimensions, v vocabulary.
+Knows neither models nor engines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from threefold.errors import ShapeError
+
+Floats = NDArray[np.floating[Any]]
+Ints = NDArray[np.integer[Any]]
+Bools = NDArray[np.bool_]
+
+#: The three representations, in the order in which they are always named.
+Representation = Literal["dense", "sparse", "multi"]
+REPRESENTATIONS: tuple[Representation, ...] = ("dense", "sparse", "multi")
+
+
+def offsets_of(lengths: Sequence[int] | Ints) -> Ints:
+    """Offsets (n + 1,) int64 of n runs with these lengths: 0, l0, l0 + l1, ..."""
+    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
+
+
+def _check_offsets(offsets: Ints, total: int, what: str) -> None:
+    good = offsets.ndim == 1 and len(offsets) >= 1 and offsets[0] == 0 and offsets[-1] == total
+    if not good or np.any(np.diff(offsets) < 0):
+        raise ShapeError(f"{what}: offsets must rise from 0 to {total}; got {offsets!r}")
+
+
+def _take(offsets: Ints, order: Ints) -> tuple[Ints, Ints]:
+    """Row numbers that gather the runs `order`, and their new offsets."""
+    lengths = np.diff(offsets)[order]
+    new = offsets_of(lengths)
+    rows = np.arange(new[-1], dtype=np.int64) + np.repeat(offsets[:-1][order] - new[:-1], lengths)
+    return rows, new
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ragged:
+    """Token vectors of n texts, end to end, without padding.
+
+    rows     (T, d) float32 or float16
+    offsets  (n + 1,) int64, from 0 to T; text i owns rows[offsets[i]:offsets[i + 1]]
+    """
+
+    rows: Floats
+    offsets: Ints
+
+    def __post_init__(self) -> None:
+        if self.rows.ndim != 2:
+            raise ShapeError(f"Ragged: rows must be (T, d); got shape {self.rows.shape}")
+        _check_offsets(self.offsets, len(self.rows), "Ragged")
+
+    @classmethod
+    def of(cls, parts: Sequence[Floats], dim: int | None = None) -> Ragged:
+        """From one (t, d) array per text. `dim` is needed only when there is no text."""
+        width = parts[0].shape[1] if len(parts) else dim
+        if width is None:
+            raise ShapeError("Ragged.of: no texts and no dim; pass dim=")
+        rows = np.concatenate(parts) if len(parts) else np.zeros((0, width), np.float32)
+        return cls(rows, offsets_of([len(part) for part in parts]))
+
+    @property
+    def dim(self) -> int:
+        return int(self.rows.shape[1])
+
+    @property
+    def lengths(self) -> Ints:
+        lengths: Ints = np.diff(self.offsets)
+        return lengths
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, i: int) -> Floats:
+        """The (t, d) vectors of text i, as a view. Negative i counts from the end."""
+        i = range(len(self))[i]  # range turns -1 into n - 1 and refuses n
+        return self.rows[self.offsets[i] : self.offsets[i + 1]]
+
+    def __iter__(self) -> Iterator[Floats]:
+        return (self[i] for i in range(len(self)))
+
+    def take(self, order: Sequence[int] | Ints) -> Ragged:
+        """The texts `order`, in that order, as a copy."""
+        rows, offsets = _take(self.offsets, np.asarray(order, dtype=np.int64))
+        return Ragged(self.rows[rows], offsets)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sparse:
+    """Term weights of n texts: compressed sparse rows, ids ascending and distinct within a row.
+
+    indices  (nnz,) int32   vocabulary ids
+    values   (nnz,) float32 weights, > 0
+    offsets  (n + 1,) int64 text i owns indices[offsets[i]:offsets[i + 1]]
+    vocab    v, the size of the vocabulary
+    """
+
+    indices: Ints
+    values: Floats
+    offsets: Ints
+    vocab: int
+
+    def __post_init__(self) -> None:
+        if self.indices.shape != self.values.shape or self.indices.ndim != 1:
+            raise ShapeError(f"Sparse: {self.indices.shape} indices but {self.values.shape} values")
+        _check_offsets(self.offsets, len(self.indices), "Sparse")
+
+    @classmethod
+    def of(cls, rows: Sequence[Mapping[int, float]], vocab: int) -> Sparse:
+        """From one {id: weight} mapping per text; weights <= 0 are dropped, as in the published definition."""
+        kept = [sorted((int(i), float(w)) for i, w in row.items() if w > 0) for row in rows]
+        flat = [pair for row in kept for pair in row]
+        return cls(
+            np.array([i for i, _ in flat], dtype=np.int32),
+            np.array([w for _, w in flat], dtype=np.float32),
+            offsets_of([len(row) for row in kept]),
+            vocab,
+        )
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, i: int) -> tuple[Ints, Floats]:
+        """(ids, weights) of text i, as views. Negative i counts from the end."""
+        i = range(len(self))[i]
+        part = slice(self.offsets[i], self.offsets[i + 1])
+        return self.indices[part], self.values[part]
+
+    def __iter__(self) -> Iterator[tuple[Ints, Floats]]:
+        return (self[i] for i in range(len(self)))
+
+    def row(self, i: int) -> dict[int, float]:
+        """{id: weight} of text i, in plain Python numbers (JSON-serialisable)."""
+        ids, weights = self[i]
+        return dict(zip(ids.tolist(), weights.tolist(), strict=True))
+
+    def take(self, order: Sequence[int] | Ints) -> Sparse:
+        """The texts `order`, in that order, as a copy."""
+        rows, offsets = _take(self.offsets, np.asarray(order, dtype=np.int64))
+        return Sparse(self.indices[rows], self.values[rows], offsets, self.vocab)
+
+    def to_scipy(self) -> csr_array:
+        """(n, v) scipy CSR array over the same memory."""
+        return csr_array((self.values, self.indices, self.offsets), shape=(len(self), self.vocab))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoded:
+    """What the model says about n texts. A representation nobody asked for is None.
+
+    dense      (n, d) float32 unit rows
+    sparse     one weight per distinct term
+    multi      one unit row per token but the first special one
+    tokens     (n,) int32   tokens that were read, specials included
+    truncated  (n,) bool    whether the text had more tokens than were read
+    """
+
+    dense: Floats | None
+    sparse: Sparse | None
+    multi: Ragged | None
+    tokens: Ints
+    truncated: Bools
+
+    def __post_init__(self) -> None:
+        for name in REPRESENTATIONS:
+            part = getattr(self, name)
+            if part is not None and len(part) != len(self.tokens):
+                raise ShapeError(f"Encoded: {len(part)} texts in {name}, {len(self.tokens)} in tokens")
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def take(self, order: Sequence[int] | Ints) -> Encoded:
+        """The texts `order`, in that order, as a copy."""
+        index = np.asarray(order, dtype=np.int64)
+        return Encoded(
+            None if self.dense is None else self.dense[index],
+            None if self.sparse is None else self.sparse.take(index),
+            None if self.multi is None else self.multi.take(index),
+            self.tokens[index],
+            self.truncated[index],
+        )
+
+    @staticmethod
+    def concat(parts: Sequence[Encoded]) -> Encoded:
+        """Texts of all parts, one after the other. Every part must have the same representations."""
+        if not parts:
+            raise ShapeError("Encoded.concat: no parts")
+        dense = [part.dense for part in parts if part.dense is not None]
+        sparse = [part.sparse for part in parts if part.sparse is not None]
+        multi = [part.multi for part in parts if part.multi is not None]
+        if {len(dense), len(sparse), len(multi)} - {0, len(parts)}:
+            raise ShapeError("Encoded.concat: the parts have different representations")
+        return Encoded(
+            np.concatenate(dense) if dense else None,
+            Sparse(
+                np.concatenate([part.indices for part in sparse]),
+                np.concatenate([part.values for part in sparse]),
+                offsets_of(np.concatenate([np.diff(part.offsets) for part in sparse])),
+                sparse[0].vocab,
+            )
+            if sparse
+            else None,
+            Ragged(
+                np.concatenate([part.rows for part in multi]),
+                offsets_of(np.concatenate([part.lengths for part in multi])),
+            )
+            if multi
+            else None,
+            np.concatenate([part.tokens for part in parts]),
+            np.concatenate([part.truncated for part in parts]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text that a user gave, before it is cut into chunks."""
+
+    id: str
+    text: str
+    source: str = ""
+    title: str = ""
+    language: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    content_hash: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a document: `text == document.text[start:end]`, exactly.
+
+    start, end   characters of the document, half open
+    number       position of the chunk in its document, from 0
+    """
+
+    document_id: str
+    number: int
+    start: int
+    end: int
+    text: str
+    source: str = ""
+    title: str = ""
+    language: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    content_hash: str = ""
+
+    @property
+    def id(self) -> str:
+        """Unique in a collection."""
+        return f"{self.document_id}#{self.number}"
+
+
+@dataclass(frozen=True, slots=True)
+class TermMatch:
+    """A term that query and text share: its piece, both weights, and their product in the sparse score."""
+
+    term: str
+    query_weight: float
+    text_weight: float
+
+    @property
+    def product(self) -> float:
+        return self.query_weight * self.text_weight
+
+
+@dataclass(frozen=True, slots=True)
+class TokenMatch:
+    """The best match of one query token: where it is in the query and in the text (characters, half open)."""
+
+    query_token: str
+    query_span: tuple[int, int]
+    text_token: str
+    text_span: tuple[int, int]
+    similarity: float
+
+
+@dataclass(frozen=True, slots=True)
+class Why:
+    """The reason for a hit: what each representation contributed, and through which terms and tokens.
+
+    scores         raw score by representation, also for those with weight 0
+    contributions  weight * raw score / sum of weights; they add up to the fused score of a weighted search
+    ranks          rank (from 1) in the candidate list of each representation that found the hit
+    """
+
+    scores: Mapping[str, float]
+    contributions: Mapping[str, float]
+    ranks: Mapping[str, int]
+    terms: tuple[TermMatch, ...] = ()
+    tokens: tuple[TokenMatch, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One result: a chunk, its score, and why."""
+
+    chunk: Chunk
+    score: float
+    scores: Mapping[str, float] = field(default_factory=dict)
+    why: Why | None = None
+
+    @property
+    def id(self) -> str:
+        return self.chunk.id
+
+    @property
+    def text(self) -> str:
+        return self.chunk.text
+
+    @property
+    def source(self) -> str:
+        return self.chunk.source
+
+    def explained(self, why: Why) -> Hit:
+        """The same hit with its reason."""
+        return replace(self, why=why)
