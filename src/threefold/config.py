@@ -79,7 +79,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if origin is not None:
         raise ConfigError(f"{path}: {value!r} has the wrong type")
     if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else _build(hint, value, path)
+        return value if isinstance(value, hint) else _build(hint, value, path)  # type: ignore[arg-type]
     return _convert_scalar(hint, value, path)
 
 
