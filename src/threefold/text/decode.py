@@ -1,0 +1,84 @@
+"""Bytes of a file -> text. Wrong bytes are an error that names the file and the byte; nothing is guessed.
+
+Read are UTF-8 (with or without a byte order mark) and UTF-16 with a byte order mark. Two kinds of character
+are legal in a Python string and in no database or wire format: NUL and lone surrogates. `clean` replaces each by
+U+FFFD, one for one, as CommonMark and HTML do, so character offsets hold.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from threefold.errors import DocumentError
+
+#: How much of a file decides whether it is binary.
+SNIFF_BYTES = 8192
+
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+def clean(text: str) -> str:
+    """`text` with NUL and lone surrogates replaced by U+FFFD; the length stays."""
+    return _UNSTORABLE.sub("\ufffd", text)
+
+
+def clean_value(value: Any) -> Any:
+    """`clean` for every string inside a JSON-like value."""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, dict):
+        return {clean_value(key): clean_value(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [clean_value(item) for item in value]
+    return value
+
+
+def is_binary(head: bytes) -> bool:
+    """Whether a file that begins with these bytes is binary: a NUL in the first 8 KiB, and not UTF-16."""
+    if head.startswith(codecs.BOM_UTF32_LE):  # begins like UTF-16, and no file of text is written so
+        return True
+    return not head.startswith(_UTF16) and b"\0" in head[:SNIFF_BYTES]
+
+
+def decode(data: bytes, name: str) -> str:
+    """The text of a whole file; `name` is for messages. NUL and lone surrogates are kept (see `clean`)."""
+    if data.startswith(_UTF16):
+        return _decode(data, "utf-16", "UTF-16", name, 0)
+    return _decode(data.removeprefix(codecs.BOM_UTF8), "utf-8", "UTF-8", name, _bom_length(data))
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, with line ends as they are."""
+    return decode(path.read_bytes(), str(path))
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """The lines of a file with their ends, in bounded memory (UTF-16 is read whole)."""
+    with path.open("rb") as file:
+        head = file.read(3)
+        if head.startswith(_UTF16):
+            yield from decode(head + file.read(), str(path)).splitlines(keepends=True)
+            return
+        at = _bom_length(head)
+        file.seek(at)
+        for line in file:
+            yield _decode(line, "utf-8", "UTF-8", str(path), at)
+            at += len(line)
+
+
+def _bom_length(head: bytes) -> int:
+    return len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0
+
+
+def _decode(data: bytes, codec: str, shown: str, name: str, offset: int) -> str:
+    try:
+        return data.decode(codec)
+    except UnicodeDecodeError as error:
+        raise DocumentError(
+            f"{name} is not valid {shown}: {error.reason} at byte {error.start + offset:,}. Save it as UTF-8"
+        ) from error

@@ -1,0 +1,137 @@
+"""Formats with mark-up -> plain text with Markdown headings: HTML by BeautifulSoup, office files by markitdown.
+
+Headings are written as Markdown so that chunks can begin at them.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import NamedTuple
+
+from threefold.errors import DocumentError, MissingExtraError
+from threefold.text.decode import decode
+
+OFFICE_SUFFIXES = (".pdf", ".docx", ".pptx", ".xlsx")
+HTML_SUFFIXES = (".html", ".htm", ".xhtml")
+
+_HIDDEN = frozenset({"script", "style", "noscript", "template", "head", "svg", "iframe", "object", "canvas"})
+_BLOCK_NAMES = """
+address article aside blockquote body dd details div dl dt fieldset figcaption figure footer form h1 h2 h3 h4 h5 h6
+header hr html li main nav ol p pre section summary table tbody tfoot thead tr ul
+"""
+_BLOCKS = frozenset(_BLOCK_NAMES.split())
+_HEADINGS = {f"h{level}": "#" * level + " " for level in range(1, 7)}
+_SPACES = re.compile(r"\s+")
+_LINE_SPACES = re.compile(r"[ \t]*\n[ \t]*")
+_BLANK_LINES = re.compile(r"\n{3,}")
+
+
+class Rendered(NamedTuple):
+    """Visible text and title; the title is empty when the file has none."""
+
+    text: str
+    title: str
+
+
+def read_html(data: bytes, name: str) -> Rendered:
+    """Visible text of an HTML page. A declared encoding is obeyed, otherwise it is UTF-8 (or UTF-16 with a mark)."""
+    from bs4 import BeautifulSoup
+
+    page = _decode_html(data, name)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # guesses about what the caller meant: "looks like a file name", "looks like XML"
+        soup = BeautifulSoup(page, "html.parser")
+    heading = soup.title or soup.find("h1")
+    title = _SPACES.sub(" ", heading.get_text()).strip() if heading else ""
+    text = _LINE_SPACES.sub("\n", "".join(_visible(soup)))
+    return Rendered(_BLANK_LINES.sub("\n\n", text).strip(), title)
+
+
+def _decode_html(data: bytes, name: str) -> str:
+    from bs4.dammit import EncodingDetector
+
+    codec = EncodingDetector.find_declared_encoding(data, is_html=True)
+    if not codec or codec.lower().startswith("utf"):
+        return decode(data, name)
+    try:
+        return data.decode(codec)
+    except LookupError:
+        raise DocumentError(f"{name} declares the unknown encoding {codec!r}. Save it as UTF-8") from None
+    except UnicodeDecodeError as error:
+        raise DocumentError(f"{name} declares {codec}, but is not: {error.reason} at byte {error.start:,}") from error
+
+
+def _visible(soup: object) -> Iterator[str]:
+    """Text and breaks in reading order. A stack instead of recursion: pages nest deeper than Python may."""
+    from bs4.element import NavigableString, Tag
+
+    stack: list[tuple[object, bool]] = [(soup, False)]  # node, inside <pre>
+    while stack:
+        node, verbatim = stack.pop()
+        if isinstance(node, Tag):
+            if node.name in _HIDDEN or _is_hidden(node):
+                continue
+            before, after = _breaks(node.name)
+            inside = verbatim or node.name == "pre"
+            stack.append((after, True))
+            stack.extend((child, inside) for child in reversed(node.contents))
+            yield before
+        elif type(node) is NavigableString:  # its subclasses are comments, doctypes, scripts
+            yield str(node) if verbatim else _SPACES.sub(" ", node)
+        elif type(node) is str:
+            yield node
+
+
+def _is_hidden(tag: object) -> bool:
+    attributes = getattr(tag, "attrs", {})
+    style = str(attributes.get("style", "")).replace(" ", "").lower()
+    return "hidden" in attributes or "display:none" in style
+
+
+def _breaks(name: str) -> tuple[str, str]:
+    """What stands before and after an element in plain text."""
+    if name in _HEADINGS:
+        return "\n\n" + _HEADINGS[name], "\n\n"
+    if name in ("li", "tr", "dt", "dd"):
+        return "\n", "\n"
+    if name in _BLOCKS:
+        return "\n\n", "\n\n"
+    if name == "br":
+        return "\n", ""
+    return ("", "\t") if name in ("td", "th") else ("", "")
+
+
+def read_office(path: Path) -> Rendered:
+    """Text of a pdf, docx, pptx or xlsx file by markitdown (extra `docs`). Nothing leaves the machine."""
+    try:
+        markitdown = import_module("markitdown")
+    except ImportError as error:
+        raise MissingExtraError("markitdown", "docs", f"reading {path.suffix} files") from error
+    _check_signature(path)
+    try:
+        result = markitdown.MarkItDown(enable_plugins=False).convert_local(path)
+    except markitdown.MissingDependencyException as error:
+        raise MissingExtraError(f"markitdown[{path.suffix[1:]}]", "docs", f"reading {path.suffix} files") from error
+    except Exception as error:  # parsers of foreign formats raise anything
+        raise DocumentError(f"{path} is damaged or not readable: {_first_line(error)}") from error
+    return Rendered(result.markdown, result.title or "")
+
+
+def _check_signature(path: Path) -> None:
+    """Refuse a file that is not what its name says: markitdown reads a text file called x.pdf as text."""
+    with path.open("rb") as file:
+        head = file.read(1024)
+    suffix = path.suffix.lower()
+    good = b"%PDF-" in head if suffix == ".pdf" else head.startswith(b"PK\x03\x04")
+    if head and not good:
+        raise DocumentError(f"{path} is damaged: it does not begin as a {suffix[1:]} file does")
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

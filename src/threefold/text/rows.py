@@ -1,0 +1,94 @@
+"""Files of records -> one record per row: csv, tsv, jsonl, json. Rows are streamed; only json is read whole.
+
+A bad row is a `BadRow` in its place and the rows after it still come. Fields of csv and tsv stay text.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from threefold.errors import DocumentError
+from threefold.text.decode import read_lines, read_text
+
+ROW_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
+
+#: Longest field of a csv file in characters: the largest value that every platform's C long can hold.
+_FIELD_LIMIT = 2**31 - 1
+
+
+class BadRow(NamedTuple):
+    """A row that cannot be read, and why."""
+
+    reason: str
+
+
+Row = Mapping[str, Any] | BadRow
+
+
+def read_rows(path: Path, text_field: str) -> Iterator[tuple[int, Row]]:
+    """(row number from 1, record) of every row that is not blank."""
+    suffix = path.suffix.lower()
+    if suffix in (".csv", ".tsv"):
+        return _read_table(path, "\t" if suffix == ".tsv" else ",", text_field)
+    if suffix == ".json":
+        return _read_json(path, text_field)
+    return _read_json_lines(path)
+
+
+def _read_table(path: Path, delimiter: str, text_field: str) -> Iterator[tuple[int, Row]]:
+    csv.field_size_limit(_FIELD_LIMIT)
+    reader = csv.reader(read_lines(path), delimiter=delimiter)
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        if header and text_field not in header:
+            raise DocumentError(
+                f"{path} has no column {text_field!r}; its columns are {', '.join(header)}. "
+                "Name the one that holds the text with text_field"
+            )
+        for number, fields in enumerate((row for row in reader if row), start=1):
+            if len(fields) == len(header):
+                yield number, dict(zip(header, fields, strict=True))
+            else:
+                yield number, BadRow(f"the row has {len(fields)} fields, the header has {len(header)}")
+    except csv.Error as error:
+        raise DocumentError(f"{path}, line {reader.line_num}: {error}") from error
+
+
+def _read_json_lines(path: Path) -> Iterator[tuple[int, Row]]:
+    for number, line in enumerate(read_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            yield number, _record(_parse(line))
+        except (ValueError, RecursionError) as error:
+            yield number, BadRow(f"the line is not JSON: {error}")
+
+
+def _read_json(path: Path, text_field: str) -> Iterator[tuple[int, Row]]:
+    try:
+        data = _parse(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise DocumentError(f"{path} is not JSON: {error}") from error
+    if isinstance(data, dict) and text_field in data:
+        data = [data]
+    if not isinstance(data, list):
+        raise DocumentError(f"{path} is neither a list of records nor a record with the field {text_field!r}")
+    for number, item in enumerate(data, start=1):
+        yield number, _record(item)
+
+
+def _parse(text: str) -> Any:
+    """JSON as the standard has it: NaN and Infinity, which Python would read, are refused."""
+    return json.loads(text, parse_constant=_refuse)
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not a JSON number")
+
+
+def _record(item: Any) -> Row:
+    return item if isinstance(item, dict) else BadRow(f"the row is not a record but {type(item).__name__}")
