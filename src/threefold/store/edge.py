@@ -1,0 +1,384 @@
+"""The embedded store: Qdrant's segment engine in this process, on a folder of a local disk.
+
+Dense search is exact until `optimize()` has built the graph (worth it from about 50,000 chunks), sparse and
+multi are always exact. The engine holds the interpreter's lock while it works, so threads of one process search
+one after the other; for more, serve from several machines with a cluster.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from qdrant_edge import (
+    CountRequest,
+    EdgeShard,
+    HasIdCondition,
+    PayloadSchemaType,
+    Query,
+    QueryRequest,
+    Record,
+    ScoredPoint,
+    ScrollRequest,
+    SearchParams,
+    UpdateOperation,
+)
+from qdrant_edge import Filter as EdgeFilter
+
+from threefold.config import Filter, Manifest
+from threefold.errors import InputError, StoreCorruptError, StoreError
+from threefold.store import compact
+from threefold.store import folder as files
+from threefold.store.check import (
+    batches,
+    check_batch,
+    check_query,
+    check_search,
+    sizes_bytes,
+    stored,
+    unknown_chunk,
+)
+from threefold.store.edge_words import EdgeWords, edge_config, edge_point, edge_vector
+from threefold.store.filters import translate
+from threefold.store.lock import FolderLock
+from threefold.store.payload import INDEXED_FIELDS, from_payload, point_id, to_payload
+from threefold.store.protocol import Scored
+from threefold.store.ties import best
+from threefold.store.unpack import unpack
+from threefold.types import Chunk, Encoded, Floats, Representation
+
+#: The write-ahead log holds raw vectors until they are flushed: more than this is written in several parts.
+BATCH_BYTES = 16 * 2**20
+
+#: Disk that a write may take, as a multiple of its raw bytes: the log, the vectors, the copy in the index.
+_WRITE_AMPLIFICATION = 4
+
+#: Candidates that the search of the graph keeps; recall@10 is 0.999 on 100,000 vectors of 1,024 dimensions.
+HNSW_EF = 128
+
+_ENGINE = f"qdrant-edge-py {version('qdrant-edge-py')}"
+
+
+@contextmanager
+def engine_errors(folder: Path, action: str) -> Iterator[None]:
+    """The engine raises bare Exception, and panics as PanicException; both become StoreError."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
+            raise
+        raise StoreError(
+            f"{folder}: the engine could not {action}: {error}. Nothing that was acknowledged is lost. "
+            "Check the disk (space, permissions, is it local?) and repeat the call"
+        ) from error
+
+
+class EdgeStore:
+    """A collection in a folder, for one process at a time and any number of its threads."""
+
+    def __init__(self, folder: Path, manifest: Manifest, lock: FolderLock, shard: EdgeShard) -> None:
+        """Use `create` or `open`."""
+        self._folder = folder
+        self._manifest = manifest
+        self._lock = lock
+        self._shard: EdgeShard | None = shard
+        self._reading = threading.RLock()  # around every call of the shard
+        self._writing = threading.RLock()  # around every change, and all of optimize(); taken before _reading
+
+    @classmethod
+    def create(cls, folder: Path | str, manifest: Manifest) -> Self:
+        """A new, empty collection. A folder that already has one is refused."""
+        folder = Path(folder)
+        manifest = dataclasses.replace(manifest, engine=_ENGINE, format_version=files.FORMAT_VERSION)
+        if not stored(manifest):
+            raise StoreError(f"{folder}: the manifest keeps no vectors (all dimensions are 0). Give it at least one")
+        with files.file_errors(folder, "create the collection"):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FolderLock(folder)
+        try:
+            return cls(folder, manifest, lock, _create_shard(folder, manifest))
+        except BaseException:
+            lock.release()
+            raise
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Self:
+        """An existing collection. Compare its `manifest` with `threefold.store.folder.check_model`."""
+        folder = Path(folder)
+        with files.file_errors(folder, "open the collection"):
+            files.read_manifest(folder)  # says that there is nothing here before a lock file is made
+            lock = FolderLock(folder)
+            try:
+                manifest = files.read_manifest(folder)
+                files.check_space(folder, 0)
+                files.recover_shard(folder)
+                shard = _load_shard(folder, manifest)
+                files.drop_leftovers(folder)
+            except BaseException:
+                lock.release()
+                raise
+        return cls(folder, manifest, lock, shard)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def manifest(self) -> Manifest:
+        return self._manifest
+
+    def upsert(self, chunks: Sequence[Chunk], vectors: Encoded) -> None:
+        """Add or replace; on disk when it returns. Large calls are written in parts of BATCH_BYTES.
+
+        When a part fails, the parts before it are stored and the error says how many chunks they had.
+        """
+        check_batch(self._manifest, chunks, vectors)
+        payloads = [
+            to_payload(chunk, int(vectors.tokens[i]), bool(vectors.truncated[i])) for i, chunk in enumerate(chunks)
+        ]
+        sizes = sizes_bytes(self._manifest, chunks, vectors)
+        with self._writing:
+            for part in batches(sizes, BATCH_BYTES):
+                try:
+                    self._write(part, payloads, vectors, sum(sizes[part]))
+                except StoreError as error:
+                    if part.start == 0:
+                        raise
+                    done = f"{part.start} of {len(chunks)} chunks of this call are stored"
+                    raise type(error)(f"{error} ({done})") from error
+
+    def _write(self, part: slice, payloads: list[dict[str, Any]], vectors: Encoded, size: int) -> None:
+        with files.file_errors(self._folder, "write"):
+            files.check_space(self._folder, _WRITE_AMPLIFICATION * size)
+        points = [
+            edge_point(self._manifest, point_id(payloads[i]["id"]), payloads[i], vectors, i)
+            for i in range(part.start, part.stop)
+        ]
+        with self._engine("write") as shard:
+            shard.update(UpdateOperation.upsert_points(points))
+            shard.flush()
+
+    def delete(self, where: Filter) -> int:
+        condition = translate(where, EdgeWords())
+        with self._writing, self._engine("delete") as shard:
+            files.check_space(self._folder, 0)
+            count = shard.count(CountRequest(exact=True, filter=condition))
+            if count:
+                shard.update(UpdateOperation.delete_points_by_filter(condition))
+                shard.flush()
+            return count
+
+    def search(
+        self, representation: Representation, query: Encoded, k: int, where: Filter | None = None
+    ) -> list[Scored]:
+        check_search(self._manifest, query, representation, k)
+        condition = None if where is None else translate(where, EdgeWords())
+        if representation == "sparse" and query.sparse is not None and len(query.sparse.indices) == 0:
+            return []
+        ask = Query.Nearest(edge_vector(representation, query, 0), using=representation)
+        tokens = _divisor(representation, query)
+
+        def nearest(limit: int) -> list[Scored]:
+            params = SearchParams(hnsw_ef=max(HNSW_EF, 2 * limit)) if representation == "dense" else None
+            request = QueryRequest(limit=limit, query=ask, filter=condition, params=params, with_payload=["id"])
+            with self._engine("search") as shard:
+                return [Scored(_name(point), point.score / tokens) for point in shard.query(request)]
+
+        return best(nearest, k)
+
+    def score(self, query: Encoded, ids: Sequence[str]) -> Mapping[Representation, Floats]:
+        both = check_query(self._manifest, query)
+        points = [point_id(name) for name in ids]
+        with self._engine("score") as shard:
+            self._refuse_unknown(shard, ids, points)
+            return {name: _scores(shard, name, query, points) for name in both}
+
+    def fetch(self, ids: Sequence[str]) -> list[Chunk]:
+        return [from_payload(record.payload or {}) for record in self._retrieve(ids, [])]
+
+    def vectors(self, ids: Sequence[str]) -> Encoded:
+        if not ids:
+            raise InputError("vectors of no chunks were asked for. Pass at least one id")
+        keep = stored(self._manifest)
+        records = self._retrieve(ids, list(keep))
+        named: list[Any] = [record.vector for record in records]
+        return unpack(self._manifest, named, [record.payload or {} for record in records])
+
+    def scroll(self, where: Filter | None = None, batch: int = 1000) -> Iterator[Chunk]:
+        if batch < 1:
+            raise InputError(f"batch must be at least 1; got {batch}")
+        return self._pages(None if where is None else translate(where, EdgeWords()), batch)
+
+    def count(self, where: Filter | None = None) -> int:
+        condition = None if where is None else translate(where, EdgeWords())
+        with self._engine("count") as shard:
+            return shard.count(CountRequest(exact=True, filter=condition))
+
+    def optimize(self) -> None:
+        """Build the graph of the dense vectors and merge segments. Searches go on meanwhile, changes wait.
+
+        The engine would hold the interpreter's lock to the end, so a child process works on a copy (needs the
+        size of the collection on disk again), which then takes the place of the shard. A process killed at any
+        moment finds the old shard or the new one.
+        """
+        with self._writing, files.file_errors(self._folder, "optimize"):
+            self._copy_shard(files.copy_path(self._folder))
+            _compact(self._folder)
+            with self._reading:
+                self._take_copy()
+            files.drop_leftovers(self._folder)
+
+    def snapshot(self, target: Path) -> None:
+        """A copy in a new folder, complete once `target` has a manifest. Changes wait meanwhile."""
+        target = Path(target)
+        with self._writing, files.file_errors(target, "write the snapshot"):
+            self._require_open()
+            if target.exists() and any(target.iterdir()):
+                raise StoreError(f"{target}: not empty. Give a snapshot a folder of its own")
+            target.mkdir(parents=True, exist_ok=True)
+            self._copy_shard(files.shard_path(target))
+            files.write_manifest(target, self._manifest)
+
+    def close(self) -> None:
+        """Flush and release the lock; closing again does nothing."""
+        with self._writing, self._reading:
+            shard, self._shard = self._shard, None
+            if shard is not None:
+                try:
+                    with engine_errors(self._folder, "close"):
+                        shard.flush()
+                        shard.close()
+                finally:
+                    self._lock.release()
+
+    @contextmanager
+    def _engine(self, action: str) -> Iterator[EdgeShard]:
+        with self._reading, engine_errors(self._folder, action):
+            yield self._require_open()
+
+    def _require_open(self) -> EdgeShard:
+        if self._shard is None:
+            raise StoreError(f"{self._folder}: this collection is closed. Open it again")
+        return self._shard
+
+    def _refuse_unknown(self, shard: EdgeShard, ids: Sequence[str], points: Sequence[str]) -> None:
+        if shard.count(CountRequest(exact=True, filter=_only(points))) < len(set(points)):
+            known = {str(record.id) for record in shard.retrieve([*points], False, False)}
+            raise unknown_chunk(next(name for name, point in zip(ids, points, strict=True) if point not in known))
+
+    def _retrieve(self, ids: Sequence[str], names: list[str]) -> list[Record]:
+        points = [point_id(name) for name in ids]
+        with self._engine("read") as shard:
+            records = {str(record.id): record for record in shard.retrieve([*points], True, names or False)}
+        missing = [name for name, point in zip(ids, points, strict=True) if point not in records]
+        if missing:
+            raise unknown_chunk(missing[0])
+        return [records[point] for point in points]
+
+    def _pages(self, condition: EdgeFilter | None, batch: int) -> Iterator[Chunk]:
+        offset: Any = None
+        while True:
+            request = ScrollRequest(offset=offset, limit=batch, filter=condition, with_payload=True)
+            with self._engine("read") as shard:
+                records, offset = shard.scroll(request)
+            yield from (from_payload(record.payload or {}) for record in records)
+            if offset is None:
+                return
+
+    def _copy_shard(self, target: Path) -> None:
+        """A consistent copy: flushed, with writers waiting. A leftover of an interrupted copy is replaced."""
+        with self._engine("flush") as shard:
+            shard.flush()
+        source = files.shard_path(self._folder)
+        if target == files.copy_path(self._folder):
+            files.drop_leftovers(self._folder)
+        files.check_space(target.parent, 2 * files.size_bytes(source))
+        files.copy_folder(source, target)
+
+    def _take_copy(self) -> None:
+        """Swap, and go back to the old shard should the new one not open."""
+        self._require_open().close()
+        files.swap_shard(self._folder)
+        try:
+            self._shard = _load_shard(self._folder, self._manifest)
+        except StoreError:
+            files.unswap_shard(self._folder)
+            self._shard = _load_shard(self._folder, self._manifest)
+            raise
+
+
+def _create_shard(folder: Path, manifest: Manifest) -> EdgeShard:
+    shard_folder = files.shard_path(folder)
+    with files.file_errors(folder, "create the collection"):
+        if files.manifest_path(folder).exists():
+            raise StoreError(f"{folder}: there is a collection already. Open it, or choose another folder")
+        if shard_folder.exists():
+            raise StoreCorruptError(
+                f"{folder}: has a shard but no manifest.json. Restore the file from a snapshot, or delete the folder"
+            )
+        files.check_space(folder, 0)
+        with engine_errors(folder, "create the collection"):
+            shard = EdgeShard.create(str(shard_folder), edge_config(manifest))
+            for name in INDEXED_FIELDS:
+                shard.update(UpdateOperation.create_field_index(name, PayloadSchemaType.Keyword))
+            shard.flush()
+        files.write_manifest(folder, manifest)  # last: a folder with a manifest is a whole collection
+    return shard
+
+
+def _load_shard(folder: Path, manifest: Manifest) -> EdgeShard:
+    path = files.shard_path(folder)
+    try:
+        with engine_errors(folder, "open the shard"):
+            return EdgeShard.load(str(path))
+    except StoreError as error:
+        raise StoreCorruptError(
+            f"{path}: the engine cannot read it: {error.__cause__}. It was written by {manifest.engine}, this is "
+            f"{_ENGINE}. Restore the folder from a snapshot, or delete it and add the documents again"
+        ) from error
+
+
+def _compact(folder: Path) -> None:
+    script = str(Path(compact.__file__))
+    command = [sys.executable, "-P", script, str(files.copy_path(folder))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise StoreError(
+            f"{folder}: building the index failed (exit status {done.returncode}): {done.stderr.strip()[-500:]}. "
+            "The collection is as it was. Check memory and disk space, then repeat"
+        )
+
+
+def _only(points: Sequence[str]) -> EdgeFilter:
+    return EdgeFilter(must=[HasIdCondition(set(points))])
+
+
+def _name(point: ScoredPoint) -> str:
+    name: str = (point.payload or {})["id"]
+    return name
+
+
+def _divisor(representation: Representation, query: Encoded) -> int:
+    """The engine's MaxSim is a sum over query tokens, ours is the mean."""
+    return len(query.multi[0]) if representation == "multi" and query.multi is not None else 1
+
+
+def _scores(shard: EdgeShard, representation: Representation, query: Encoded, points: Sequence[str]) -> Floats:
+    """(len(points),) float32; a chunk that the engine does not return shares no term: 0."""
+    if not points or (representation == "sparse" and query.sparse is not None and len(query.sparse.indices) == 0):
+        return np.zeros(len(points), np.float32)
+    ask = Query.Nearest(edge_vector(representation, query, 0), using=representation)
+    request = QueryRequest(limit=len(points), query=ask, filter=_only(points), params=SearchParams(exact=True))
+    found = {str(point.id): point.score for point in shard.query(request)}
+    scores = np.array([found.get(point, 0.0) for point in points], dtype=np.float32)
+    return scores / np.float32(_divisor(representation, query))

@@ -1,0 +1,192 @@
+"""A collection's folder: `manifest.json`, `shard/` (the engine's files) and `lock`.
+
+Everything here survives a kill at any instruction: files are written beside their place, synced, and renamed.
+Knows nothing of the engine that owns `shard/`.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from threefold.config import Manifest
+from threefold.errors import ConfigError, ModelMismatchError, StoreCorruptError, StoreError
+
+#: The newest layout of a collection that this code reads and the only one that it writes.
+FORMAT_VERSION = 1
+
+#: Bytes that must stay free on the disk of a collection. The engine writes through memory maps, and on a
+#: full disk the operating system ends a process that does so (SIGBUS) instead of returning an error.
+RESERVE_BYTES = 64 * 2**20
+
+_COPY_BLOCK_BYTES = 2**20
+_IDENTITY = ("model_hash", "tokenizer_hash", "dense_dim", "multi_dim", "vocab")
+
+
+def manifest_path(folder: Path) -> Path:
+    """Where the manifest stands."""
+    return folder / "manifest.json"
+
+
+def shard_path(folder: Path) -> Path:
+    """Where the engine keeps its files."""
+    return folder / "shard"
+
+
+def copy_path(folder: Path) -> Path:
+    """Where a better copy of the shard is prepared."""
+    return folder / "shard.new"
+
+
+def old_path(folder: Path) -> Path:
+    """Where the replaced shard waits until its successor has been opened."""
+    return folder / "shard.old"
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Replace the manifest atomically; a killed process leaves the old one or the new one."""
+    target = manifest_path(folder)
+    draft = target.with_suffix(".tmp")
+    with draft.open("w", encoding="utf-8") as file:
+        json.dump(manifest.to_dict(), file, indent=2, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(target)
+    sync_folder(folder)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a collection; damage and newer formats are errors that name the file and the way out."""
+    path = manifest_path(folder)
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        version = data["format_version"]
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise StoreError(
+                f"{path}: written by a newer threefold (format {version}, this one reads up to {FORMAT_VERSION}). "
+                "Upgrade with: pip install --upgrade threefold"
+            )
+        return Manifest.from_dict(data)
+    except FileNotFoundError:
+        raise StoreError(
+            f"{folder}: no collection here ({path.name} is missing). Create it, or correct the path"
+        ) from None
+    except (ValueError, KeyError, TypeError, ConfigError) as error:
+        raise StoreCorruptError(
+            f"{path}: not a manifest ({error!r}). Restore this file from a snapshot, "
+            "or delete the folder and add the documents again"
+        ) from None
+
+
+def check_model(stored: Manifest, current: Manifest) -> None:
+    """Refuse to mix vectors of two models: both names and every field that differs are in the message."""
+    differing = [name for name in _IDENTITY if getattr(stored, name) != getattr(current, name)]
+    if not differing:
+        return
+    details = ", ".join(f"{name} {getattr(stored, name)!r} against {getattr(current, name)!r}" for name in differing)
+    raise ModelMismatchError(
+        f"the collection was built with {stored.model!r}, not with {current.model!r} ({details}). "
+        f"Open it with {stored.model!r}, or build a new collection with {current.model!r}"
+    )
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside `folder` durable. Windows has no such call and needs none."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def check_space(folder: Path, needed_bytes: int) -> None:
+    """Refuse before the disk is full; see RESERVE_BYTES."""
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes + RESERVE_BYTES:
+        raise StoreError(
+            f"{folder}: the disk is nearly full: {free / 2**20:.0f} MiB free, this needs "
+            f"{(needed_bytes + RESERVE_BYTES) / 2**20:.0f} MiB. Nothing that was acknowledged is lost. "
+            "Free some space and repeat the call"
+        )
+
+
+@contextmanager
+def file_errors(folder: Path, action: str) -> Iterator[None]:
+    """Errors of the operating system as StoreError, with the folder and a way out."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            way_out = "Nothing that was acknowledged is lost. Free some space and repeat the call"
+        else:
+            way_out = "Check that the folder exists, is on a local disk and may be written to"
+        raise StoreError(f"{folder}: cannot {action}: {error.strerror or error}. {way_out}") from error
+
+
+def size_bytes(folder: Path) -> int:
+    """Bytes that a copy of `folder` takes; where the system tells holes in files, they count as nothing."""
+    status = [path.stat() for path in folder.rglob("*") if path.is_file()]
+    return sum(one.st_size if os.name == "nt" else one.st_blocks * 512 for one in status)
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy and sync a folder. Holes stay holes: the engine reserves tens of MiB that it has not yet used."""
+    target.mkdir()
+    for path in sorted(source.rglob("*")):
+        place = target / path.relative_to(source)
+        if path.is_dir():
+            place.mkdir()
+        else:
+            _copy_file(path, place)
+    sync_folder(target)
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    zeros = bytes(_COPY_BLOCK_BYTES)
+    with source.open("rb") as reader, target.open("wb") as writer:
+        while block := reader.read(_COPY_BLOCK_BYTES):
+            if block == zeros[: len(block)]:
+                writer.seek(len(block), os.SEEK_CUR)
+            else:
+                writer.write(block)
+        writer.truncate(reader.tell())
+        writer.flush()
+        os.fsync(writer.fileno())
+
+
+def swap_shard(folder: Path) -> None:
+    """Put the prepared copy in the place of the shard; the old one is kept until `drop_leftovers`."""
+    shard_path(folder).rename(old_path(folder))
+    copy_path(folder).rename(shard_path(folder))
+    sync_folder(folder)
+
+
+def unswap_shard(folder: Path) -> None:
+    """Undo `swap_shard`. Only before anything was written to the new shard."""
+    shutil.rmtree(shard_path(folder))
+    recover_shard(folder)
+
+
+def recover_shard(folder: Path) -> None:
+    """Finish what a process left that was killed between the two renames of `swap_shard`.
+
+    A shard in its place is the one in use, whatever stands beside it.
+    """
+    if old_path(folder).exists() and not shard_path(folder).exists():
+        old_path(folder).rename(shard_path(folder))
+        sync_folder(folder)
+
+
+def drop_leftovers(folder: Path) -> None:
+    """Remove what an interrupted optimisation left. Call only when the shard itself is known to open."""
+    for path in (old_path(folder), copy_path(folder)):
+        if path.exists():
+            shutil.rmtree(path)

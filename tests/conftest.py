@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.fakes import FakeEncoder, unigram_tokenizer, wordpiece_tokenizer
+from threefold.text.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    """A small Unigram tokenizer in the manner of XLM-R."""
+    return unigram_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def wordpiece() -> Tokenizer:
+    """A small WordPiece tokenizer in the manner of BERT."""
+    return wordpiece_tokenizer()
+
+
+@pytest.fixture
+def encoder(tokenizer: Tokenizer) -> FakeEncoder:
+    """An encoder with three heads and no network."""
+    return FakeEncoder(tokenizer)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty THREEFOLD_HOME."""
+    monkeypatch.setenv("THREEFOLD_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
