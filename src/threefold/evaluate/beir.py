@@ -1,0 +1,246 @@
+"""Data sets in BEIR layout: a folder, an archive, or a folder of such folders, at any depth.
+
+    corpus.jsonl     {"_id": ..., "title": ..., "text": ...} per line; the title may be missing
+    queries.jsonl    {"_id": ..., "text": ...} per line
+    qrels.tsv        query-id, corpus-id, score, with a header line; or qrels/SPLIT.tsv
+
+Broken lines are errors with file and line number. What contradicts itself (an id twice, a judgement about an id
+that is not there) is an error too, or with `strict=False` a warning that is counted and ends up in the report.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+import string
+import tarfile
+import tempfile
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from threefold.errors import EvaluationError
+from threefold.evaluate.measures import Qrels
+from threefold.evaluate.task import Task
+
+#: How title and text become one text: the way of the BGE-M3 paper (FlagEmbedding issue 653).
+TEMPLATE = "{title}\n{text}"
+_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
+
+
+def iter_tasks(
+    path: Path,
+    *,
+    split: str = "test",
+    strict: bool = True,
+    template: str = TEMPLATE,
+    ignore_identical_ids: bool = False,
+) -> Iterator[Task]:
+    """Every task under `path` (folder or archive), sorted by path, loaded one at a time.
+
+    A task is named by its place: `xquad/ar` for `xquad/ar/corpus.jsonl` under xquad, or in xquad.tar.xz.
+    """
+    _check_template(template)
+    with _as_folder(path) as (root, name):
+        folders = sorted(file.parent for file in root.rglob("corpus.jsonl"))
+        if not folders:
+            raise EvaluationError(f"{path}: no corpus.jsonl in it or below it; expected a data set in BEIR layout")
+        for folder in folders:
+            place = folder.relative_to(root)
+            label = PurePosixPath(name if len(place.parts) < 2 else "", *place.parts)
+            yield load_task(
+                folder,
+                name=str(label),
+                split=split,
+                strict=strict,
+                template=template,
+                ignore_identical_ids=ignore_identical_ids,
+            )
+
+
+def load_task(
+    folder: Path,
+    *,
+    name: str | None = None,
+    split: str = "test",
+    strict: bool = True,
+    template: str = TEMPLATE,
+    ignore_identical_ids: bool = False,
+) -> Task:
+    """One data set. Queries without judgements are left out, and counted."""
+    _check_template(template)
+    odd = _Oddities(strict)
+    documents = _texts(folder / "corpus.jsonl", template, odd)
+    queries = _texts(folder / "queries.jsonl", "{text}", odd)
+    qrels = _known(_qrels(_qrels_file(folder, split), odd), documents, queries, odd)
+    odd.count("documents without text", sum(not text.strip() for text in documents.values()))
+    odd.count("queries without text", sum(not queries[id].strip() for id in qrels))
+    odd.count("queries without judgements, not run", sum(id not in qrels for id in queries))
+    odd.count("judged queries without a relevant document", sum(max(g.values()) < 1 for g in qrels.values()))
+    return Task(
+        name=name or folder.name,
+        documents=documents,
+        queries={id: text for id, text in queries.items() if id in qrels},
+        qrels=qrels,
+        template=template,
+        ignore_identical_ids=ignore_identical_ids,
+        warnings=dict(odd.counts),
+    )
+
+
+def _check_template(template: str) -> None:
+    try:
+        fields = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+    except ValueError as error:
+        raise EvaluationError(f"template {template!r}: {error}") from error
+    if "text" not in fields or fields - {"title", "text"}:
+        raise EvaluationError(
+            f"template {template!r} must hold {{text}}, may hold {{title}}, and nothing else in braces"
+        )
+
+
+class _Oddities:
+    """What is wrong with a data set: an error when strict, else counted."""
+
+    def __init__(self, strict: bool) -> None:
+        self.strict = strict
+        self.counts: Counter[str] = Counter()
+
+    def found(self, what: str, where: str) -> None:
+        if self.strict:
+            raise EvaluationError(f"{where}: {what}. Repair the file, or load with strict=False to count such cases")
+        self.counts[what.split(": ")[0]] += 1
+
+    def count(self, what: str, times: int) -> None:
+        if times:
+            self.counts[what] += times
+
+
+# ---- files ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _as_folder(path: Path) -> Iterator[tuple[Path, str]]:
+    """A folder with the data and the name of its tasks; archives are unpacked for as long as it is open."""
+    if path.is_dir():
+        yield path, path.resolve().name
+        return
+    suffix = next((end for end in sorted(_ARCHIVES, key=len, reverse=True) if path.name.endswith(end)), None)
+    if suffix is None or not path.is_file():
+        raise EvaluationError(f"{path}: neither a folder nor an archive ({', '.join(_ARCHIVES)})")
+    with tempfile.TemporaryDirectory(prefix="threefold-") as temporary:
+        root = Path(temporary)
+        _unpack(path, root)
+        inside = list(root.iterdir())
+        if len(inside) == 1 and inside[0].is_dir():
+            yield inside[0], inside[0].name
+        else:
+            yield root, path.name.removesuffix(suffix)
+
+
+def _unpack(archive: Path, root: Path) -> None:
+    """Copy the data files out; links, devices and paths that lead outside are not data."""
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                place = PurePosixPath(member.name)
+                stream = tar.extractfile(member) if member.isfile() and place.suffix in (".jsonl", ".tsv") else None
+                if stream is None:
+                    continue
+                if place.is_absolute() or ".." in place.parts:
+                    raise EvaluationError(f"{archive}: refuses to unpack {member.name!r}, which leads outside")
+                target = root.joinpath(*place.parts)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with stream, target.open("wb") as out:
+                    while block := stream.read(1 << 20):
+                        out.write(block)
+    except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError) as error:
+        raise EvaluationError(f"{archive}: cannot be read as an archive: {error}") from error
+
+
+def _qrels_file(folder: Path, split: str) -> Path:
+    choices = [folder / "qrels.tsv", folder / "qrels" / f"{split}.tsv"]
+    for path in choices:
+        if path.is_file():
+            return path
+    raise EvaluationError(f"{folder}: no judgements; expected {' or '.join(map(str, choices))}")
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """(place for messages, line) of every line that is not empty."""
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                where = f"{path}:{number}"
+                try:
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+                except UnicodeDecodeError as error:
+                    raise EvaluationError(f"{where}: not UTF-8: {error}") from error
+                if text.strip():
+                    yield where, text
+    except OSError as error:
+        raise EvaluationError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _texts(path: Path, template: str, odd: _Oddities) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    for where, line in _lines(path):
+        try:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise EvaluationError(f"{where}: not JSON: {error}") from error
+        id = _field(row, "_id", where)
+        if id in texts:
+            odd.found(f"id twice, the first one counts: {id!r}", where)
+            continue
+        title, text = _optional(row, "title", where), _field(row, "text", where)
+        texts[id] = template.format(title=title, text=text) if title else text
+    return texts
+
+
+def _field(row: Any, key: str, where: str) -> str:
+    if not isinstance(row, dict) or key not in row:
+        raise EvaluationError(f'{where}: expected an object with "{key}", got {str(row)[:80]}')
+    if not isinstance(row[key], str):
+        raise EvaluationError(f'{where}: "{key}" must be text, got {row[key]!r}')
+    return str(row[key])
+
+
+def _optional(row: Any, key: str, where: str) -> str:
+    return "" if not isinstance(row, dict) or row.get(key) is None else _field(row, key, where)
+
+
+# ---- judgements -------------------------------------------------------------------------------------------
+
+
+def _qrels(path: Path, odd: _Oddities) -> dict[str, dict[str, int]]:
+    qrels: dict[str, dict[str, int]] = {}
+    for place, (where, line) in enumerate(_lines(path)):
+        cells = [cell.strip() for cell in line.split("\t")]
+        if len(cells) != 3:
+            raise EvaluationError(f"{where}: expected 3 cells (query-id, corpus-id, score), got {len(cells)}")
+        query, document, grade = cells
+        if not grade.lstrip("+-").isdecimal():
+            if place == 0:  # the header
+                continue
+            raise EvaluationError(f"{where}: the score must be a whole number, got {grade!r}")
+        grades = qrels.setdefault(query, {})
+        if document in grades:
+            odd.found(f"judgement twice, the first one counts: {query!r}, {document!r}", where)
+            continue
+        grades[document] = int(grade)
+    return qrels
+
+
+def _known(qrels: dict[str, dict[str, int]], documents: Any, queries: Any, odd: _Oddities) -> Qrels:
+    """Judgements about queries that exist. Those about missing documents stay: nobody can find them, which is true."""
+    for query, grades in qrels.items():
+        if query not in queries:
+            odd.found(f"judged query that is not in the queries, not counted: {query!r}", "qrels")
+        for document in grades:
+            if document not in documents:
+                odd.found(f"judged document that is not in the corpus, never found: {document!r}", "qrels")
+    return {query: grades for query, grades in qrels.items() if query in queries}

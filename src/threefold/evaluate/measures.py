@@ -1,0 +1,114 @@
+"""Measures as values ("nDCG@10"), computed by ir-measures (trec_eval's own code behind it).
+
+The denominator is every judged query: one that the run lacks scores 0. Equal scores are ordered by document id
+ascending, as everywhere in threefold (trec_eval itself orders them by id descending, and reads scores as float32).
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import ir_measures
+
+from threefold.errors import EvaluationError
+
+#: {query id: {document id: grade}}; a grade of at least 1 is relevant.
+Qrels = Mapping[str, Mapping[str, int]]
+#: {query id: {document id: score}}.
+Run = Mapping[str, Mapping[str, float]]
+
+#: What `threefold evaluate` reports. "accuracy@1" is the share of queries with a relevant document on rank 1.
+DEFAULT_MEASURES: Final = ("nDCG@10", "Recall@10", "Recall@100", "MRR@10", "accuracy@1")
+
+#: Our names of the measures, and what ir-measures calls them.
+NAMES: Final[Mapping[str, str]] = {
+    "nDCG": "nDCG",
+    "Recall": "R",
+    "MRR": "RR",
+    "accuracy": "Success",
+    "Precision": "P",
+    "MAP": "AP",
+}
+_ALIASES = {name.lower(): name for name in NAMES} | {
+    "r": "Recall",
+    "rr": "MRR",
+    "success": "accuracy",
+    "acc": "accuracy",
+    "p": "Precision",
+    "ap": "MAP",
+}
+_SYNTAX = re.compile(r"([A-Za-z]+)@([1-9][0-9]{0,5})")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Measure:
+    """What is measured: a name of `NAMES`, and how many results it looks at."""
+
+    name: str
+    cutoff: int
+
+    @classmethod
+    def parse(cls, text: str) -> Measure:
+        """From "nDCG@10"; capitals do not matter, and trec_eval's names (R, RR, Success, P, AP) are understood."""
+        match = _SYNTAX.fullmatch(text.strip())
+        name = _ALIASES.get(match[1].lower()) if match else None
+        if match is None or name is None:
+            raise EvaluationError(f"{text!r} is not a measure; write NAME@CUTOFF with a name of {', '.join(NAMES)}")
+        return cls(name, int(match[2]))
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.cutoff}"
+
+    @property
+    def _theirs(self) -> Any:
+        return ir_measures.parse_measure(f"{NAMES[self.name]}@{self.cutoff}")
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """The value of every measure for every judged query."""
+
+    values: Mapping[str, Mapping[str, float]]  # {measure: {query id: value}}, queries in the order of the qrels
+
+    @property
+    def means(self) -> dict[str, float]:
+        """The mean of every measure over all judged queries."""
+        return {name: math.fsum(by.values()) / len(by) for name, by in self.values.items()}
+
+
+def judge(qrels: Qrels, run: Run, measures: Iterable[str] = DEFAULT_MEASURES) -> Judgement:
+    """Value of every measure for every query of the qrels; a query that the run lacks scores 0."""
+    wanted = [Measure.parse(text) for text in measures]
+    if not wanted:
+        raise EvaluationError(f"no measures; give some, for example {', '.join(DEFAULT_MEASURES)}")
+    if not qrels:
+        raise EvaluationError("the qrels judge no query, so there is nothing to average over")
+    deepest = max(measure.cutoff for measure in wanted)
+    ranks = {query: _as_ranks(ranking(run[query], deepest, query)) for query in qrels if run.get(query)}
+    theirs = {measure._theirs: str(measure) for measure in wanted}
+    values = {str(measure): dict.fromkeys(qrels, 0.0) for measure in wanted}
+    graded = {query: dict(grades) for query, grades in qrels.items()}
+    for metric in ir_measures.iter_calc(list(theirs), graded, ranks) if ranks else ():
+        values[theirs[metric.measure]][metric.query_id] = float(metric.value)
+    return Judgement(values)
+
+
+def ranking(scores: Mapping[str, float], depth: int, query: str = "") -> list[str]:
+    """The best `depth` ids, by score descending, ties by id ascending. `query` is for the error message."""
+    values = list(scores.values())
+    if any(map(math.isnan, values)):
+        worst = next(id for id, score in scores.items() if math.isnan(score))
+        raise EvaluationError(f"query {query!r}: the score of document {worst!r} is not a number")
+    if all(map(operator.gt, values, values[1:])):  # sorted already, no ties: the usual case
+        return list(scores)[:depth]
+    return [id for id, _ in sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))[:depth]]
+
+
+def _as_ranks(ids: Sequence[str]) -> dict[str, float]:
+    """Scores that trec_eval cannot tie or round: n, n - 1, ..., 1."""
+    return {id: float(len(ids) - place) for place, id in enumerate(ids)}
