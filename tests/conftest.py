@@ -3,8 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from tests.fakes import FakeEncoder, unigram_tokenizer, wordpiece_tokenizer
+
 from threefold.text.tokenizer import Tokenizer
 
 

@@ -1,4 +1,4 @@
-"""Deterministic stand-ins that tests of any layer may use: a tokenizer trained on the spot, an encoder without a network.
+"""Deterministic stand-ins for tests of any layer: tokenizers trained on the spot, an encoder without a network.
 
 Reached through the fixtures `tokenizer` and `encoder` of `tests/conftest.py`.
 """
@@ -6,6 +6,7 @@ Reached through the fixtures `tokenizer` and `encoder` of `tests/conftest.py`.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,7 +15,7 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from threefold.errors import MissingHeadError
 from threefold.text.protocol import ModelCard
-from threefold.text.tokenizer import Tokenizer, Truncate, finish_backend
+from threefold.text.tokenizer import NEVER, Tokenizer, Truncate, finish_backend
 from threefold.types import REPRESENTATIONS, Encoded, Floats, Ragged, Representation, Sparse
 
 #: What the tokenizers are trained on; several scripts, so that tests can use them.
@@ -25,7 +26,7 @@ CORPUS = [
     "Der schnelle braune Fuchs springt über den faulen Hund. Wie wird der Kopf trainiert?",
     "今天天气很好。我们去公园散步吧！搜索引擎把文档切成段落。",
     "Сегодня хорошая погода. Мы идём гулять в парк. मौसम अच्छा है। हम पार्क जा रहे हैं।",
-    "def add(first, second):\n    return first + second  # numbers 0123456789 and ABCDEFGHIJKLMNOPQRSTUVWXYZ",
+    "def add(first, second):\n    return first + second  # numbers 0123456789 and ABCDEFGHIJKLMNOPQRSTUVWXYZ <tag/>",
 ]
 SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 
@@ -39,7 +40,10 @@ def unigram_tokenizer(corpus: Sequence[str] = CORPUS, vocab: int = 400) -> Token
         vocab_size=vocab, special_tokens=SPECIALS, unk_token="<unk>", show_progress=False, initial_alphabet=list("▁")
     )
     backend.train_from_iterator(corpus, trainer)
-    return Tokenizer(finish_backend(backend), name="unigram of the tests")
+    settings = json.loads(finish_backend(backend).to_str())
+    for piece in settings["model"]["vocab"][: len(SPECIALS)]:
+        piece[1] = NEVER  # the trainer says 0, the best of all: text would be cut into special tokens
+    return Tokenizer(Backend.from_str(json.dumps(settings)), name="unigram of the tests")
 
 
 def wordpiece_tokenizer(corpus: Sequence[str] = CORPUS, vocab: int = 400) -> Tokenizer:

@@ -283,6 +283,12 @@ def test_json_lines(tmp_path: Path) -> None:
     assert all(part in s.reason for part, s in zip(expected, skipped, strict=True))
 
 
+@pytest.mark.parametrize("codec", ["utf-8", "utf-16"])
+def test_only_line_feeds_end_a_json_line(tmp_path: Path, codec: str) -> None:
+    document = one(tmp_path, "x.jsonl", '{"text": "a\u2028b\x85c"}\n'.encode(codec))
+    assert document.text == "a\u2028b\x85c"
+
+
 def test_json(tmp_path: Path) -> None:
     documents, _ = load(write(tmp_path, {"x.json": json.dumps([{"text": "a"}, {"text": "b"}])}))
     assert [d.id for d in documents] == ["x.json:1", "x.json:2"]
@@ -365,8 +371,13 @@ def test_the_hash_is_of_what_a_document_says() -> None:
     document = Document("a", "text", "here", metadata={"x": 1, "y": [2]})
     same = replace(document, id="b", source="there", metadata={"y": [2], "x": 1})
     assert content_hash(document) == content_hash(same)
-    changed = [{"text": "other"}, {"title": "t"}, {"language": "de"}, {"metadata": {}}]
-    assert len({content_hash(document), *(content_hash(replace(document, **change)) for change in changed)}) == 5
+    changed = [
+        replace(document, text="other"),
+        replace(document, title="t"),
+        replace(document, language="de"),
+        replace(document, metadata={}),
+    ]
+    assert len({content_hash(document), *map(content_hash, changed)}) == 5
     assert len(content_hash(document)) >= 16
 
 

@@ -8,6 +8,7 @@ U+FFFD, one for one, as CommonMark and HTML do, so character offsets hold.
 from __future__ import annotations
 
 import codecs
+import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,7 +63,7 @@ def read_lines(path: Path) -> Iterator[str]:
     with path.open("rb") as file:
         head = file.read(3)
         if head.startswith(_UTF16):
-            yield from decode(head + file.read(), str(path)).splitlines(keepends=True)
+            yield from io.StringIO(decode(head + file.read(), str(path)))
             return
         at = _bom_length(head)
         file.seek(at)

@@ -104,7 +104,7 @@ def _breaks(name: str) -> tuple[str, str]:
         return "\n\n", "\n\n"
     if name == "br":
         return "\n", ""
-    return ("", "\t") if name in ("td", "th") else ("", "")
+    return ("\t", "") if name in ("td", "th") else ("", "")
 
 
 def read_office(path: Path) -> Rendered:

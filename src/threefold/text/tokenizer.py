@@ -13,10 +13,10 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from tokenizers import AddedToken, Encoding, Regex, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Encoding, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as _Tokenizer
 
 from threefold.errors import CheckpointError, InputError
@@ -233,9 +233,20 @@ def _tokens(rows: list[list[int]], available: list[int]) -> Tokens:
 
 def _read_json(path: Path) -> _Tokenizer:
     try:
-        return _Tokenizer.from_file(str(path))
+        settings = json.loads(path.read_bytes())
+        if settings["model"].get("type") == "Unigram":
+            _never_cut_special(settings)
+        return _Tokenizer.from_str(json.dumps(settings))
     except Exception as error:  # the Rust side raises bare Exception
         raise CheckpointError(f"{path} is not a tokenizer: {error}") from error
+
+
+def _never_cut_special(settings: dict[str, Any]) -> None:
+    """Special tokens get the log probability NEVER; published files say 0, the best of all, so "<s>" would be one."""
+    special = {token["content"] for token in settings["added_tokens"] if token["special"]}
+    for piece in settings["model"]["vocab"]:
+        if piece[0] in special:
+            piece[1] = NEVER
 
 
 def xlmr_backend(model: UnigramModel) -> _Tokenizer:
@@ -259,6 +270,7 @@ def finish_backend(backend: _Tokenizer) -> _Tokenizer:
         pair="<s> $A </s> </s> $B </s>",
         special_tokens=[("<s>", backend.token_to_id("<s>")), ("</s>", backend.token_to_id("</s>"))],
     )
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(), decoders.Fuse()])
     special = [AddedToken(token, special=True, normalized=False) for token in ("<s>", "<pad>", "</s>", "<unk>")]
     backend.add_special_tokens([*special, AddedToken("<mask>", special=True, normalized=False, lstrip=True)])
     return backend
