@@ -83,7 +83,7 @@ def chunk_spans(text: str, tokenizer: Tokenizer, chunking: Chunking, *, code: bo
         return [whole]
     room = chunking.max_tokens - tokenizer.overhead
     cutter = _Cutter(text, np.sort(starts), borders, room, min(chunking.overlap, room - 1))
-    return _proven(cutter, cutter.cut(whole), tokenizer, chunking.max_tokens)
+    return _advancing(_proven(cutter, cutter.cut(whole), tokenizer, chunking.max_tokens))
 
 
 def _proven(cutter: _Cutter, spans: list[Span], tokenizer: Tokenizer, max_tokens: int) -> list[Span]:
@@ -100,6 +100,15 @@ def _proven(cutter: _Cutter, spans: list[Span], tokenizer: Tokenizer, max_tokens
             parts = tighter.cut(span)
             proven += _proven(tighter, parts if len(parts) > 1 else _halves(cutter.text, span), tokenizer, max_tokens)
     return proven
+
+
+def _advancing(spans: list[Span]) -> list[Span]:
+    """Without those that lie within the one before: an overlap that was cut again can leave one."""
+    kept: list[Span] = []
+    for span in spans:
+        if not kept or span.end > kept[-1].end:
+            kept.append(span)
+    return kept
 
 
 def _halves(text: str, span: Span) -> list[Span]:
