@@ -83,7 +83,10 @@ def chunk_spans(text: str, tokenizer: Tokenizer, chunking: Chunking, *, code: bo
         return [whole]
     room = chunking.max_tokens - tokenizer.overhead
     cutter = _Cutter(text, np.sort(starts), borders, room, min(chunking.overlap, room - 1))
-    return _advancing(_proven(cutter, cutter.cut(whole), tokenizer, chunking.max_tokens))
+    spans = cutter.cut(whole)
+    while (proven := _advancing(text, _proven(cutter, spans, tokenizer, chunking.max_tokens))) != spans:
+        spans = proven
+    return spans
 
 
 def _proven(cutter: _Cutter, spans: list[Span], tokenizer: Tokenizer, max_tokens: int) -> list[Span]:
@@ -102,11 +105,14 @@ def _proven(cutter: _Cutter, spans: list[Span], tokenizer: Tokenizer, max_tokens
     return proven
 
 
-def _advancing(spans: list[Span]) -> list[Span]:
-    """Without those that lie within the one before: an overlap that was cut again can leave one."""
+def _advancing(text: str, spans: list[Span]) -> list[Span]:
+    """Each span begins and ends after the one before. An overlapping chunk that was cut again can break this: the
+    next one then gives up its overlap."""
     kept: list[Span] = []
     for span in spans:
-        if not kept or span.end > kept[-1].end:
+        if kept and span.start <= kept[-1].start:
+            span = _trim(text, min(kept[-1].end, span.end), span.end)
+        if span.start < span.end and (not kept or span.end > kept[-1].end):
             kept.append(span)
     return kept
 
