@@ -6,6 +6,7 @@ tensor: nothing is padded, nothing is copied in. `varlen` is PyTorch's variable-
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast
 
@@ -57,6 +58,13 @@ class Layout:
         ]
         return cls(offsets, tuple(runs))
 
+    def cut(self, packed: Tensor) -> Iterator[tuple[Run, Tensor]]:
+        """Each run with its part (n * t, ...) of a packed tensor (T, ...), as views.
+
+        One `split` for all: the backward pass of a slice fills the whole tensor with zeros, once for every slice.
+        """
+        return zip(self.runs, packed.split([run.texts * run.length for run in self.runs]), strict=True)
+
     @property
     def longest(self) -> int:
         return max((run.length for run in self.runs), default=0)
@@ -76,8 +84,8 @@ def attend(qkv: Tensor, heads: int, layout: Layout, path: Path = "blocks") -> Te
 
 def _blocks(split: Tensor, layout: Layout) -> Tensor:
     outputs = []
-    for run in layout.runs:
-        block = split[run.start : run.end].view(run.texts, run.length, *split.shape[1:])  # (n, t, 3, heads, d_head)
+    for run, part in layout.cut(split):
+        block = part.view(run.texts, run.length, *split.shape[1:])  # (n, t, 3, heads, d_head)
         q, k, v = block.permute(2, 0, 3, 1, 4).unbind(0)  # each (n, heads, t, d_head)
         kernel = _plain if split.requires_grad and split.device.type == "cpu" else scaled_dot_product_attention
         outputs.append(kernel(q, k, v).transpose(1, 2).flatten(0, 1))

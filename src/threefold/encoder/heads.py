@@ -69,7 +69,7 @@ def pool(hidden: Tensor, layout: Layout, pooling: Pooling) -> Tensor:
         return hidden[offsets[:-1]]
     if pooling == "last":
         return hidden[offsets[1:] - 1]
-    means = [hidden[run.start : run.end].view(run.texts, run.length, -1).float().mean(dim=1) for run in layout.runs]
+    means = [part.view(run.texts, run.length, -1).float().mean(dim=1) for run, part in layout.cut(hidden)]
     return torch.cat(means) if len(means) > 1 else means[0]
 
 

@@ -42,7 +42,8 @@ def compare(a: Mapping[str, float], b: Mapping[str, float], *, confidence: float
     """Compare the values of one measure, query by query (`Judgement.values[measure]`)."""
     if set(a) != set(b) or not a:
         raise EvaluationError(
-            f"a paired test needs the same queries on both sides: {len(a)} and {len(b)}, {len(set(a) & set(b))} in common"
+            f"a paired test needs the same queries on both sides; {len(a)} and {len(b)} were given, "
+            f"{len(set(a) & set(b))} are in common"
         )
     differences = np.array([a[query] - b[query] for query in a])
     wins, losses = int((differences > 0).sum()), int((differences < 0).sum())

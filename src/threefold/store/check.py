@@ -116,7 +116,7 @@ def _check_sparse(manifest: Manifest, sparse: Sparse, names: Sequence[str]) -> N
 
 
 def _finite_rows(rows: Floats) -> Bools:
-    finite: Bools = np.isfinite(rows).all(axis=1)
+    finite: Bools = np.logical_and.reduce(np.isfinite(rows), axis=1)
     return finite
 
 
@@ -124,7 +124,7 @@ def _every_in_run(good: Bools, offsets: Ints) -> Bools:
     """(n,) whether all of each run are good; empty runs are."""
     bad = np.zeros(len(good) + 1, dtype=np.int64)
     np.cumsum(~good, out=bad[1:])
-    fine: Bools = bad[offsets[1:]] == bad[offsets[:-1]]
+    fine: Bools = np.asarray(bad[offsets[1:]] == bad[offsets[:-1]])
     return fine
 
 

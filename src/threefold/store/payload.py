@@ -92,11 +92,12 @@ def to_payload(chunk: Chunk, tokens: int, truncated: bool) -> dict[str, Any]:
     """The payload of a chunk; what cannot be stored is an error that names the chunk."""
     try:
         payload: dict[str, Any] = {name: getattr(chunk, name) for name in _STORED_FIELDS}
+        spread = facets_of(chunk.metadata)  # first: it names what JSON cannot hold
         payload["metadata"] = json.dumps(_plain(chunk.metadata), ensure_ascii=False)
         for name in (*TEXT_FIELDS, "text", "metadata"):
             payload[name].encode("utf-8")  # half a surrogate pair is text in Python and nowhere else
         facets: dict[str, dict[str, list[Any]]] = {"text": {}, "number": {}, "truth": {}}
-        for key, values in facets_of(chunk.metadata).items():
+        for key, values in spread.items():
             for value in values:
                 kind, stored = _facet(value)
                 facets[kind].setdefault(facet_key(key), []).append(stored)

@@ -8,7 +8,6 @@ newer; the compact storage of token vectors needs 1.20).
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -302,11 +301,8 @@ def _vectors_config(manifest: Manifest) -> dict[str, models.VectorParams]:
 
 
 def _create_indexes(client: QdrantClient, name: str) -> None:
-    with warnings.catch_warnings():
-        # the client's own local mode has no indexes and says so; filters work without
-        warnings.filterwarnings("ignore", message="Payload indexes have no effect", category=UserWarning)
-        for field in INDEXED_FIELDS:
-            client.create_payload_index(name, field, field_schema=models.PayloadSchemaType.KEYWORD, wait=True)
+    for field in INDEXED_FIELDS:
+        client.create_payload_index(name, field, field_schema=models.PayloadSchemaType.KEYWORD, wait=True)
 
 
 def _read_manifest(name: str, metadata: Mapping[str, Any]) -> Manifest:

@@ -126,14 +126,15 @@ class Trainer:
         meaning = torch.from_numpy(self.table.meaning)
         forbidden = meaning[q_rows][:, None] == meaning[p_rows][None, :]
         forbidden[torch.arange(len(rows)), targets] = False
-        dense = dense_matrix(q, p)
+        similarity = dense_matrix(q, p)
         total, log = joint_loss(
-            dense, sparse_matrix(q, p), multi_matrix(q, p), targets, forbidden, self.settings.loss
+            similarity, sparse_matrix(q, p), multi_matrix(q, p), targets, forbidden, self.settings.loss
         )
         total = total + self._matryoshka(q, p, targets, forbidden)
         if self.teacher is not None:
             aims = self.teacher(rows)[:: -1 if swapped else 1]
-            pulls = [_pull(side.dense, order, rows, aim) for side, order, aim in ((q, q_rows, aims[0]), (p, p_rows, aims[1]))]
+            sides = ((q.dense, q_rows, aims[0]), (p.dense, p_rows, aims[1]))
+            pulls = [_pull(dense, order, rows, aim) for dense, order, aim in sides]
             pulled = [pull for pull in pulls if pull is not None]
             if pulled:
                 distance = torch.stack(pulled).mean()

@@ -69,14 +69,11 @@ def multi_matrix(queries: Side, passages: Side, chunk: int = 4_000_000) -> Tenso
     """
     rows, owners = _inner(queries)  # (Tq, k), (Tq,)
     best = []
-    for run in passages.layout.runs:
+    for run, part in passages.layout.cut(passages.multi):
         per_step = max(1, chunk // max(1, len(rows) * run.length))
-        for first in range(0, run.texts, per_step):
-            texts = min(per_step, run.texts - first)
-            start = run.start + first * run.length
-            block = passages.multi[start : start + texts * run.length].view(texts, run.length, -1)[:, 1:]
-            similar = rows @ block.flatten(0, 1).T  # (Tq, texts * t)
-            best.append(similar.view(len(rows), texts, -1).amax(dim=2))  # (Tq, texts)
+        for block in part.view(run.texts, run.length, -1)[:, 1:].split(per_step):  # (n, t - 1, k)
+            similar = rows @ block.flatten(0, 1).T  # (Tq, n * (t - 1))
+            best.append(similar.view(len(rows), len(block), -1).amax(dim=2))  # (Tq, n)
     matches = torch.cat(best, dim=1)  # (Tq, P)
     n = len(queries.layout.offsets) - 1
     counts = torch.bincount(owners, minlength=n)[:, None]

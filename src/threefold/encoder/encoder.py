@@ -1,0 +1,248 @@
+"""Texts in, `Encoded` out. Owns the device, the precision and the batching; nothing else in threefold does.
+
+    tokens -> packed batches -> hidden states -> heads -> the caller's order
+
+An encoder is immutable after construction and may be shared between threads.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from threefold.encoder.attention import Layout
+from threefold.encoder.checkpoint import Loaded, load
+from threefold.encoder.heads import gather_multi, gather_sparse
+from threefold.encoder.network import Batch
+from threefold.encoder.precision import Precision, cast, choose_device, choose_precision
+from threefold.encoder.sources import find
+from threefold.errors import InputError, MissingHeadError, NumericalError
+from threefold.text.packing import plan_batches, restore_order
+from threefold.text.protocol import ModelCard
+from threefold.text.tokenizer import Tokenizer, Tokens, Truncate
+from threefold.types import REPRESENTATIONS, Encoded, Floats, Ragged, Representation, Sparse, offsets_of
+
+#: Called after each batch with (texts, tokens) that it had.
+Progress = Callable[[int, int], None]
+
+
+class Encoder:
+    """A model that reads texts.
+
+    model      None for the embedded model; a folder; or a name on the hub such as "BAAI/bge-m3"
+    device     "auto", "cpu", "cuda", "cuda:1", "mps"
+    precision  "auto" (what this processor does fast), "float32", "bfloat16", "float16"
+    revision   commit on the hub; None takes the one that threefold was written against, or the newest
+    pooling    how the dense vector is read, for a bare backbone that does not say it
+    budget     tokens in one forward pass; None chooses by device
+
+    >>> encoder = Encoder()
+    >>> three = encoder.encode(["What is BGE M3?"])
+    >>> three.dense.shape, len(three.sparse), three.multi[0].shape[1]
+    ((1, 384), 1, 128)
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        device: str = "auto",
+        precision: Precision = "auto",
+        revision: str | None = None,
+        pooling: str | None = None,
+        budget: int | None = None,
+    ) -> None:
+        self._source = find(model, revision)
+        self._pooling = pooling
+        loaded = load(self._source.folder, pooling)
+        self.device = choose_device(device)
+        self.precision = choose_precision(precision, self.device)
+        self.budget = budget if budget is not None else (4_096 if self.device.type == "cpu" else 65_536)
+        self._tokenizer = Tokenizer.load(self._source.folder)
+        self._missing = loaded.missing
+        self._config = loaded.model.config
+        self._model = cast(loaded.model, self.precision, self.device)
+        self._card = self._describe(loaded)
+
+    # ---- what it is ----------------------------------------------------------------------------------
+
+    @property
+    def card(self) -> ModelCard:
+        """Name, fingerprint and sizes of the model."""
+        return self._card
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the model."""
+        return self._tokenizer
+
+    def _describe(self, loaded: Loaded) -> ModelCard:
+        config = loaded.model.config
+        return ModelCard(
+            name=self._source.name,
+            hash=loaded.hash,
+            tokenizer_hash=self._tokenizer.fingerprint(),
+            dense_dim=config.network.hidden,
+            multi_dim=config.heads.multi_dim,
+            vocab=config.network.vocab if config.heads.sparse else 0,
+            max_tokens=config.max_tokens,
+            revision=self._source.revision,
+            precision=self.precision,
+        )
+
+    def __repr__(self) -> str:
+        return f"Encoder({self._source.name!r}, device={str(self.device)!r}, precision={self.precision!r})"
+
+    # ---- encoding ------------------------------------------------------------------------------------
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        outputs: Sequence[Representation] | None = None,
+        max_tokens: int | None = None,
+        truncate: Truncate = "end",
+        prompt: str = "",
+        dim: int | None = None,
+        progress: Progress | None = None,
+    ) -> Encoded:
+        """The representations of every text, in the caller's order.
+
+        outputs     None: every representation that the model has; asking for one that it lacks is an error
+        max_tokens  longest text, specials included; None: the longest that the model reads
+        truncate    "end" keeps the beginning of a longer text, "start" its end, "none" refuses it;
+                    `Encoded.truncated` says which texts were cut
+        prompt      put before every text
+        dim         cut dense vectors to so many dimensions (Matryoshka) and give them unit length again
+        progress    called after each batch with the texts and tokens that it had
+        """
+        wanted = self._wanted(outputs)
+        dim = self._checked_dim(dim)
+        limit = self._limit(max_tokens)
+        prompted = [prompt + text for text in texts] if prompt else texts
+        tokens = self._tokenizer.encode(prompted, max_tokens=limit, truncate=truncate)
+        if not len(tokens):
+            return self._nothing(wanted, dim)
+        batches = plan_batches(tokens.lengths, self.budget)
+        parts = []
+        for batch in batches:
+            parts.append(self._forward(tokens, batch, wanted, dim))
+            if progress is not None:
+                progress(len(batch), int(tokens.lengths[batch].sum()))
+        return Encoded.concat(parts).take(restore_order(batches))
+
+    def encode_queries(self, texts: Sequence[str], **options: Any) -> Encoded:
+        """`encode` with the model's prompt for queries (bge-m3 and the embedded model have none)."""
+        return self.encode(texts, **{"prompt": self._config.query_prompt, **options})
+
+    def encode_documents(self, texts: Sequence[str], **options: Any) -> Encoded:
+        """`encode` with the model's prompt for documents."""
+        return self.encode(texts, **{"prompt": self._config.document_prompt, **options})
+
+    def iter_encode(self, texts: Iterable[str], *, block: int = 4_096, **options: Any) -> Iterator[Encoded]:
+        """Encode a stream of texts in bounded memory: one `Encoded` per `block` texts, in order."""
+        if block < 1:
+            raise InputError(f"block must be at least 1; got {block}")
+        stream = iter(texts)
+        while part := list(islice(stream, block)):
+            yield self.encode(part, **options)
+
+    # ---- inside --------------------------------------------------------------------------------------
+
+    def _wanted(self, outputs: Sequence[Representation] | None) -> tuple[Representation, ...]:
+        if outputs is None:
+            return self._card.representations
+        unknown = [name for name in outputs if name not in REPRESENTATIONS]
+        if unknown or isinstance(outputs, str) or not outputs:
+            raise InputError(f"outputs must be some of {', '.join(REPRESENTATIONS)}; got {outputs!r}")
+        for name in outputs:
+            if name in self._missing:
+                raise MissingHeadError(
+                    f"{self._source.name} cannot make {name} vectors: it has no {self._missing[name]}. "
+                    'Ask for other outputs, or use a model with that head ("BAAI/bge-m3", or the embedded one)'
+                )
+        return tuple(name for name in REPRESENTATIONS if name in outputs)
+
+    def _checked_dim(self, dim: int | None) -> int | None:
+        allowed = self._config.matryoshka
+        if dim is None or dim in allowed or dim == self._card.dense_dim:
+            return dim
+        known = ", ".join(map(str, allowed)) if allowed else "none: it was not trained for shorter vectors"
+        raise InputError(f"{self._source.name} cannot cut dense vectors to {dim} dimensions; allowed are {known}")
+
+    def _limit(self, max_tokens: int | None) -> int:
+        longest = self._config.max_tokens
+        if max_tokens is None:
+            return longest
+        if max_tokens > self._config.network.max_tokens:
+            most = self._config.network.max_tokens
+            raise InputError(f"{self._source.name} reads at most {most} tokens; got max_tokens={max_tokens}")
+        return max_tokens
+
+    def _nothing(self, wanted: Sequence[Representation], dim: int | None) -> Encoded:
+        card, none = self._card, np.zeros(0, np.int32)
+        return Encoded(
+            np.zeros((0, dim or card.dense_dim), np.float32) if "dense" in wanted else None,
+            Sparse(none, np.zeros(0, np.float32), offsets_of([]), card.vocab) if "sparse" in wanted else None,
+            Ragged(np.zeros((0, card.multi_dim), np.float32), offsets_of([])) if "multi" in wanted else None,
+            none,
+            np.zeros(0, np.bool_),
+        )
+
+    def _forward(
+        self, tokens: Tokens, rows: np.ndarray[Any, Any], wanted: Sequence[Representation], dim: int | None
+    ) -> Encoded:
+        layout = Layout.of(tokens.lengths[rows])
+        ids = np.concatenate([tokens[int(i)] for i in rows])
+        raw = self._run(self._model, ids, layout, wanted, dim)
+        if not all(np.isfinite(array).all() for array in raw.values()):
+            raw = self._rescue(ids, layout, wanted, dim)
+        sparse = multi = None
+        if "sparse" in wanted:
+            sparse = gather_sparse(raw["sparse"], ids, layout, self._card.vocab, self._tokenizer.special_ids)
+        if "multi" in wanted:
+            multi = gather_multi(raw["multi"], layout)
+        counts = tokens.lengths[rows].astype(np.int32)
+        return Encoded(raw.get("dense"), sparse, multi, counts, tokens.truncated[rows])
+
+    @torch.inference_mode()
+    def _run(
+        self, model: Any, ids: np.ndarray[Any, Any], layout: Layout, wanted: Sequence[Representation], dim: int | None
+    ) -> dict[str, Floats]:
+        lengths = np.diff(layout.offsets)
+        places = np.arange(len(ids)) - np.repeat(layout.offsets[:-1], lengths) + self._config.network.first_position
+        batch = Batch(
+            torch.from_numpy(ids.astype(np.int64)).to(self.device),
+            torch.from_numpy(places.astype(np.int64)).to(self.device),
+            layout,
+        )
+        hidden: Tensor = model.network(batch)  # (T, d)
+        heads, found = model.heads, {}
+        if "dense" in wanted:
+            found["dense"] = heads.dense_vectors(hidden, layout)
+            if dim is not None:
+                found["dense"] = torch.nn.functional.normalize(found["dense"][:, :dim], dim=-1)
+        if "sparse" in wanted:
+            found["sparse"] = heads.sparse_weights(hidden)
+        if "multi" in wanted:
+            found["multi"] = heads.multi_vectors(hidden)
+        return {name: tensor.cpu().numpy() for name, tensor in found.items()}
+
+    def _rescue(
+        self, ids: np.ndarray[Any, Any], layout: Layout, wanted: Sequence[Representation], dim: int | None
+    ) -> dict[str, Floats]:
+        """Once more in float32: half precision can overflow. What is still not finite is an error."""
+        if self.precision != "float32":
+            exact = cast(load(self._source.folder, self._pooling).model, "float32", self.device)
+            raw = self._run(exact, ids, layout, wanted, dim)
+            if all(np.isfinite(array).all() for array in raw.values()):
+                return raw
+        raise NumericalError(
+            f"{self._source.name} gave NaN or infinity in {self.precision} and in float32: its weights are damaged"
+        )

@@ -1,0 +1,132 @@
+"""Texts encoded once: equal texts share one row, and rows are kept on disk by what made them.
+
+With a cache folder, trying other weights or depths on the same corpus costs seconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from threefold.errors import EvaluationError, StoreError
+from threefold.text.protocol import TextEncoder
+from threefold.types import Encoded, Ints, Ragged, Representation, Sparse
+
+Role = Literal["queries", "documents"]
+
+#: Part of every key: a new layout of the files never reads an old one.
+_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Unique:
+    """Representations of n texts of which u are different.
+
+    encoded  of the u different texts, in order of first appearance
+    rows     (n,) int64: text i is row rows[i] of `encoded`
+    """
+
+    encoded: Encoded
+    rows: Ints
+
+    @property
+    def truncated(self) -> int:
+        """How many of the n texts had more tokens than were read."""
+        return int(self.encoded.truncated[self.rows].sum())
+
+    @property
+    def distinct(self) -> bool:
+        """Whether no text was given twice, so that `rows` is 0, 1, ..., n - 1."""
+        return len(self.encoded) == len(self.rows)
+
+
+def encode_unique(
+    encoder: TextEncoder,
+    texts: Sequence[str],
+    role: Role,
+    outputs: Sequence[Representation],
+    *,
+    max_tokens: int | None = None,
+    cache: Path | None = None,
+) -> Unique:
+    """Encode every different text once, or read it from the cache folder when it was encoded before."""
+    places: dict[str, int] = {}
+    rows = np.array([places.setdefault(text, len(places)) for text in texts], dtype=np.int64)
+    different = list(places)
+    path = cache / f"{_key(encoder, different, role, outputs, max_tokens)}.npz" if cache else None
+    if path is not None and path.is_file():
+        return Unique(_read(path, len(different)), rows)
+    encode = encoder.encode_queries if role == "queries" else encoder.encode_documents
+    encoded = encode(different, outputs=outputs, max_tokens=max_tokens)
+    if path is not None:
+        _write(path, encoded)
+    return Unique(encoded, rows)
+
+
+def _key(
+    encoder: TextEncoder,
+    texts: list[str],
+    role: Role,
+    outputs: Sequence[Representation],
+    max_tokens: int | None,
+) -> str:
+    made_by = {
+        "format": _FORMAT,
+        "card": dataclasses.asdict(encoder.card),
+        "role": role,
+        "outputs": sorted(outputs),
+        "max_tokens": max_tokens,
+    }
+    digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode())
+    for text in texts:
+        data = text.encode("utf-8", "surrogatepass")
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()[:32]
+
+
+def _write(path: Path, encoded: Encoded) -> None:
+    arrays: dict[str, Any] = {"tokens": encoded.tokens, "truncated": encoded.truncated}
+    if encoded.dense is not None:
+        arrays["dense"] = encoded.dense
+    if (sparse := encoded.sparse) is not None:
+        arrays |= {"indices": sparse.indices, "values": sparse.values, "terms": sparse.offsets}
+        arrays["vocab"] = np.int64(sparse.vocab)
+    if (multi := encoded.multi) is not None:
+        arrays |= {"multi": multi.rows, "vectors": multi.offsets}
+    temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)
+        temporary.replace(path)
+    except OSError as error:
+        raise StoreError(f"{path}: the cache cannot be written: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read(path: Path, n: int) -> Encoded:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            part = {name: file[name] for name in file.files}
+        encoded = Encoded(
+            part.get("dense"),
+            Sparse(part["indices"], part["values"], part["terms"], int(part["vocab"])) if "indices" in part else None,
+            Ragged(part["multi"], part["vectors"]) if "multi" in part else None,
+            part["tokens"],
+            part["truncated"],
+        )
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise EvaluationError(f"{path}: damaged cache file ({error}); delete it and run again") from error
+    if len(encoded) != n:
+        raise EvaluationError(f"{path}: the cache file has {len(encoded)} texts, expected {n}; delete it")
+    return encoded

@@ -1,0 +1,139 @@
+"""Filters of every engine against their definition, on awkward metadata and random trees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.store.corpus import chunk, encoded, ids_of, manifest
+
+from threefold.config import Filter
+from threefold.errors import ConfigError
+from threefold.store.edge import EdgeStore
+from threefold.store.filters import matches
+from threefold.store.memory import MemoryStore
+from threefold.store.payload import facet_key, facets_of
+from threefold.store.protocol import Store
+
+pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect")  # says the client without a server
+
+VALUES: list[Any] = ["", "a", "b", "1", "true", True, False, 0, 1, 1.0, -1, 1.5, 2**53, "ü"]
+KEYS = ["k", "year", "a.b", "a b", "q\"'", "e[0]", "é", "_", "2020", "number"]
+TEXT_KEYS = ["document_id", "source", "title", "language", "content_hash"]
+
+METADATA: list[dict[str, Any]] = [
+    *({key: value} for key in KEYS[:3] for value in VALUES),
+    *({key: "a"} for key in KEYS),
+    {"a": {"b": "a"}},
+    {"a": [{"b": 1}, {"b": True}, {"b": ["a", "b"]}]},
+    {"k": ["a", 1, True, None, [1.5]]},
+    {"k": None, "year": []},
+    {},
+]
+CORPUS = [
+    chunk(
+        f"d{i}", i % 3, metadata, source=("", "a", "1")[i % 3], language=("a", "b")[i % 2], title="é", content_hash="a"
+    )
+    for i, metadata in enumerate(METADATA)
+]
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Store]]:
+    small = manifest("none", vocab=0)
+    stores: dict[str, Store] = {
+        "memory": MemoryStore(small),
+        "edge": EdgeStore.create(tmp_path_factory.mktemp("filters") / "c", small),
+    }
+    try:
+        from qdrant_client import QdrantClient
+
+        from threefold.store.qdrant import QdrantStore
+
+        stores["qdrant"] = QdrantStore.create(QdrantClient(":memory:"), "filters", small)
+    except ImportError:
+        pass  # extra `cluster` is not installed: the other two are still compared
+    for store in stores.values():
+        store.upsert(CORPUS, encoded(len(CORPUS)))
+    yield stores
+    for store in stores.values():
+        store.close()
+
+
+def _leaves() -> st.SearchStrategy[Filter]:
+    field = st.sampled_from([*KEYS, *TEXT_KEYS])
+    value = st.sampled_from(VALUES)
+    number = st.sampled_from([-1, 0, 0.5, 1, 1.5, 2, 2**53])
+    return st.one_of(
+        st.builds(Filter, st.just("eq"), field, value),
+        st.builds(Filter, st.just("in"), field, st.lists(value, max_size=3).map(tuple)),
+        st.builds(Filter, st.sampled_from(["gt", "gte", "lt", "lte"]), field, number),
+    )
+
+
+def _trees() -> st.SearchStrategy[Filter]:
+    def combine(parts: st.SearchStrategy[Filter]) -> st.SearchStrategy[Filter]:
+        several = st.lists(parts, max_size=3).map(tuple)
+        return st.one_of(
+            st.builds(Filter, st.sampled_from(["and", "or"]), parts=several),
+            st.builds(Filter, st.just("not"), parts=st.tuples(parts)),
+        )
+
+    return st.recursive(_leaves(), combine, max_leaves=5)
+
+
+@settings(max_examples=150, deadline=None)
+@given(where=_trees())
+def test_engines_agree_with_the_definition(engines: dict[str, Store], where: Filter) -> None:
+    expected = sorted(one.id for one in CORPUS if matches(where, one))
+    for name, store in engines.items():
+        assert sorted(ids_of(list(store.scroll(where)))) == expected, name
+        assert store.count(where) == len(expected), name
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ({"k": True}, [True]),
+        ({"k": 1}, [1, 1.0]),
+        ({"k": "1"}, ["1"]),
+        ({"k": {"gt": 1}}, [1.5, 2**53]),
+        ({"k": {"in": ["a", 0, False]}}, ["a", False, 0]),
+        ({"k": {"in": []}}, []),
+        ({"k": {"gte": 0, "lt": 1.5}}, [0, 1, 1.0]),
+    ],
+    ids=str,
+)
+def test_equality_is_by_type(data: dict[str, Any], expected: list[Any]) -> None:
+    where = Filter.parse(data)
+    assert where is not None
+    found = [value for value in VALUES if matches(where, chunk("d", 0, {"k": value}))]
+    assert [(type(value), value) for value in found] == [(type(value), value) for value in expected]
+
+
+def test_a_missing_field_matches_only_its_negation() -> None:
+    assert not matches(Filter("eq", "nothing", "a"), chunk("d"))
+    assert matches(Filter("not", parts=(Filter("eq", "nothing", "a"),)), chunk("d"))
+
+
+def test_an_infinite_bound_is_refused(engines: dict[str, Store]) -> None:
+    for store in engines.values():
+        for bound in (float("nan"), float("inf"), 10**400):
+            with pytest.raises(ConfigError, match="not a finite 64-bit number"):
+                store.count(Filter("gt", "k", bound))
+
+
+def test_nested_metadata_is_flat_for_filters() -> None:
+    assert facets_of({"author": {"name": "Li"}, "tags": ["a", ["b"]], "no": None}) == {
+        "author.name": ["Li"],
+        "tags": ["a", "b"],
+    }
+
+
+@given(st.text(max_size=8), st.text(max_size=8))
+def test_facet_keys_are_one_to_one(left: str, right: str) -> None:
+    assert (facet_key(left) == facet_key(right)) == (left == right)
+    assert facet_key(left).replace("_", "").isalnum() or left == ""
