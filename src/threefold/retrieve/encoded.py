@@ -1,6 +1,7 @@
 """Texts encoded once: equal texts share one row, and rows are kept on disk by what made them.
 
-With a cache folder, trying other weights or depths on the same corpus costs seconds.
+With a cache folder, trying other weights or depths on the same corpus costs seconds. A cached file is believed only
+if the encoder still gives its first text the same representations: a model card does not name prompts.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ Role = Literal["queries", "documents"]
 
 #: Part of every key: a new layout of the files never reads an old one.
 _FORMAT = 1
+#: Largest difference of a number between two runs of one encoder: what bfloat16 rounds, and less than a prompt moves.
+_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,13 +62,15 @@ def encode_unique(
     cache: Path | None = None,
 ) -> Unique:
     """Encode every different text once, or read it from the cache folder when it was encoded before."""
+    encode = encoder.encode_queries if role == "queries" else encoder.encode_documents
     places: dict[str, int] = {}
     rows = np.array([places.setdefault(text, len(places)) for text in texts], dtype=np.int64)
     different = list(places)
     path = cache / f"{_key(encoder, different, role, outputs, max_tokens)}.npz" if cache else None
     if path is not None and path.is_file():
-        return Unique(_read(path, len(different)), rows)
-    encode = encoder.encode_queries if role == "queries" else encoder.encode_documents
+        known = _read(path, len(different))
+        if _same(known, encode(different[:1], outputs=outputs, max_tokens=max_tokens)):
+            return Unique(known, rows)
     encoded = encode(different, outputs=outputs, max_tokens=max_tokens)
     if path is not None:
         _write(path, encoded)
@@ -130,3 +135,18 @@ def _read(path: Path, n: int) -> Encoded:
     if len(encoded) != n:
         raise EvaluationError(f"{path}: the cache file has {len(encoded)} texts, expected {n}; delete it")
     return encoded
+
+
+def _same(known: Encoded, again: Encoded) -> bool:
+    """Whether the first text of `known` is what the encoder makes of it now."""
+    if not len(again):
+        return True
+    first = known.take([0])
+    differences = [np.float32(abs(int(first.tokens[0]) - int(again.tokens[0])))]
+    if first.dense is not None and again.dense is not None:
+        differences.append(np.abs(first.dense - again.dense).max())
+    if first.sparse is not None and again.sparse is not None:
+        differences.append(abs(first.sparse.to_scipy() - again.sparse.to_scipy()).max())
+    if first.multi is not None and again.multi is not None and len(first.multi.rows) == len(again.multi.rows):
+        differences.append(np.abs(first.multi.rows - again.multi.rows).max(initial=0))
+    return bool(max(differences) <= _TOLERANCE)

@@ -77,6 +77,8 @@ class Protocol(Settings):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1; got {value}")
+        if self.dense_sparse is not None and self.dense_sparse.multi > 0:
+            raise ConfigError(f"dense_sparse has the weight {self.dense_sparse.multi:g} for multi; it must be 0")
         deepest = max((Measure.parse(text).cutoff for text in self.measures), default=0)
         if deepest > self.depth:
             raise ConfigError(f"depth {self.depth} is less than the measures look at ({deepest}); raise depth")
