@@ -198,6 +198,8 @@ def _texts(path: Path, template: str, odd: _Oddities) -> dict[str, str]:
             continue
         title, text = _optional(row, "title", where), _field(row, "text", where)
         texts[id] = template.format(title=title, text=text) if title else text
+    if not texts:
+        raise EvaluationError(f"{path}: is empty")
     return texts
 
 
@@ -224,7 +226,7 @@ def _qrels(path: Path, odd: _Oddities) -> dict[str, dict[str, int]]:
             raise EvaluationError(f"{where}: expected 3 cells (query-id, corpus-id, score), got {len(cells)}")
         query, document, grade = cells
         if not grade.lstrip("+-").isdecimal():
-            if place == 0:  # the header
+            if place == 0 and not grade.replace(".", "").isdecimal():  # the header
                 continue
             raise EvaluationError(f"{where}: the score must be a whole number, got {grade!r}")
         grades = qrels.setdefault(query, {})
@@ -232,6 +234,8 @@ def _qrels(path: Path, odd: _Oddities) -> dict[str, dict[str, int]]:
             odd.found(f"judgement twice, the first one counts: {query!r}, {document!r}", where)
             continue
         grades[document] = int(grade)
+    if not qrels:
+        raise EvaluationError(f"{path}: no judgements in it")
     return qrels
 
 
