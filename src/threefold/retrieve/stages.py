@@ -151,7 +151,7 @@ def preset(mode: Mode, kept: Sequence[Representation], *, k: int = 10, depth: in
     if mode != "hybrid" and mode not in kept:
         raise InputError(f"the collection keeps {', '.join(kept)}, not {mode}. Search it with another mode, or hybrid")
     lists: tuple[Representation, ...] = (mode,) if mode in ("dense", "sparse") else _first_stage(kept)
-    weights = TRAINING.only(*kept) if mode == "hybrid" else Weights(0.0, 0.0, 0.0 if mode != "multi" else 1.0)
+    weights = TRAINING.only(*kept) if mode == "hybrid" else Weights(1.0, 1.0, 1.0).only(mode)
     return Retriever(tuple(Candidates(name, max(k, depth)) for name in lists), Fuse(weights=weights), k=k)
 
 
@@ -167,7 +167,7 @@ def run(store: Store, query: Encoded, retriever: Retriever) -> list[Ranked]:
     if retriever.rerank:
         found = _rerank(store, query, found[: retriever.rerank.depth], retriever.rerank.by)
     if retriever.diversify:
-        found = _diversify(store, found[: retriever.diversify.depth], retriever.diversify.relevance, retriever)
+        found = _diversify(store, found[: retriever.diversify.depth], retriever.diversify.relevance)
     if retriever.group:
         found = _group(found, retriever.group.per_document)
     return found[: retriever.k]
@@ -196,9 +196,8 @@ def _fuse(store: Store, query: Encoded, lists: Mapping[Representation, list[Scor
         return []
     if fuse.method == "weighted":
         return _weighted(store, query, lists, fuse.weights, ranks)
+    parts = {name: dict(_by_list([found], fuse)) for name, found in lists.items()}
     raw = {name: dict(found) for name, found in lists.items()}
-    parts = {name: dict(_by_list(found, fuse)) for name, found in lists.items()}
-    fused = _sum_of_lists(lists, fuse)
     return [
         Ranked(
             id,
@@ -207,5 +206,104 @@ def _fuse(store: Store, query: Encoded, lists: Mapping[Representation, list[Scor
             {name: parts[name][id] for name in ranks[id]},
             ranks[id],
         )
-        for id, score in fused
+        for id, score in _by_list(list(lists.values()), fuse)
     ]
+
+
+def _by_list(lists: Sequence[list[Scored]], fuse: Fuse) -> list[tuple[str, float]]:
+    """Fusion that looks at the lists alone."""
+    if fuse.method == "dbsf":
+        return dbsf(lists)
+    return rrf([[one.id for one in found] for found in lists], k=fuse.rrf_k)
+
+
+def _weighted(
+    store: Store,
+    query: Encoded,
+    lists: Mapping[Representation, list[Scored]],
+    weights: Weights,
+    ranks: Mapping[str, Mapping[Representation, int]],
+) -> list[Ranked]:
+    ids = list(ranks)
+    scores = _listed(lists, ids) if tuple(lists) == weights.used else {}
+    if not scores:
+        scores = dict(store.score(only(query, weights.used), ids))
+    fused = weighted_sum(scores, weights)
+    found = []
+    for i, id in enumerate(ids):
+        raw = {name: float(scores[name][i]) for name in weights.used}
+        parts = {name: weights[name] * score / weights.total for name, score in raw.items()}
+        found.append(Ranked(id, float(fused[i]), raw, parts, ranks[id]))
+    return _sorted(found)
+
+
+def _listed(lists: Mapping[Representation, list[Scored]], ids: Sequence[str]) -> dict[Representation, Floats]:
+    """The scores of the lists themselves, if every list has every chunk; else nothing: they must be computed."""
+    if any(len(found) < len(ids) for found in lists.values()):
+        return {}
+    by_id = {name: dict(found) for name, found in lists.items()}
+    return {name: np.array([scores[id] for id in ids], dtype=np.float32) for name, scores in by_id.items()}
+
+
+def only(query: Encoded, names: Sequence[Representation]) -> Encoded:
+    """The query with these representations alone, so that nothing else is scored."""
+    return Encoded(
+        query.dense if "dense" in names else None,
+        query.sparse if "sparse" in names else None,
+        query.multi if "multi" in names else None,
+        query.tokens,
+        query.truncated,
+    )
+
+
+def _sorted(found: list[Ranked]) -> list[Ranked]:
+    return sorted(found, key=lambda one: (-one.score, one.id))
+
+
+def _rerank(store: Store, query: Encoded, found: list[Ranked], by: Representation) -> list[Ranked]:
+    if not found:
+        return []
+    scores = store.score(only(query, [by]), [one.id for one in found])
+    if by not in scores:
+        raise InputError(f"rerank: the collection keeps no {by} vectors. Leave the stage out, or name another score")
+    again = []
+    for one, value in zip(found, scores[by].tolist(), strict=True):
+        again.append(replace(one, score=value, scores={**one.scores, by: value}, contributions={by: value}))
+    return _sorted(again)
+
+
+def _diversify(store: Store, found: list[Ranked], relevance: float) -> list[Ranked]:
+    """A new order; scores stay what they were. Relevance is scaled to [0, 1] over the candidates."""
+    if not found:
+        return []
+    rows = store.vectors([one.id for one in found]).dense
+    if rows is None:
+        raise InputError("diversify: the collection keeps no dense vectors. Leave the stage out")
+    values = np.array([one.score for one in found])
+    spread = values.max() - values.min()
+    scaled = (values - values.min()) / spread if spread > 0 else np.ones(len(values))
+    similarity = rows @ rows.T
+    nearest = np.zeros(len(found))  # to any chunk that is chosen already
+    left, order = list(range(len(found))), []
+    while left:
+        gain = relevance * scaled[left] - (1.0 - relevance) * nearest[left]
+        best = left.pop(int(gain.argmax()))  # the first of equals: the better one
+        nearest = np.maximum(nearest, similarity[best]) if order else similarity[best].astype(np.float64)
+        order.append(best)
+    return [found[i] for i in order]
+
+
+def _group(found: list[Ranked], per_document: int) -> list[Ranked]:
+    taken: dict[str, int] = {}
+    kept = []
+    for one in found:
+        document = one.id.rpartition("#")[0]
+        taken[document] = taken.get(document, 0) + 1
+        if taken[document] <= per_document:
+            kept.append(one)
+    return kept
+
+
+def _positive(name: str, value: int) -> None:
+    if value < 1:
+        raise ConfigError(f"{name} must be at least 1; got {value}")

@@ -1,0 +1,53 @@
+# make demo   index examples/corpus and search it in several languages   (the first thing to run)
+# make test   everything that CI tests
+# make check  lint, formatting, types
+# make bench  the benchmarks that fit a laptop; JSON into results/
+#
+# Each target makes its own .venv first. PYTHON chooses the interpreter: make demo PYTHON=python3.12
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test test-all check format bench clean
+
+# torch first and by version: a plain `torch` would bring several gigabytes of CUDA to machines without a GPU.
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch==2.13.0
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(PIP) -e ".[dev,docs,cluster,train,peers]"
+	@touch $@
+
+demo: $(VENV)/.demo
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m peers
+
+test-all: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "peers or slow or not (peers or slow)"
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/search.py
+	$(BIN)/python benchmarks/encode.py --quick
+
+clean:
+	rm -rf $(VENV) build demo .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,114 @@
+"""Why a chunk was found: raw scores, contributions, ranks, shared terms, and the token pairs that match best.
+
+Token vectors are made anew from the query and from the text of the hit, so a collection that stores them compactly,
+or not at all, is explained with the full ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from threefold.retrieve.stages import Ranked
+from threefold.store.protocol import Store
+from threefold.text.protocol import TextEncoder
+from threefold.text.tokenizer import Piece, Tokenizer
+from threefold.types import Chunk, Encoded, Floats, TermMatch, TokenMatch, Why
+
+#: Token pairs and terms that an explanation names at most.
+TOP = 10
+
+
+def explain(
+    store: Store,
+    encoder: TextEncoder,
+    text: str,
+    query: Encoded,
+    found: Sequence[Ranked],
+    chunks: Sequence[Chunk],
+    *,
+    top: int = TOP,
+) -> list[Why]:
+    """The reason for each hit.
+
+    text    the query as it was typed
+    query   its representations, all that the collection keeps
+    found   the hits, with their chunks in `chunks`
+    """
+    if not found:
+        return []
+    ids = [one.id for one in found]
+    scores = store.score(query, ids)
+    terms = _terms(query, store.vectors(ids), encoder.tokenizer, top)
+    tokens = _tokens(encoder, text, [chunk.text for chunk in chunks], top)
+    return [
+        Why(
+            scores={**{name: float(values[i]) for name, values in scores.items()}, **one.scores},
+            contributions=dict(one.contributions),
+            ranks=dict(one.ranks),
+            terms=terms[i],
+            tokens=tokens[i],
+        )
+        for i, one in enumerate(found)
+    ]
+
+
+def _terms(query: Encoded, docs: Encoded, tokenizer: Tokenizer, top: int) -> list[tuple[TermMatch, ...]]:
+    """Terms that query and text share, the largest product first."""
+    if query.sparse is None or docs.sparse is None:
+        return [()] * len(docs)
+    asked = query.sparse.row(0)
+    matches = []
+    for i in range(len(docs)):
+        said = docs.sparse.row(i)
+        shared = [TermMatch(tokenizer.token(id), asked[id], said[id]) for id in asked if id in said]
+        matches.append(tuple(sorted(shared, key=lambda term: (-term.product, term.term))[:top]))
+    return matches
+
+
+def _tokens(encoder: TextEncoder, query: str, texts: Sequence[str], top: int) -> list[tuple[TokenMatch, ...]]:
+    """For each text the best match of every query token, the most similar first."""
+    if "multi" not in encoder.card.representations:
+        return [()] * len(texts)
+    asked = encoder.encode_queries([query], outputs=("multi",)).multi
+    said = encoder.encode_documents(texts, outputs=("multi",)).multi
+    if asked is None or said is None:
+        return [()] * len(texts)
+    pieces = encoder.tokenizer.pieces(query)
+    return [
+        _best_pairs(asked[0], pieces, said[i], encoder.tokenizer.pieces(text), encoder.tokenizer, len(text), top)
+        for i, text in enumerate(texts)
+    ]
+
+
+def _best_pairs(
+    asked: Floats,
+    query_pieces: Sequence[Piece],
+    said: Floats,
+    text_pieces: Sequence[Piece],
+    tokenizer: Tokenizer,
+    text_length: int,
+    top: int,
+) -> tuple[TokenMatch, ...]:
+    """The end token of the query is left out; that of the text has an empty span after its last character."""
+    end = Piece(tokenizer.sep_id, tokenizer.token(tokenizer.sep_id), text_length, text_length)
+    query_rows, queried = _aligned(asked, query_pieces)
+    text_rows, targets = _aligned(said, text_pieces)
+    targets.append(end)
+    similarity = query_rows[:-1] @ text_rows.T  # (query tokens, text tokens + 1)
+    best = similarity.argmax(axis=1).tolist()
+    matches = [
+        TokenMatch(
+            piece.text, (piece.start, piece.end), targets[j].text, (targets[j].start, targets[j].end), float(row[j])
+        )
+        for piece, row, j in zip(queried, similarity, best, strict=True)
+    ]
+    return tuple(sorted(matches, key=lambda match: (-match.similarity, match.query_span))[:top])
+
+
+def _aligned(rows: Floats, pieces: Sequence[Piece]) -> tuple[Floats, list[Piece]]:
+    """Rows and pieces of the same tokens; the last row is that of the end token, which has no piece.
+
+    More rows than pieces: a prompt stands before the text. Fewer: the end of the text was not read.
+    """
+    read = list(pieces[: len(rows) - 1])
+    return rows[len(rows) - 1 - len(read) :], read
