@@ -70,6 +70,8 @@ def test_files_that_cannot_be_read_or_written(tmp_path: Path) -> None:
         read_qrels(tmp_path / "bytes")
     with pytest.raises(EvaluationError, match="cannot be written: No such file"):
         write_run(tmp_path / "no" / "run", RUN)
+    with pytest.raises(EvaluationError, match="cannot be written: Not a directory"):
+        write_run(tmp_path / "bytes" / "run", RUN)
 
 
 def test_ids_that_the_format_cannot_hold(tmp_path: Path) -> None:

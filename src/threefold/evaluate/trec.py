@@ -6,6 +6,7 @@ qrels    query iteration document grade
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Iterator
@@ -105,4 +106,5 @@ def _write(path: Path, lines: Iterator[str]) -> None:
     except OSError as error:
         raise EvaluationError(f"{path}: cannot be written: {error.strerror}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # gone after success; after a failure the first error counts
+            temporary.unlink()

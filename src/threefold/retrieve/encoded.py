@@ -6,6 +6,7 @@ if the encoder still gives its first text the same representations: a model card
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -116,12 +117,13 @@ def _write(path: Path, encoded: Encoded) -> None:
     except OSError as error:
         raise StoreError(f"{path}: the cache cannot be written: {error.strerror}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # gone after success; after a failure the first error counts
+            temporary.unlink()
 
 
 def _read(path: Path, n: int) -> Encoded:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             part = {name: file[name] for name in file.files}
         encoded = Encoded(
             part.get("dense"),
