@@ -9,19 +9,19 @@ Adding is incremental and may be interrupted anywhere: what is stored is always 
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from threefold.config import Chunking, Filter, Manifest, MultiStorage, Settings
-from threefold.errors import ConfigError, InputError, StoreError
+from threefold.errors import InputError
 from threefold.ingest import AddReport, Ingest, Progress, delete_missing_files
+from threefold.opening import check_settings, collection_folder, manifest_for, open_cluster, open_folder
 from threefold.retrieve.explain import explain
+from threefold.retrieve.saved import SavedRetrievers
 from threefold.retrieve.stages import (
     DEPTH,
     Diversify,
@@ -35,11 +35,324 @@ from threefold.retrieve.stages import (
     preset,
     run,
 )
-from threefold.score.fuse import TRAINING, Weights
+from threefold.score.fuse import Weights
 from threefold.store.check import stored
-from threefold.store.folder import check_model, manifest_path, size_bytes
+from threefold.store.folder import size_bytes
 from threefold.store.protocol import Store
 from threefold.text.decode import clean
-from threefold.text.documents import Loading, Skipped, load_files
+from threefold.text.documents import Loading, Skipped, content_hash, load_files
 from threefold.text.protocol import TextEncoder
-from threefold.types import Chunk, Document, Encoded, Hit, Representation
+from threefold.types import REPRESENTATIONS, Chunk, Document, Encoded, Hit, Representation
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentInfo(Settings):
+    """A document of a collection, without its text."""
+
+    id: str
+    source: str
+    title: str
+    language: str
+    chunks: int
+    content_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionInfo(Settings):
+    """What a collection is. `size_bytes` is 0 where it is not a folder."""
+
+    name: str
+    documents: int
+    chunks: int
+    representations: tuple[Representation, ...]
+    size_bytes: int
+    manifest: Manifest
+
+
+class Collection:
+    """Documents that can be searched by one model. A context manager; `close` releases the folder.
+
+    path_or_name   a bare name, or a path (anything with a separator, or a `Path`); with `url` the name on the server
+    chunking       None: that of the existing collection, or the default
+    multi_storage  None: that of the existing collection, or int8; "none" keeps no token vectors
+    create         False: a collection that does not exist is an error
+    url            a Qdrant server instead of a folder (extra `cluster`)
+    """
+
+    def __init__(
+        self,
+        path_or_name: str | Path,
+        encoder: TextEncoder,
+        *,
+        chunking: Chunking | None = None,
+        multi_storage: MultiStorage | None = None,
+        create: bool = True,
+        url: str | None = None,
+        api_key: str | None = None,
+    ) -> None:
+        wanted = manifest_for(encoder, chunking, multi_storage)
+        if url is None:
+            folder = collection_folder(path_or_name)
+            self._attach(open_folder(folder, wanted, create), encoder, folder.name, folder)
+        else:
+            name = str(path_or_name)
+            self._attach(open_cluster(url, api_key, name, wanted, create), encoder, name, None)
+        self._check(wanted, chunking, multi_storage)
+
+    @classmethod
+    def over(cls, store: Store, encoder: TextEncoder, *, name: str = "memory") -> Self:
+        """A collection over a store that is open already, for example a `MemoryStore`."""
+        self = cls.__new__(cls)
+        self._attach(store, encoder, name, None)
+        self._check(manifest_for(encoder, None, None), None, None)
+        return self
+
+    def _attach(self, store: Store, encoder: TextEncoder, name: str, folder: Path | None) -> None:
+        self._store = store
+        self._encoder = encoder
+        self.name = name
+        self.folder = folder
+        self._saved = SavedRetrievers(folder)
+        self._writing = threading.RLock()
+
+    def _check(self, wanted: Manifest, chunking: Chunking | None, multi_storage: MultiStorage | None) -> None:
+        try:
+            check_settings(self._store.manifest, wanted, chunking, multi_storage)
+        except BaseException:
+            self._store.close()  # releases the folder
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the folder; afterwards every call is refused."""
+        self._store.close()
+
+    # ---- what is in it -----------------------------------------------------------------------------------
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the collection was built with."""
+        return self._store.manifest
+
+    @property
+    def representations(self) -> tuple[Representation, ...]:
+        """The representations that it keeps."""
+        return stored(self._store.manifest)
+
+    def count(self, where: Mapping[str, Any] | None = None) -> int:
+        """How many chunks there are, or match."""
+        return self._store.count(Filter.parse(where))
+
+    def documents(self, where: Mapping[str, Any] | None = None) -> list[DocumentInfo]:
+        """The documents, by id; with `where`, those with a chunk that matches, and the number of such chunks."""
+        chunks: dict[str, int] = {}
+        first: dict[str, Chunk] = {}
+        for chunk in self._store.scroll(Filter.parse(where)):
+            chunks[chunk.document_id] = chunks.get(chunk.document_id, 0) + 1
+            first.setdefault(chunk.document_id, replace(chunk, text=""))
+        return [
+            DocumentInfo(id, one.source, one.title, one.language, chunks[id], one.content_hash)
+            for id, one in sorted(first.items())
+        ]
+
+    def info(self) -> CollectionInfo:
+        """What the collection is, for people and reports."""
+        ids = {chunk.document_id for chunk in self._store.scroll()}
+        size = size_bytes(self.folder) if self.folder else 0
+        return CollectionInfo(self.name, len(ids), self.count(), self.representations, size, self.manifest)
+
+    # ---- change ------------------------------------------------------------------------------------------
+
+    def add(
+        self, documents: Document | str | Iterable[Document | str], *, progress: Progress | None = None
+    ) -> AddReport:
+        """Add documents, or plain texts (their id is their hash). Unchanged ones are skipped, changed ones replaced.
+
+        NUL and lone surrogates become U+FFFD, one for one. A generator is read as it is needed.
+        """
+        given = [documents] if isinstance(documents, Document | str) else documents
+        with self._writing:
+            ingest = Ingest(self._store, self._encoder, self.manifest.chunking, progress)
+            ingest.run(_as_document(item, i) for i, item in enumerate(given))
+            return ingest.report()
+
+    def add_files(
+        self,
+        paths: str | Path | Sequence[str | Path],
+        *,
+        loading: Loading | None = None,
+        prefix: str = "",
+        delete_missing: bool = False,
+        progress: Progress | None = None,
+    ) -> AddReport:
+        """Add files and folders. What cannot be read is skipped, with the reason in the report.
+
+        prefix          put before each id, where two folders have files of the same name: `prefix/id`
+        delete_missing  delete documents whose file was below these paths and is gone
+        """
+        given = [paths] if isinstance(paths, str | Path) else list(paths)
+        documents = (_prefixed(item, prefix) for item in load_files(given, loading))
+        with self._writing:
+            ingest = Ingest(self._store, self._encoder, self.manifest.chunking, progress, files=True)
+            ingest.run(documents)
+            deleted = 0
+            if delete_missing:
+                roots = [Path(os.path.abspath(path)) for path in given]
+                deleted = delete_missing_files(self._store, roots, ingest.seen, ingest.skipped)
+            return ingest.report(deleted)
+
+    def delete(self, ids: str | Sequence[str] | None = None, *, where: Mapping[str, Any] | None = None) -> int:
+        """Delete documents by id, or the chunks that match `where`; returns how many chunks went."""
+        condition = Filter.parse(where)
+        if (ids is None) == (condition is None):
+            raise InputError("delete needs either ids of documents or a filter where= (and not both)")
+        if ids is not None:
+            condition = Filter("in", "document_id", (ids,) if isinstance(ids, str) else tuple(ids))
+        with self._writing:
+            return self._store.delete(condition) if condition else 0
+
+    def optimize(self) -> None:
+        """Build the approximate index where the engine has one; worth it from about 50,000 chunks."""
+        with self._writing:
+            self._store.optimize()
+
+    def snapshot(self, target: str | Path) -> None:
+        """A consistent copy in a new folder, which can be opened as a collection (saved retrievers stay behind)."""
+        self._store.snapshot(Path(target))
+
+    # ---- search ------------------------------------------------------------------------------------------
+
+    def search(
+        self,
+        query: str,
+        *,
+        mode: Mode = "hybrid",
+        k: int = 10,
+        where: Mapping[str, Any] | None = None,
+        weights: Weights | Mapping[str, float] | None = None,
+        fusion: Fusion = "weighted",
+        depth: int = DEPTH,
+        rerank: Rerank | None = None,
+        diversify: Diversify | None = None,
+        group: Group | None = None,
+        why: bool = False,
+        retriever: Retriever | str | None = None,
+    ) -> list[Hit]:
+        """The k best chunks for a query, best first.
+
+        mode       hybrid: every representation; dense, sparse, multi: that one alone
+        weights    of the weighted sum; a name that is left out keeps its default (1, 0.3, 1)
+        fusion     how a hybrid search joins its lists
+        depth      candidates per representation
+        why        explain each hit (`hit.why`)
+        retriever  stages of your own, or the name of saved ones; `k` and `where` still hold, the rest is theirs
+        """
+        if retriever is not None:
+            if (mode, weights, fusion, depth, rerank, diversify, group) != (
+                "hybrid",
+                None,
+                "weighted",
+                DEPTH,
+                *[None] * 3,
+            ):
+                raise InputError(
+                    "a retriever brings its own stages; with retriever= only k, where and why can be given"
+                )
+            stages = self.load_retriever(retriever) if isinstance(retriever, str) else retriever
+            return self.search_with(stages, query, k=k, where=where, why=why)
+        stages = preset(mode, self.representations, k=_count("k", k), depth=_count("depth", depth))
+        fuse = self._fuse(stages.fuse, mode, weights, fusion)
+        stages = replace(stages, fuse=fuse, rerank=rerank, diversify=diversify, group=group, where=where)
+        return self.search_with(stages, query, why=why)
+
+    def _fuse(self, fuse: Fuse, mode: Mode, weights: Weights | Mapping[str, float] | None, fusion: Fusion) -> Fuse:
+        if weights is None:
+            return fuse if fusion == "weighted" else Fuse.from_dict({"method": fusion}, "fusion")
+        if mode != "hybrid" or fusion != "weighted":
+            raise InputError(f"weights belong to mode='hybrid' with fusion='weighted'; got {mode!r} with {fusion!r}")
+        if isinstance(weights, Weights):
+            return Fuse(weights=weights)
+        left_out = [name for name in REPRESENTATIONS if name not in weights and name not in self.representations]
+        return Fuse(weights=Weights.from_dict({**weights, **dict.fromkeys(left_out, 0.0)}, "weights"))
+
+    def search_with(
+        self,
+        retriever: Retriever,
+        query: str,
+        *,
+        k: int | None = None,
+        where: Mapping[str, Any] | None = None,
+        why: bool = False,
+    ) -> list[Hit]:
+        """Search by stages of your own. `k` replaces that of the retriever, `where` holds beside its own."""
+        if k is not None:
+            retriever = replace(retriever, k=_count("k", k))
+        if where:
+            both = {"and": [retriever.where, where]} if retriever.where else where
+            retriever = replace(retriever, where=both)
+        missing = [name for name in retriever.needs() if name not in self.representations]
+        if missing:
+            raise InputError(
+                f"the search needs {missing[0]} scores, but collection {self.name!r} keeps "
+                f"{', '.join(self.representations)}. Set its weight to 0 and leave it out of the stages"
+            )
+        text = _query(query)
+        outputs = self.representations if why else retriever.needs()
+        encoded = self._encoder.encode_queries([text], outputs=outputs, truncate="none")
+        return self._hits(text, encoded, run(self._store, encoded, retriever), why)
+
+    def _hits(self, text: str, query: Encoded, found: Sequence[Ranked], why: bool) -> list[Hit]:
+        chunks = self._store.fetch([one.id for one in found]) if found else []
+        hits = [
+            Hit(chunk, one.score, {str(name): score for name, score in one.scores.items()})
+            for one, chunk in zip(found, chunks, strict=True)
+        ]
+        if not why:
+            return hits
+        reasons = explain(self._store, self._encoder, text, query, found, chunks)
+        return [hit.explained(reason) for hit, reason in zip(hits, reasons, strict=True)]
+
+    # ---- saved retrievers --------------------------------------------------------------------------------
+
+    def save_retriever(self, name: str, retriever: Retriever) -> None:
+        """Keep a retriever under a name, as JSON in the collection's folder (where there is none, in memory)."""
+        self._saved.save(name, retriever)
+
+    def load_retriever(self, name: str) -> Retriever:
+        """A saved retriever."""
+        return self._saved.load(name)
+
+    def retrievers(self) -> list[str]:
+        """The names of the saved retrievers."""
+        return self._saved.names()
+
+
+def _count(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{name} must be a whole number of at least 1; got {value!r}")
+    return value
+
+
+def _query(query: str) -> str:
+    if not isinstance(query, str):
+        raise InputError(f"a query is one text; got {type(query).__name__}")
+    if not query.strip():
+        raise InputError("the query is empty. Type what you are looking for")
+    return clean(query)
+
+
+def _as_document(item: Document | str, i: int) -> Document:
+    if isinstance(item, Document):
+        return item
+    if isinstance(item, str):
+        return Document("text-" + content_hash(Document("", clean(item))), item)
+    raise InputError(f"document {i} must be a Document or a text; got {type(item).__name__}")
+
+
+def _prefixed(item: Document | Skipped, prefix: str) -> Document | Skipped:
+    return replace(item, id=f"{prefix}/{item.id}") if prefix and isinstance(item, Document) else item

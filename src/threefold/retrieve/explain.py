@@ -6,13 +6,16 @@ or not at all, is explained with the full ones.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from threefold.retrieve.stages import Ranked
 from threefold.store.protocol import Store
 from threefold.text.protocol import TextEncoder
 from threefold.text.tokenizer import Piece, Tokenizer
-from threefold.types import Chunk, Encoded, Floats, TermMatch, TokenMatch, Why
+from threefold.types import REPRESENTATIONS, Chunk, Encoded, Floats, Representation, TermMatch, TokenMatch, Why
+
+T = TypeVar("T")
 
 #: Token pairs and terms that an explanation names at most.
 TOP = 10
@@ -38,13 +41,13 @@ def explain(
         return []
     ids = [one.id for one in found]
     scores = store.score(query, ids)
-    terms = _terms(query, store.vectors(ids), encoder.tokenizer, top)
-    tokens = _tokens(encoder, text, [chunk.text for chunk in chunks], top)
+    terms = shared_terms(query, store.vectors(ids), encoder.tokenizer, top)
+    tokens = best_token_pairs(encoder, text, [chunk.text for chunk in chunks], top)
     return [
         Why(
-            scores={**{name: float(values[i]) for name, values in scores.items()}, **one.scores},
-            contributions=dict(one.contributions),
-            ranks=dict(one.ranks),
+            scores=_named({name: float(values[i]) for name, values in scores.items()} | dict(one.scores)),
+            contributions=_named(one.contributions),
+            ranks=_named(one.ranks),
             terms=terms[i],
             tokens=tokens[i],
         )
@@ -52,7 +55,11 @@ def explain(
     ]
 
 
-def _terms(query: Encoded, docs: Encoded, tokenizer: Tokenizer, top: int) -> list[tuple[TermMatch, ...]]:
+def _named(values: Mapping[Representation, T]) -> dict[str, T]:
+    return {str(name): values[name] for name in REPRESENTATIONS if name in values}
+
+
+def shared_terms(query: Encoded, docs: Encoded, tokenizer: Tokenizer, top: int) -> list[tuple[TermMatch, ...]]:
     """Terms that query and text share, the largest product first."""
     if query.sparse is None or docs.sparse is None:
         return [()] * len(docs)
@@ -65,7 +72,7 @@ def _terms(query: Encoded, docs: Encoded, tokenizer: Tokenizer, top: int) -> lis
     return matches
 
 
-def _tokens(encoder: TextEncoder, query: str, texts: Sequence[str], top: int) -> list[tuple[TokenMatch, ...]]:
+def best_token_pairs(encoder: TextEncoder, query: str, texts: Sequence[str], top: int) -> list[tuple[TokenMatch, ...]]:
     """For each text the best match of every query token, the most similar first."""
     if "multi" not in encoder.card.representations:
         return [()] * len(texts)

@@ -284,7 +284,8 @@ def _diversify(store: Store, found: list[Ranked], relevance: float) -> list[Rank
     scaled = (values - values.min()) / spread if spread > 0 else np.ones(len(values))
     similarity = rows @ rows.T
     nearest = np.zeros(len(found))  # to any chunk that is chosen already
-    left, order = list(range(len(found))), []
+    left = list(range(len(found)))
+    order: list[int] = []
     while left:
         gain = relevance * scaled[left] - (1.0 - relevance) * nearest[left]
         best = left.pop(int(gain.argmax()))  # the first of equals: the better one

@@ -1,0 +1,87 @@
+"""Where collections are, and what it takes to open one: a folder or a server, and the manifest of the model."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+from threefold.config import Chunking, Manifest, MultiStorage
+from threefold.errors import ConfigError, InputError
+from threefold.store.folder import check_model, manifest_path
+from threefold.store.protocol import Store
+from threefold.text.protocol import TextEncoder
+
+
+def home() -> Path:
+    """Where threefold keeps things: `$THREEFOLD_HOME`, by default `~/.threefold`."""
+    return Path(os.environ.get("THREEFOLD_HOME") or "~/.threefold").expanduser()
+
+
+def collection_folder(path_or_name: str | Path) -> Path:
+    """A bare name is a folder of `$THREEFOLD_HOME/collections` (default `~/.threefold`); anything else is a path."""
+    if isinstance(path_or_name, Path) or os.sep in path_or_name or "/" in path_or_name:
+        return Path(path_or_name).expanduser()
+    if path_or_name in ("", ".", ".."):
+        raise InputError(
+            f"{path_or_name!r} is not a name of a collection. Use a word like papers, or a path like ./papers"
+        )
+    return home() / "collections" / path_or_name
+
+
+def manifest_for(encoder: TextEncoder, chunking: Chunking | None, multi_storage: MultiStorage | None) -> Manifest:
+    """What a new collection of this encoder is built with."""
+    card = encoder.card
+    if chunking is None:
+        chunking = Chunking(max_tokens=min(Chunking().max_tokens, card.max_tokens))
+    if chunking.max_tokens > card.max_tokens:
+        raise ConfigError(
+            f"chunks of {chunking.max_tokens} tokens, but {card.name!r} reads at most {card.max_tokens}. "
+            "Choose a smaller max_tokens"
+        )
+    return Manifest(
+        model=card.name,
+        model_hash=card.hash,
+        tokenizer_hash=card.tokenizer_hash,
+        dense_dim=card.dense_dim,
+        multi_dim=0 if multi_storage == "none" else card.multi_dim,
+        vocab=card.vocab,
+        revision=card.revision,
+        precision=card.precision,
+        multi_storage=(multi_storage or "int8") if card.multi_dim else "none",
+        chunking=chunking,
+    )
+
+
+def open_folder(folder: Path, manifest: Manifest, create: bool) -> Store:
+    """The embedded engine on a folder."""
+    from threefold.store.edge import EdgeStore  # late: loads the engine
+
+    if create and not manifest_path(folder).exists():
+        return EdgeStore.create(folder, manifest)
+    return EdgeStore.open(folder)
+
+
+def open_cluster(url: str, api_key: str | None, name: str, manifest: Manifest, create: bool) -> Store:
+    """A collection on a Qdrant server."""
+    from threefold.store.qdrant import QdrantStore, connect  # late: an extra
+
+    client = connect(url, api_key=api_key)
+    if create and not client.collection_exists(name):
+        return QdrantStore.create(client, name, manifest)
+    return QdrantStore.open(client, name)
+
+
+def check_settings(
+    has: Manifest, wanted: Manifest, chunking: Chunking | None, multi_storage: MultiStorage | None
+) -> None:
+    """Refuse another model, and settings that the collection was not built with."""
+    if has.multi_storage == "none":
+        wanted = dataclasses.replace(wanted, multi_dim=has.multi_dim)
+    check_model(has, wanted)
+    for name, asked in (("chunking", chunking), ("multi_storage", multi_storage)):
+        if asked is not None and getattr(has, name) != asked:
+            raise ConfigError(
+                f"the collection was built with {name} {getattr(has, name)!r}, not {asked!r}. "
+                "Leave the option out, or build a new collection"
+            )
