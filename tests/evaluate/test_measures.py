@@ -107,6 +107,13 @@ def test_ranking() -> None:
         ranking({"a": 1.0, "b": math.nan}, 2, "q")
 
 
+@given(st.dictionaries(st.text("abc", max_size=3), st.integers(-2, 2), max_size=20), st.integers(0, 21), st.booleans())
+def test_ranking_equals_a_full_sort(scores: dict[str, int], depth: int, sort_first: bool) -> None:
+    expected = sorted(scores, key=lambda id: (-scores[id], id))
+    given_order = sorted(scores, key=lambda id: -scores[id]) if sort_first else list(scores)
+    assert ranking({id: float(scores[id]) for id in given_order}, depth) == expected[:depth]
+
+
 @pytest.mark.parametrize(
     ("text", "name"),
     [

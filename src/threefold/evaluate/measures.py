@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 import operator
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final
 
 import ir_measures
@@ -104,9 +106,16 @@ def ranking(scores: Mapping[str, float], depth: int, query: str = "") -> list[st
     if any(map(math.isnan, values)):
         worst = next(id for id, score in scores.items() if math.isnan(score))
         raise EvaluationError(f"query {query!r}: the score of document {worst!r} is not a number")
-    if all(map(operator.gt, values, values[1:])):  # sorted already, no ties: the usual case
-        return list(scores)[:depth]
-    return [id for id, _ in sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))[:depth]]
+    if not values or depth < 1:
+        return []
+    falling = sorted(values, reverse=True)
+    border = falling[min(depth, len(falling)) - 1]  # whatever is tied at the border stays in until the sort by id
+    if falling == values:
+        head = list(islice(scores.items(), bisect_right(falling, -border, key=operator.neg)))
+    else:
+        head = [pair for pair in scores.items() if pair[1] >= border]
+    head.sort(key=lambda pair: (-pair[1], pair[0]))
+    return [id for id, _ in head[:depth]]
 
 
 def _as_ranks(ids: Sequence[str]) -> dict[str, float]:

@@ -152,7 +152,9 @@ class Report:
         return "\n\n".join(parts) + "\n"
 
     def _average_cells(self, measure: str) -> list[list[str]]:
-        named = {f"{AVERAGE} {group}": self.averages(group) for group in self.groups if len(self.groups) > 1}
+        sets = {row.task: row.group for row in self.rows}
+        several = [group for group in self.groups if list(sets.values()).count(group) > 1]
+        named = {f"{AVERAGE} {group}": self.averages(group) for group in several if len(self.groups) > 1}
         named[AVERAGE] = self.averages()
         return [
             [name, *(_percent(means.get(mode, {}).get(measure)) for mode in self.modes)]
