@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from threefold.errors import InputError
 from threefold.text.protocol import ModelCard, TextEncoder
 from threefold.text.tokenizer import Truncate
-from threefold.types import Encoded, Floats, Representation
+from threefold.types import Encoded, Representation
 
 #: Called after each block with (texts, tokens) written so far.
 Progress = Callable[[int, int], None]
@@ -103,7 +103,7 @@ def read_parquet(path: Path) -> tuple[list[str], list[str], Encoded]:
     return table["id"].to_pylist(), table["text"].to_pylist(), encoded
 
 
-def _flat(table: pa.Table, column: str, depth: int) -> Floats:
+def _flat(table: pa.Table, column: str, depth: int) -> Any:
     array = pa.chunked_array(table[column].chunks).combine_chunks() if len(table) else table[column].chunk(0)
     for _ in range(depth):
         array = array.flatten()

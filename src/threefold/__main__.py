@@ -1,0 +1,6 @@
+"""`python -m threefold`."""
+
+from threefold.cli.main import entry
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,239 @@
+"""`threefold index`, `search`, `list`, `delete`: collections from the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from threefold.cli import options
+from threefold.cli.inspect import show_reasons
+from threefold.cli.show import complain, err, note, out, print_json, progress_bar, shorten
+from threefold.config import Chunking, MultiStorage
+from threefold.errors import InputError
+
+if TYPE_CHECKING:
+    from threefold.ingest import AddReport
+    from threefold.retrieve.stages import Fusion, Mode
+    from threefold.types import Hit
+
+#: Skipped files that are named one by one; the rest is counted.
+NAMED = 20
+
+Into = Annotated[str, typer.Option("--into", help="Name of the collection, or a folder.")]
+In = Annotated[str, typer.Option("--in", help="Name of the collection, or a folder.")]
+Url = Annotated[str | None, typer.Option(help="A Qdrant server instead of a folder.", envvar="THREEFOLD_URL")]
+
+
+def index(
+    paths: Annotated[list[Path], typer.Argument(help="Files and folders to read.")],
+    into: Into,
+    delete_missing: Annotated[bool, typer.Option(help="Delete documents whose file is gone.")] = False,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest chunk in tokens (new collections).")] = None,
+    overlap: Annotated[int | None, typer.Option(help="Tokens that chunks share (new collections).")] = None,
+    multi: Annotated[str | None, typer.Option(help="Token vectors: float16, int8, int4, none (new ones).")] = None,
+    text_field: Annotated[str, typer.Option(help="Column of csv, tsv, jsonl, json that holds the text.")] = "text",
+    url: Url = None,
+    model: options.Model = None,
+    revision: options.Revision = None,
+    device: options.Device = "auto",
+    precision: options.PrecisionOption = "auto",
+    as_json: options.Json = False,
+) -> None:
+    """Read files into a collection. Run it again: unchanged files are skipped, changed ones replaced."""
+    from threefold.collection import Collection
+    from threefold.text.documents import Loading
+
+    encoder = options.open_encoder(model or _model_of(into, url), revision, device, precision)
+    given = {"max_tokens": max_tokens, "overlap": overlap}
+    chunking = (
+        Chunking(**{key: value for key, value in given.items() if value is not None})
+        if any(value is not None for value in given.values())
+        else None
+    )
+    storage = cast("MultiStorage | None", multi)
+    with Collection(into, encoder, chunking=chunking, multi_storage=storage, url=url) as collection:
+        with progress_bar("indexing", quiet=as_json) as bar:
+            report = collection.add_files(
+                paths,
+                loading=Loading(text_field=text_field),
+                delete_missing=delete_missing,
+                progress=lambda documents, _chunks, tokens: bar.update(documents, tokens),
+            )
+        total = collection.count()
+    if as_json:
+        print_json({**dataclasses.asdict(report), "collection": into, "total_chunks": total})
+    else:
+        _show_report(report, into, total, encoder.card.precision)
+    if not total:
+        raise typer.Exit(1)
+
+
+def search(
+    query: Annotated[str, typer.Argument(help="What you are looking for.")],
+    into: In,
+    k: Annotated[int, typer.Option("-k", help="How many hits.")] = 5,
+    mode: Annotated[str, typer.Option(help="hybrid, dense, sparse or multi.")] = "hybrid",
+    weights: Annotated[str, typer.Option(help="Weights of hybrid: dense,sparse,multi.")] = "",
+    fusion: Annotated[str, typer.Option(help="weighted, rrf or dbsf.")] = "weighted",
+    where: Annotated[str, typer.Option(help='Filter in JSON, such as {"language": "de"}.')] = "",
+    retriever: Annotated[str | None, typer.Option(help="Name of saved stages.")] = None,
+    why: Annotated[bool, typer.Option("--why", help="Explain every hit.")] = False,
+    url: Url = None,
+    model: options.Model = None,
+    revision: options.Revision = None,
+    device: options.Device = "auto",
+    precision: options.PrecisionOption = "auto",
+    as_json: options.Json = False,
+) -> None:
+    """Find the passages that answer a query, in any language."""
+    from threefold.collection import Collection
+
+    chosen = options.parse_weights(weights)
+    condition = _condition(where)
+    encoder = options.open_encoder(model or _model_of(into, url, must_exist=True), revision, device, precision)
+    with Collection(into, encoder, create=False, url=url) as collection:
+        hits = collection.search(
+            query,
+            k=k,
+            mode=cast("Mode", mode),
+            weights=chosen,
+            fusion=cast("Fusion", fusion),
+            where=condition,
+            why=why,
+            retriever=retriever,
+        )
+    if as_json:
+        print_json([_plain(hit) for hit in hits])
+    else:
+        for rank, hit in enumerate(hits, start=1):
+            show_hit(rank, hit)
+    if not hits:
+        complain(f"nothing in {into} matches")
+        raise typer.Exit(1)
+
+
+def list_collections(as_json: options.Json = False) -> None:
+    """The collections of this machine."""
+    from threefold.opening import home
+    from threefold.store.folder import read_manifest, size_bytes
+
+    found: list[dict[str, Any]] = []
+    for path in sorted((home() / "collections").glob("*/manifest.json")):
+        manifest, size = read_manifest(path.parent), size_bytes(path.parent)
+        found.append(
+            {
+                "name": path.parent.name,
+                "model": manifest.model,
+                "size_bytes": size,
+                "multi_storage": manifest.multi_storage,
+            }
+        )
+    if as_json:
+        print_json(found)
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("name", "model", "MB", "multi"):
+        table.add_column(name)
+    for facts in found:
+        table.add_row(facts["name"], facts["model"], f"{facts['size_bytes'] / 1e6:,.1f}", facts["multi_storage"])
+    out.print(table)
+    note(f"{len(found)} collections in {home() / 'collections'}")
+
+
+def delete(
+    ids: Annotated[list[str], typer.Argument(help="Ids of documents (see `search --json`).")],
+    into: In,
+    url: Url = None,
+    model: options.Model = None,
+    as_json: options.Json = False,
+) -> None:
+    """Delete documents from a collection."""
+    from threefold.collection import Collection
+
+    encoder = options.open_encoder(model or _model_of(into, url, must_exist=True))
+    with Collection(into, encoder, create=False, url=url) as collection:
+        chunks = collection.delete(ids)
+    if as_json:
+        print_json({"deleted_chunks": chunks})
+    else:
+        err.print(f"{chunks:,} chunks deleted from {into}")
+    if not chunks:
+        raise typer.Exit(1)
+
+
+# ---- words -----------------------------------------------------------------------------------------------
+
+
+def show_hit(rank: int, hit: Hit) -> None:
+    """One hit: where, how well, what it says, and why if that was asked for."""
+    head = Text.assemble(
+        (f"{rank}. ", "dim"),
+        (f"{hit.score:.3f} ", "bold green"),
+        (hit.chunk.title or hit.chunk.document_id, "bold"),
+        (f"  {hit.chunk.document_id}:{hit.chunk.start}-{hit.chunk.end}", "dim"),
+    )
+    out.print(head)
+    out.print("   " + shorten(hit.text, 220), markup=False)
+    if hit.why is None:
+        return
+    parts = [
+        f"{name} {score:.3f}" + (f" (rank {hit.why.ranks[name]})" if name in hit.why.ranks else "")
+        for name, score in hit.why.scores.items()
+    ]
+    out.print("   [dim]scores:[/] " + ", ".join(parts))
+    show_reasons(hit.why.terms[:6], hit.why.tokens[:6], indent="   ")
+
+
+def _plain(hit: Hit) -> dict[str, Any]:
+    chunk = dataclasses.asdict(hit.chunk)
+    plain = {"id": hit.id, "score": hit.score, "scores": dict(hit.scores), **chunk}
+    if hit.why is not None:
+        plain["why"] = dataclasses.asdict(hit.why)
+    return plain
+
+
+def _show_report(report: AddReport, into: str, total: int, precision: str) -> None:
+    counts = {"added": report.added, "replaced": report.replaced, "unchanged": report.unchanged}
+    counts |= {"deleted": report.deleted, "skipped": len(report.skipped)}
+    said = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count) or "nothing to do"
+    err.print(f"{into}: {said}; {total:,} chunks in all")
+    if report.tokens:
+        rate = report.tokens / max(report.seconds, 1e-9)
+        note(
+            f"{report.chunks:,} chunks, {report.tokens:,} tokens in {report.seconds:.1f} s ({rate:,.0f}/s, {precision})"
+        )
+    if report.truncated:
+        note(f"{report.truncated:,} chunks were longer than the model reads and were cut")
+    for skipped in report.skipped[:NAMED]:
+        note(f"skipped {skipped.path}: {skipped.reason}")
+    if len(report.skipped) > NAMED:
+        note(f"... and {len(report.skipped) - NAMED:,} more; --json names them all")
+
+
+def _condition(where: str) -> dict[str, Any] | None:
+    if not where:
+        return None
+    try:
+        condition = json.loads(where)
+    except ValueError as error:
+        raise InputError(f'--where is not JSON: {error}. Write it like {{"language": "de"}}') from error
+    if not isinstance(condition, dict):
+        raise InputError(f'--where must be a JSON object like {{"language": "de"}}; got {where}')
+    return condition
+
+
+def _model_of(name: str, url: str | None, *, must_exist: bool = False) -> str | None:
+    """The model that a collection of this machine was built with, so that nobody has to repeat it."""
+    from threefold.opening import collection_folder
+    from threefold.store.folder import manifest_path, read_manifest
+
+    if url is not None:
+        return None
+    folder = collection_folder(name)
+    return read_manifest(folder).model if must_exist or manifest_path(folder).is_file() else None

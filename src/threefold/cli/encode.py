@@ -1,0 +1,91 @@
+"""`threefold encode`: a file of texts -> Parquet with the three representations."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from threefold.cli import options
+from threefold.cli.show import err, note, print_json, progress_bar
+from threefold.errors import InputError
+from threefold.text.decode import read_lines
+from threefold.text.rows import ROW_SUFFIXES, BadRow, read_rows
+from threefold.text.tokenizer import Truncate
+from threefold.types import Representation
+
+
+def encode(
+    file: Annotated[Path, typer.Argument(help="Texts: .txt (one per line), .jsonl, .json, .csv or .tsv.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Parquet file to write.")],
+    outputs: Annotated[str, typer.Option(help="Some of dense,sparse,multi. Default: all that the model has.")] = "",
+    text_field: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
+    id_field: Annotated[str, typer.Option(help="Column that holds the id; the row number where it is absent.")] = "id",
+    max_tokens: Annotated[int | None, typer.Option(help="Longest text in tokens. Default: the model's.")] = None,
+    truncate: Annotated[str, typer.Option(help="What longer texts keep: end (cut there), start, none.")] = "end",
+    model: options.Model = None,
+    revision: options.Revision = None,
+    device: options.Device = "auto",
+    precision: options.PrecisionOption = "auto",
+    as_json: options.Json = False,
+) -> None:
+    """Encode texts into a Parquet file. The file appears when it is complete."""
+    from threefold.shards import write_parquet
+
+    options.require_folder_of(output)
+    if truncate not in ("end", "start", "none"):
+        raise InputError(f"--truncate {truncate!r}: expected end, start or none")
+    bad: list[str] = []
+    rows = _rows(file, text_field, id_field, bad)
+    encoder = options.open_encoder(model, revision, device, precision)
+    start = time.perf_counter()
+    with progress_bar(f"encoding {file.name}", quiet=as_json) as bar:
+        written = write_parquet(
+            output,
+            rows,
+            encoder,
+            outputs=_outputs(outputs),
+            max_tokens=max_tokens,
+            truncate=cast(Truncate, truncate),
+            progress=bar.update,
+        )
+    seconds = time.perf_counter() - start
+    if as_json:
+        summary = {"file": str(output), **written._asdict(), "skipped": bad, "seconds": round(seconds, 3)}
+        print_json(summary | {"model": encoder.card.name, "precision": encoder.card.precision})
+        return
+    err.print(
+        f"{written.texts:,} texts, {written.tokens:,} tokens in {seconds:.1f} s "
+        f"({written.tokens / max(seconds, 1e-9):,.0f} tokens/s, {encoder.card.precision}) -> {output}"
+    )
+    if written.truncated:
+        note(f"{written.truncated:,} texts were longer than the model reads and were cut (column `truncated`)")
+    for reason in bad:
+        note(f"skipped: {reason}")
+
+
+def _outputs(text: str) -> tuple[Representation, ...] | None:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    return cast("tuple[Representation, ...]", names) or None
+
+
+def _rows(file: Path, text_field: str, id_field: str, bad: list[str]) -> Iterator[tuple[str, str]]:
+    """(id, text) of every row; what cannot be read is added to `bad`."""
+    if not file.is_file():
+        raise InputError(f"{file} is not a file")
+    if file.suffix.lower() not in ROW_SUFFIXES:
+        return ((str(i), line.rstrip("\r\n")) for i, line in enumerate(read_lines(file), start=1) if line.strip())
+    return _records(file, text_field, id_field, bad)
+
+
+def _records(file: Path, text_field: str, id_field: str, bad: list[str]) -> Iterator[tuple[str, str]]:
+    for number, row in read_rows(file, text_field):
+        if isinstance(row, BadRow):
+            bad.append(f"{file.name}, row {number}: {row.reason}")
+        elif not isinstance(row.get(text_field), str):
+            bad.append(f"{file.name}, row {number}: no text in the field {text_field!r}")
+        else:
+            yield str(row.get(id_field, number)), row[text_field]

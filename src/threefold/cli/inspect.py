@@ -1,0 +1,79 @@
+"""`threefold compare` and `threefold info`: what the model says, and what is here."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from threefold import __version__
+from threefold.cli import options
+from threefold.cli.show import note, out, print_json
+from threefold.types import TermMatch, TokenMatch
+
+
+def compare(
+    a: Annotated[str, typer.Argument(metavar="TEXT", help="Taken as the query.")],
+    b: Annotated[str, typer.Argument(metavar="TEXT", help="Taken as the document.")],
+    weights: Annotated[str, typer.Option(help="Weights of the fused score: dense,sparse,multi.")] = "",
+    model: options.Model = None,
+    revision: options.Revision = None,
+    device: options.Device = "auto",
+    precision: options.PrecisionOption = "auto",
+    as_json: options.Json = False,
+) -> None:
+    """Score two texts against each other by every representation, and say why."""
+    from threefold.retrieve.pairs import compare_texts
+    from threefold.score import TRAINING
+
+    encoder = options.open_encoder(model, revision, device, precision)
+    found = compare_texts(encoder, a, b, weights=options.parse_weights(weights) or TRAINING)
+    if as_json:
+        print_json(dataclasses.asdict(found))
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name, side in (("score", "left"), ("value", "right"), ("weight", "right")):
+        table.add_column(name, justify=side)  # type: ignore[arg-type]
+    for representation, score in found.scores.items():
+        table.add_row(representation, f"{score:.4f}", f"{found.weights[representation]:g}")
+    table.add_row("fused", f"{found.fused:.4f}", "")
+    out.print(table)
+    show_reasons(found.terms, found.pairs)
+    if found.truncated:
+        note(f"a text was longer than {encoder.card.max_tokens:,} tokens and was cut")
+
+
+def show_reasons(terms: tuple[TermMatch, ...], pairs: tuple[TokenMatch, ...], indent: str = "") -> None:
+    """Shared terms and best token pairs, a line each."""
+    if terms:
+        said = ", ".join(f"{t.term.replace('▁', '')} {t.query_weight:.2f}x{t.text_weight:.2f}" for t in terms)
+        out.print(f"{indent}[dim]shared terms:[/] {said}")
+    if pairs:
+        clean = [(p.query_token.replace("▁", ""), p.text_token.replace("▁", ""), p.similarity) for p in pairs]
+        out.print(f"{indent}[dim]best tokens:[/] " + ", ".join(f"{q}~{t} {s:.2f}" for q, t, s in clean))
+
+
+def info(
+    model: options.Model = None,
+    revision: options.Revision = None,
+    device: options.Device = "auto",
+    precision: options.PrecisionOption = "auto",
+    as_json: options.Json = False,
+) -> None:
+    """Say what the model is, how it runs on this machine, and where collections are kept."""
+    from threefold.opening import home
+
+    encoder = options.open_encoder(model, revision, device, precision)
+    facts: dict[str, Any] = {"threefold": __version__, **dataclasses.asdict(encoder.card)}
+    facts |= {"device": str(encoder.device), "token_budget": encoder.budget, "home": str(home())}
+    if as_json:
+        print_json(facts)
+        return
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in facts.items():
+        table.add_row(f"[bold]{name}[/]", f"{value:,}" if isinstance(value, int) else str(value))
+    out.print(table)
+    if model is None:
+        note("threefold-mini is small and honest, not bge-m3; the full model: --model BAAI/bge-m3")

@@ -1,0 +1,80 @@
+"""`threefold`: the command line. It says in other words what the library does, and adds nothing of its own.
+
+Exit status: 0 success, 1 nothing found or a failure without a better number, 2 bad input or usage, 3 model,
+4 collection, 5 evaluation, 6 numbers, 7 a package is missing, 8 offline, 130 interrupted (see `threefold.errors`).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+import typer
+
+from threefold import __version__
+from threefold.cli import collections, encode, evaluate, inspect
+from threefold.cli.show import complain
+from threefold.errors import ThreefoldError
+
+app = typer.Typer(
+    name="threefold",
+    help="Dense, sparse and multi-vector search from one forward pass, on your own machine.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+app.command("index")(collections.index)
+app.command("search")(collections.search)
+app.command("list")(collections.list_collections)
+app.command("delete")(collections.delete)
+app.command("encode")(encode.encode)
+app.command("compare")(inspect.compare)
+app.command("info")(inspect.info)
+app.command("evaluate")(evaluate.evaluate)
+
+
+def _version(value: bool) -> None:
+    if value:
+        sys.stdout.write(f"threefold {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Say the version."),
+) -> None:
+    """Dense, sparse and multi-vector search from one forward pass, on your own machine.
+
+    The embedded model, threefold-mini, is the default; the full one is `--model BAAI/bge-m3`.
+    """
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status. Every deliberate error becomes one line on standard error."""
+    try:
+        app(arguments, standalone_mode=False)
+    except ThreefoldError as error:
+        complain(str(error))
+        return error.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return 2
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        complain("interrupted; what was finished before is kept")
+        return 130
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except BrokenPipeError:  # `threefold search ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return 0
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""Options that several commands share, and the encoder they describe."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from threefold.errors import InputError
+from threefold.score import Weights
+
+if TYPE_CHECKING:
+    from threefold.encoder.encoder import Encoder
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="Folder or hub name of a model, such as BAAI/bge-m3. Default: the embedded threefold-mini.",
+        envvar="THREEFOLD_MODEL",
+    ),
+]
+Revision = Annotated[str | None, typer.Option(help="Revision of a model from the hub.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", envvar="THREEFOLD_DEVICE")]
+PrecisionOption = Annotated[
+    str, typer.Option(help="auto, float32, bfloat16, float16 or int8.", envvar="THREEFOLD_PRECISION")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
+
+
+def open_encoder(
+    model: str | None, revision: str | None = None, device: str = "auto", precision: str = "auto"
+) -> Encoder:
+    """The encoder that the options name. Torch is loaded here and not before."""
+    from threefold.encoder.encoder import Encoder
+    from threefold.encoder.precision import Precision
+
+    return Encoder(model, revision=revision, device=device, precision=cast(Precision, precision))
+
+
+def parse_weights(text: str | None) -> Weights | None:
+    """`1,0.3,1` (dense, sparse, multi) or `dense=1,multi=0.5`; what is not named is 0."""
+    if not text:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    try:
+        if any("=" in part for part in parts):
+            named = {key.strip(): float(value) for key, _, value in (part.partition("=") for part in parts)}
+            return Weights.from_dict({"dense": 0.0, "sparse": 0.0, "multi": 0.0} | named, "--weights")
+        dense, sparse, multi = map(float, parts)
+    except ValueError:
+        raise InputError(
+            f"--weights {text!r}: expected three numbers like 1,0.3,1 or names like dense=1,multi=0.5"
+        ) from None
+    return Weights(dense, sparse, multi)
+
+
+def require_folder_of(path: Path) -> None:
+    """The folder in which a result will be written must be there before the work begins."""
+    parent = path.parent if str(path.parent) else Path()
+    if not parent.is_dir():
+        raise InputError(f"the folder {parent} does not exist; create it, or choose another place for {path.name}")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give the name of a file")
+    if not os.access(parent, os.W_OK):
+        raise InputError(f"the folder {parent} cannot be written to")
