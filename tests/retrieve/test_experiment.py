@@ -11,7 +11,7 @@ from threefold.errors import ConfigError, InputError, NumericalError
 from threefold.evaluate.task import Task
 from threefold.retrieve import experiment
 from threefold.retrieve.experiment import MODES, Mode, Outcome, Protocol, available_modes, run_task
-from threefold.score import Weights, maxsim, sparse_scores
+from threefold.score import Weights, dbsf, maxsim, rrf, sparse_scores
 from threefold.text.tokenizer import Tokenizer
 from threefold.types import Encoded
 
@@ -87,7 +87,7 @@ def test_multi_reranks_the_best_of_dense(encoder: FakeEncoder, monkeypatch: pyte
 def test_blocks_of_any_size_give_the_same_runs(
     encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch, multi_depth: int | None
 ) -> None:
-    task, protocol = make_task(), Protocol(multi_depth=multi_depth)
+    task, protocol = make_task(), Protocol(modes=MODES, multi_depth=multi_depth)
     whole = run_task(task, encoder, protocol)
     monkeypatch.setattr(experiment, "BLOCK_SCORES", 60)  # two queries
     parts = run_task(task, encoder, protocol)
@@ -99,7 +99,7 @@ def test_blocks_of_any_size_give_the_same_runs(
 def test_equal_texts_are_encoded_once_and_tied_by_id(encoder: FakeEncoder) -> None:
     texts = {"b": "quick fox", "c": "lazy dog", "a": "quick fox"}
     task = Task("twice", texts, {"q": "quick fox", "p": "quick fox"}, {"q": {"b": 1}, "p": {"c": 1}})
-    outcome = run_task(task, encoder, Protocol(multi_depth=2))
+    outcome = run_task(task, encoder, Protocol(modes=MODES, multi_depth=2))
     assert encoder.calls == [["quick fox", "lazy dog"], ["quick fox"]]
     for mode in MODES:
         assert list(outcome.runs[mode]["q"])[:2] == ["a", "b"]
@@ -114,8 +114,19 @@ def test_own_weights_of_dense_and_sparse(encoder: FakeEncoder) -> None:
         assert run_of(outcome, "dense+sparse", query) == pytest.approx(scores, abs=1e-6)
 
 
+def test_rankings_are_fused_without_being_asked_for(encoder: FakeEncoder) -> None:
+    task, protocol = make_task(), Protocol(modes=("rrf", "dbsf"), multi_depth=10)
+    heads = run_task(task, encoder, Protocol(modes=("dense", "sparse", "multi"), multi_depth=10)).runs
+    outcome = run_task(task, encoder, protocol)
+    assert set(outcome.runs) == {"rrf", "dbsf"}
+    for query in task.queries:
+        lists = [heads[mode][query] for mode in ("dense", "sparse", "multi")]
+        assert run_of(outcome, "rrf", query) == dict(rrf([list(scores) for scores in lists]))
+        assert run_of(outcome, "dbsf", query) == dict(dbsf([list(scores.items()) for scores in lists]))
+
+
 def test_depth_cuts_the_runs(encoder: FakeEncoder) -> None:
-    outcome = run_task(make_task(), encoder, Protocol(depth=10, measures=("nDCG@10",)))
+    outcome = run_task(make_task(), encoder, Protocol(modes=MODES, depth=10, measures=("nDCG@10",)))
     assert {len(run) for mode in MODES for run in outcome.runs[mode].values()} <= set(range(11))
 
 
@@ -135,7 +146,7 @@ def test_the_own_document_is_dropped_only_where_the_task_says_so(encoder: FakeEn
 
 
 def test_rows_say_what_was_done(encoder: FakeEncoder) -> None:
-    outcome = run_task(replace(make_task(), warnings={"odd": 2}), encoder, Protocol(multi_depth=10))
+    outcome = run_task(replace(make_task(), warnings={"odd": 2}), encoder, Protocol(modes=MODES, multi_depth=10))
     assert [row.mode for row in outcome.rows] == list(MODES)
     assert [row.protocol for row in outcome.rows] == [
         "exact scores, over all documents",
@@ -144,6 +155,8 @@ def test_rows_say_what_was_done(encoder: FakeEncoder) -> None:
         "weighted sum of dense 1, sparse 0.3, over all documents",
         "weighted sum of dense 1, sparse 0.3, multi 1, over the dense top 10",
         "Lucene's BM25 (k1 1.5, b 0.75) over the model's own tokens, whole texts",
+        "reciprocal rank fusion (k 60) of dense, sparse and multi, each to rank 1,000; multi over the dense top 10",
+        "distribution based fusion of dense, sparse and multi, each to rank 1,000; multi over the dense top 10",
     ]
     for row in outcome.rows:
         assert (row.task, row.documents, row.queries, row.warnings) == ("toy", 30, 7, {"odd": 2})

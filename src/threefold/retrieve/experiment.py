@@ -23,12 +23,15 @@ from threefold.evaluate.task import Task
 from threefold.retrieve.bm25 import BM25, K1, B, model_terms
 from threefold.retrieve.encoded import Unique, encode_unique
 from threefold.score import (
+    RRF_K,
     TRAINING,
     Weights,
+    dbsf,
     dense_matrix,
     maxsim_matrix,
     maxsim_pairs,
     postings,
+    rrf,
     sparse_matrix,
     tie_order,
     top_k,
@@ -37,9 +40,13 @@ from threefold.score import (
 from threefold.text.protocol import ModelCard, TextEncoder
 from threefold.types import REPRESENTATIONS, Floats, Ints, Ragged, Representation
 
-#: How documents are found. `hybrid` is the paper's "All".
-Mode = Literal["dense", "sparse", "multi", "dense+sparse", "hybrid", "bm25"]
+#: How documents are found. `hybrid` is the paper's "All"; `rrf` and `dbsf` fuse the three rankings instead.
+Mode = Literal["dense", "sparse", "multi", "dense+sparse", "hybrid", "bm25", "rrf", "dbsf"]
 MODES: Final[tuple[Mode, ...]] = get_args(Mode)
+#: What is compared when nobody says otherwise.
+DEFAULT_MODES: Final[tuple[Mode, ...]] = ("dense", "sparse", "multi", "dense+sparse", "hybrid", "bm25")
+#: Modes that see the rankings of the three heads, not their scores side by side.
+RANK_FUSION: Final[tuple[Mode, ...]] = ("rrf", "dbsf")
 
 #: Scores that one array holds at a time (32 MiB in float32); about eight such arrays exist at once.
 BLOCK_SCORES = 1 << 23
@@ -61,7 +68,7 @@ class Protocol(Settings):
     max_query_tokens   of a query; None: the longest that the model reads
     """
 
-    modes: tuple[Mode, ...] = MODES
+    modes: tuple[Mode, ...] = DEFAULT_MODES
     measures: tuple[str, ...] = DEFAULT_MEASURES
     weights: Weights = TRAINING
     dense_sparse: Weights | None = None
@@ -93,10 +100,7 @@ class Protocol(Settings):
         """The representations that a mode is made of."""
         if mode == "bm25":
             return ()
-        if mode in ("dense+sparse", "hybrid"):
-            used = self.weights_of(mode).used
-        else:
-            used = tuple(name for name in REPRESENTATIONS if name == mode)
+        used = self._used(mode)
         reranks = "multi" in used and self.multi_depth is not None
         return tuple(name for name in REPRESENTATIONS if name in used or (reranks and name == "dense"))
 
@@ -104,15 +108,24 @@ class Protocol(Settings):
         """How a mode was run, for reports."""
         if mode == "bm25":
             return f"Lucene's BM25 (k1 {K1}, b {B}) over the model's own tokens, whole texts"
+        what = "exact scores"
         if mode in ("dense+sparse", "hybrid"):
             weights = self.weights_of(mode)
             what = "weighted sum of " + ", ".join(f"{name} {weights[name]:g}" for name in weights.used)
-            used = weights.used
-        else:
-            what, used = "exact scores", tuple(name for name in REPRESENTATIONS if name == mode)
-        if "multi" not in used or self.multi_depth is None:
+        elif mode == "rrf":
+            what = f"reciprocal rank fusion (k {RRF_K}) of dense, sparse and multi, each to rank {self.depth:,}"
+        elif mode == "dbsf":
+            what = f"distribution based fusion of dense, sparse and multi, each to rank {self.depth:,}"
+        if mode in RANK_FUSION and self.multi_depth is not None:
+            return f"{what}; multi over the dense top {self.multi_depth}"
+        if "multi" not in self._used(mode) or self.multi_depth is None:
             return f"{what}, over all documents"
         return f"{what}, over the dense top {self.multi_depth}"
+
+    def _used(self, mode: Mode) -> tuple[Representation, ...]:
+        if mode in ("dense+sparse", "hybrid"):
+            return self.weights_of(mode).used
+        return tuple(name for name in REPRESENTATIONS if name == mode or mode in RANK_FUSION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +138,8 @@ class Outcome:
 
 
 def available_modes(card: ModelCard) -> tuple[Mode, ...]:
-    """The modes that a model can run by the default protocol."""
-    return tuple(mode for mode in MODES if set(Protocol().needs(mode)) <= set(card.representations))
+    """Those of the default modes that a model can run."""
+    return tuple(mode for mode in DEFAULT_MODES if set(Protocol().needs(mode)) <= set(card.representations))
 
 
 def run_task(
@@ -142,7 +155,7 @@ def run_task(
     start = clock()
     documents, queries = _encode(task, encoder, protocol, cache)
     encoded = clock()
-    runs = _runs(task, protocol, _Scorer(task, encoder, protocol, documents, queries))
+    runs = _runs(protocol, _Scorer(task, encoder, protocol, documents, queries))
     scored = clock()
     judgements = {mode: judge(task.qrels, runs[mode], protocol.measures) for mode in protocol.modes}
     seconds = {"encode": encoded - start, "score": scored - encoded, "judge": clock() - scored}
@@ -207,6 +220,9 @@ class _Scorer:
         queries: Unique | None,
     ) -> None:
         self.protocol, self.documents, self.queries = protocol, documents, queries
+        fused = any(mode in RANK_FUSION for mode in protocol.modes)
+        wanted = {*protocol.modes, *(REPRESENTATIONS if fused else ())} - set(RANK_FUSION)
+        self.modes: list[Mode] = [mode for mode in MODES if mode in wanted]
         self.ids, self.asked = list(task.documents), list(task.qrels)
         self.ties = tie_order(self.ids)
         self.own = {id: place for place, id in enumerate(self.ids)} if task.ignore_identical_ids else {}
@@ -228,7 +244,7 @@ class _Scorer:
     def _block(self, block: range) -> dict[Mode, Floats]:
         parts = self._parts(block)
         found: dict[Mode, Floats] = {}
-        for mode in self.protocol.modes:
+        for mode in self.modes:
             if mode == "bm25":
                 assert self.bm25 is not None
                 scores = _only_matches(self.bm25.scores([self.bm25_queries[i] for i in block]))
@@ -292,14 +308,24 @@ def _only_matches(scores: Floats) -> Floats:
     return matches
 
 
-def _runs(task: Task, protocol: Protocol, scorer: _Scorer) -> dict[Mode, dict[str, dict[str, float]]]:
+def _runs(protocol: Protocol, scorer: _Scorer) -> dict[Mode, dict[str, dict[str, float]]]:
     runs: dict[Mode, dict[str, dict[str, float]]] = {mode: {} for mode in protocol.modes}
     for block, found in scorer.blocks():
-        for mode, scores in found.items():
-            for i, query in enumerate(block):
-                best = top_k(scores[i], protocol.depth, scorer.ties)
-                runs[mode][scorer.asked[query]] = _named(scorer.ids, best, scores[i])
+        for i, query in enumerate(block):
+            best = {
+                mode: _named(scorer.ids, top_k(scores[i], protocol.depth, scorer.ties), scores[i])
+                for mode, scores in found.items()
+            }
+            for mode in protocol.modes:
+                runs[mode][scorer.asked[query]] = best[mode] if mode in best else _fused(mode, best, protocol.depth)
     return runs
+
+
+def _fused(mode: Mode, best: Mapping[Mode, Mapping[str, float]], depth: int) -> dict[str, float]:
+    """The three rankings of one query as one."""
+    lists = [best[name] for name in REPRESENTATIONS]
+    fused = rrf([list(scores) for scores in lists]) if mode == "rrf" else dbsf([list(one.items()) for one in lists])
+    return dict(fused[:depth])
 
 
 def _named(ids: Sequence[str], best: Ints, scores: Floats) -> dict[str, float]:
