@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from typing import Literal, NamedTuple, cast
 
 import numpy as np
@@ -63,7 +65,8 @@ class Layout:
 
         One `split` for all: the backward pass of a slice fills the whole tensor with zeros, once for every slice.
         """
-        return zip(self.runs, packed.split([run.texts * run.length for run in self.runs]), strict=True)
+        parts = torch.split(packed, [run.texts * run.length for run in self.runs])
+        return zip(self.runs, parts, strict=True)
 
     @property
     def longest(self) -> int:
@@ -106,6 +109,15 @@ def _varlen(split: Tensor, layout: Layout) -> Tensor:
     return cast(Tensor, varlen_attn(q, k, v, borders, borders, layout.longest, layout.longest))
 
 
-def best_path(device: torch.device, dtype: torch.dtype) -> Path:
-    """The variable-length kernel needs CUDA and 16-bit numbers."""
-    return "varlen" if device.type == "cuda" and dtype in (torch.float16, torch.bfloat16) else "blocks"
+def best_path(device: torch.device, dtype: torch.dtype, head_dim: int) -> Path:
+    """The variable-length kernel (flash attention 2) needs an Ampere or newer GPU, 16-bit numbers and whole
+    multiples of 8 dimensions per head, at most 256."""
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16) or head_dim % 8 or head_dim > 256:
+        return "blocks"
+    return "varlen" if _has_varlen() and torch.cuda.get_device_capability(device) >= (8, 0) else "blocks"
+
+
+@cache
+def _has_varlen() -> bool:
+    """PyTorch has the kernel since 2.10."""
+    return find_spec("torch.nn.attention.varlen") is not None

@@ -7,9 +7,10 @@ An encoder is immutable after construction and may be shared between threads.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,11 @@ from torch import Tensor
 from threefold.encoder.attention import Layout
 from threefold.encoder.checkpoint import Loaded, load
 from threefold.encoder.heads import gather_multi, gather_sparse
+from threefold.encoder.model import Model
 from threefold.encoder.network import Batch
 from threefold.encoder.precision import Precision, cast, choose_device, choose_precision
 from threefold.encoder.sources import find
-from threefold.errors import InputError, MissingHeadError, NumericalError
+from threefold.errors import CheckpointError, InputError, MissingHeadError, NumericalError
 from threefold.text.packing import plan_batches, restore_order
 from threefold.text.protocol import ModelCard
 from threefold.text.tokenizer import Tokenizer, Tokens, Truncate
@@ -30,6 +32,11 @@ from threefold.types import REPRESENTATIONS, Encoded, Floats, Ragged, Representa
 
 #: Called after each batch with (texts, tokens) that it had.
 Progress = Callable[[int, int], None]
+
+#: A part of `iter_encode` ends here: about 250,000 tokens, 1 GB of token vectors of bge-m3.
+BLOCK_CHARACTERS = 1_000_000
+
+log = logging.getLogger(__name__)
 
 
 class Encoder:
@@ -58,16 +65,25 @@ class Encoder:
         pooling: str | None = None,
         budget: int | None = None,
     ) -> None:
-        self._source = find(model, revision)
-        self._pooling = pooling
-        loaded = load(self._source.folder, pooling)
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
         self.budget = budget if budget is not None else (4_096 if self.device.type == "cpu" else 65_536)
+        if self.budget < 1:
+            raise InputError(f"the token budget must be at least 1; got {self.budget}")
+        self._source = find(model, revision)
+        self._pooling = pooling
+        loaded = load(self._source.folder, pooling)
         self._tokenizer = Tokenizer.load(self._source.folder)
         self._missing = loaded.missing
         self._config = loaded.model.config
+        if self._tokenizer.vocab > self._config.network.vocab:
+            raise CheckpointError(
+                f"{self._tokenizer.name} has {self._tokenizer.vocab:,} tokens, "
+                f"the word table of the network {self._config.network.vocab:,} rows: they belong to different models"
+            )
         self._model = cast(loaded.model, self.precision, self.device)
+        self._exact: Model | None = self._model if self.precision == "float32" else None
+        self._exact_lock = Lock()
         self._card = self._describe(loaded)
 
     # ---- what it is ----------------------------------------------------------------------------------
@@ -125,8 +141,7 @@ class Encoder:
         wanted = self._wanted(outputs)
         dim = self._checked_dim(dim)
         limit = self._limit(max_tokens)
-        prompted = [prompt + text for text in texts] if prompt else texts
-        tokens = self._tokenizer.encode(prompted, max_tokens=limit, truncate=truncate)
+        tokens = self._tokenizer.encode(_prompted(prompt, texts), max_tokens=limit, truncate=truncate)
         if not len(tokens):
             return self._nothing(wanted, dim)
         batches = plan_batches(tokens.lengths, self.budget)
@@ -146,12 +161,16 @@ class Encoder:
         return self.encode(texts, **{"prompt": self._config.document_prompt, **options})
 
     def iter_encode(self, texts: Iterable[str], *, block: int = 4_096, **options: Any) -> Iterator[Encoded]:
-        """Encode a stream of texts in bounded memory: one `Encoded` per `block` texts, in order."""
+        """Encode a stream of texts in bounded memory, in order, as they are asked for.
+
+        Each part has at most `block` texts, and fewer where they are long: it ends at the text that brings it to
+        a million characters.
+        """
         if block < 1:
             raise InputError(f"block must be at least 1; got {block}")
-        stream = iter(texts)
-        while part := list(islice(stream, block)):
-            yield self.encode(part, **options)
+        if isinstance(texts, str):
+            raise InputError("expected texts, got one text; put it into a list")
+        return (self.encode(part, **options) for part in _parts(texts, block))
 
     # ---- inside --------------------------------------------------------------------------------------
 
@@ -171,7 +190,9 @@ class Encoder:
 
     def _checked_dim(self, dim: int | None) -> int | None:
         allowed = self._config.matryoshka
-        if dim is None or dim in allowed or dim == self._card.dense_dim:
+        if dim is None or dim == self._card.dense_dim:
+            return None  # nothing to cut
+        if dim in allowed:
             return dim
         known = ", ".join(map(str, allowed)) if allowed else "none: it was not trained for shorter vectors"
         raise InputError(f"{self._source.name} cannot cut dense vectors to {dim} dimensions; allowed are {known}")
@@ -213,7 +234,7 @@ class Encoder:
 
     @torch.inference_mode()
     def _run(
-        self, model: Any, ids: np.ndarray[Any, Any], layout: Layout, wanted: Sequence[Representation], dim: int | None
+        self, model: Model, ids: np.ndarray[Any, Any], layout: Layout, wanted: Sequence[Representation], dim: int | None
     ) -> dict[str, Floats]:
         lengths = np.diff(layout.offsets)
         places = np.arange(len(ids)) - np.repeat(layout.offsets[:-1], lengths) + self._config.network.first_position
@@ -238,11 +259,32 @@ class Encoder:
         self, ids: np.ndarray[Any, Any], layout: Layout, wanted: Sequence[Representation], dim: int | None
     ) -> dict[str, Floats]:
         """Once more in float32: half precision can overflow. What is still not finite is an error."""
-        if self.precision != "float32":
-            exact = cast(load(self._source.folder, self._pooling).model, "float32", self.device)
-            raw = self._run(exact, ids, layout, wanted, dim)
+        with self._exact_lock:  # loaded once, by the first batch that needs it
+            if self._exact is None:
+                log.warning("%s overflows in %s; such batches run in float32", self._source.name, self.precision)
+                self._exact = cast(load(self._source.folder, self._pooling).model, "float32", self.device)
+        if self._exact is not self._model:
+            raw = self._run(self._exact, ids, layout, wanted, dim)
             if all(np.isfinite(array).all() for array in raw.values()):
                 return raw
-        raise NumericalError(
-            f"{self._source.name} gave NaN or infinity in {self.precision} and in float32: its weights are damaged"
-        )
+        raise NumericalError(f"{self._source.name} gave NaN or infinity in float32: its weights are damaged")
+
+
+def _prompted(prompt: str, texts: Sequence[str]) -> Sequence[str]:
+    """The texts with the prompt before each. What is not a list of texts is left to the tokenizer to refuse."""
+    if not prompt or isinstance(texts, str):
+        return texts
+    return [prompt + text if isinstance(text, str) else text for text in texts]
+
+
+def _parts(texts: Iterable[str], block: int) -> Iterator[list[str]]:
+    part: list[str] = []
+    characters = 0
+    for text in texts:
+        part.append(text)
+        characters += len(text) if isinstance(text, str) else 0  # `encode` refuses what is not a string
+        if len(part) == block or characters >= BLOCK_CHARACTERS:
+            yield part
+            part, characters = [], 0
+    if part:
+        yield part

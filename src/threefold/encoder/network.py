@@ -38,6 +38,11 @@ class NetworkConfig(Settings):
     norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
+        for name in ("vocab", "hidden", "layers", "heads", "ffn", "positions", "types"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if not 0 <= self.first_position <= self.positions - 3:
+            raise ConfigError(f"first_position {self.first_position} leaves no room in {self.positions} positions")
         if self.hidden % self.heads:
             raise ConfigError(f"hidden size {self.hidden} is not a multiple of {self.heads} heads")
 
@@ -82,8 +87,9 @@ class Layer(nn.Module):
         self.down_norm = nn.LayerNorm(d, eps=config.norm_eps)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
-        path = best_path(x.device, x.dtype)
-        a = self.attended(attend(self.qkv(x), self.heads, layout, path))  # (T, d)
+        qkv = self.qkv(x)  # (T, 3 * d)
+        path = best_path(qkv.device, qkv.dtype, x.shape[1] // self.heads)
+        a = self.attended(attend(qkv, self.heads, layout, path))  # (T, d)
         x = self.attended_norm(x + a)  # (T, d)
         h = self.down(gelu(self.up(x)))  # (T, f) -> (T, d); the exact (erf) GELU
         return self.down_norm(x + h)  # type: ignore[no-any-return]

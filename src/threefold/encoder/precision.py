@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from threefold.encoder.checkpoint import Model
+from threefold.encoder.model import Model
 from threefold.errors import InputError
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from threefold.errors import CheckpointError, OfflineError
+from threefold.errors import CheckpointError, InputError, OfflineError
 
 #: The model that ships with the package.
 EMBEDDED = "threefold-mini"
@@ -45,12 +45,14 @@ def embedded_folder() -> Path:
 def find(model: str | os.PathLike[str] | None, revision: str | None = None) -> Source:
     """The embedded model for None, a folder if there is one, else the hub."""
     if model is None or model == EMBEDDED:
+        _no_revision(EMBEDDED, revision)
         folder = embedded_folder()
         if not (folder / "threefold.json").is_file():
             raise CheckpointError(f"the embedded model is not in this installation: {folder} has no threefold.json")
         return Source(folder, EMBEDDED, "")
     path = Path(model).expanduser()
     if path.is_dir():
+        _no_revision(str(model), revision)
         return Source(path, str(model), "")
     name = str(model)
     if path.exists():
@@ -63,6 +65,11 @@ def find(model: str | os.PathLike[str] | None, revision: str | None = None) -> S
     return _download(name, revision or PINNED.get(name))
 
 
+def _no_revision(name: str, revision: str | None) -> None:
+    if revision is not None:
+        raise InputError(f"{name} is a folder and has no revisions; leave out revision={revision!r}")
+
+
 def offline() -> bool:
     """Whether downloads are forbidden."""
     truth = {"1", "true", "yes", "on"}
@@ -71,7 +78,12 @@ def offline() -> bool:
 
 def _download(name: str, revision: str | None) -> Source:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         folder = snapshot_download(name, revision=revision, allow_patterns=_PATTERNS, local_files_only=offline())
@@ -81,6 +93,8 @@ def _download(name: str, revision: str | None) -> Source:
             f"{name} is not in the local cache and {reason}. Download it once while online, "
             "or pass the folder of a copy"
         ) from error
+    except HFValidationError as error:
+        raise CheckpointError(f"{name!r} is neither a folder nor a possible name on the hub: {error}") from error
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         at = f" at revision {revision}" if revision else ""
         raise CheckpointError(f"the hub has no model {name}{at}: {error}") from error

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from tokenizers import AddedToken, Encoding, Regex, decoders, models, normalizers, pre_tokenizers, processors
@@ -200,6 +200,8 @@ class Tokenizer:
     def _frame_all(
         self, columns: list[list[Encoding]], frame: list[list[int]], max_tokens: int, truncate: Truncate
     ) -> Tokens:
+        if truncate not in get_args(Truncate):
+            raise InputError(f"truncate must be one of {', '.join(get_args(Truncate))}; got {truncate!r}")
         room = max_tokens - self.overhead
         if room < 1:
             raise InputError(f"max_tokens must be at least {self.overhead + 1}; got {max_tokens}")

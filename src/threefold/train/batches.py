@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from threefold.errors import ConfigError
 from threefold.text.tokenizer import Tokens
 from threefold.types import Ints
 
@@ -40,29 +41,44 @@ def plan(table: PairTable, *, shares: dict[int, float], budget: int, window: int
     """Batches of one pass: index arrays into the table, in the order in which they are trained on.
 
     shares  how often each pair of a source is taken: 0.5 takes a random half, 2.0 takes each twice
-    budget  tokens of both sides of one batch
-    window  pairs among which lengths are sorted; larger windows pad and skew more
+    budget  tokens of both sides of one batch; two pairs may have more, a single pair would have no negatives
+    window  pairs among which lengths are sorted; larger windows skew the order more
+
+    A batch never has a pair twice. A source of which a single pair is taken gives no batch.
     """
+    if min(budget, window) < 1:
+        raise ConfigError(f"budget and window must be at least 1; got {budget} and {window}")
     rng = np.random.default_rng(seed)
     size = table.query.lengths + table.positive.lengths
     batches: list[Ints] = []
     for source in np.unique(table.source):
         rows = np.flatnonzero(table.source == source)
-        taken = _take(rows, shares.get(int(source), 1.0), rng)
-        for start in range(0, len(taken), window):
-            part = taken[start : start + window]
-            part = part[np.argsort(size[part], kind="stable")]
-            batches += _cut(part, size[part], budget)
+        for taken in _takes(rows, shares.get(int(source), 1.0), rng):
+            for part in np.array_split(taken, max(1, -(-len(taken) // max(window, 2)))):
+                part = part[np.argsort(size[part], kind="stable")]
+                batches += _cut(part, size[part], budget)
     return [batches[i] for i in rng.permutation(len(batches)) if len(batches[i]) > 1]
 
 
-def _take(rows: Ints, share: float, rng: np.random.Generator) -> Ints:
+def _takes(rows: Ints, share: float, rng: np.random.Generator) -> list[Ints]:
+    """Each whole take in random order, then the random part that is left."""
+    if share < 0:
+        raise ConfigError(f"the share of a source must not be negative; got {share}")
     whole, rest = divmod(share, 1.0)
-    parts = [rng.permutation(rows) for _ in range(int(whole))]
-    parts.append(rng.permutation(rows)[: round(rest * len(rows))])
-    return np.concatenate(parts)
+    takes = [rng.permutation(rows) for _ in range(int(whole))]
+    return [*takes, rng.permutation(rows)[: round(rest * len(rows))]]
 
 
 def _cut(rows: Ints, sizes: Ints, budget: int) -> list[Ints]:
-    groups = np.cumsum(sizes) // budget
-    return np.split(rows, np.flatnonzero(np.diff(groups)) + 1)
+    """Consecutive batches of at most `budget` tokens and at least two pairs, if there are two."""
+    ends = np.cumsum(sizes)
+    batches: list[Ints] = []
+    start = 0
+    while start < len(rows):
+        used = int(ends[start - 1]) if start else 0
+        end = max(int(np.searchsorted(ends, used + budget, side="right")), start + 2)
+        if end == len(rows) - 1:  # one pair would be left alone: it takes a neighbour, or joins
+            end += 1 if end - start == 2 else -1
+        batches.append(rows[start:end])
+        start = end
+    return batches

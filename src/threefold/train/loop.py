@@ -7,12 +7,13 @@ Runs on one device. Everything that decides the future (weights, optimiser, step
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,9 +22,9 @@ from torch.nn.functional import normalize
 
 from threefold.config import Settings
 from threefold.encoder.attention import Layout
-from threefold.encoder.checkpoint import Model
+from threefold.encoder.model import Model
 from threefold.encoder.network import Batch
-from threefold.errors import NumericalError
+from threefold.errors import CheckpointError, ConfigError, NumericalError
 from threefold.text.tokenizer import Tokens
 from threefold.train.batches import PairTable
 from threefold.train.losses import LossWeights, embedding_distillation, info_nce, joint_loss
@@ -37,6 +38,12 @@ class Targets(NamedTuple):
     rows: Ints
     vectors: Floats
 
+
+#: Weight of the squared distance to IDF at the first step: weights are near 0.1, their squares near 0.01.
+IDF_PULL = 10.0
+
+#: Settings that may change when a run is resumed: they say how long and how often, not what is learnt.
+_CLOCKS = frozenset({"minutes", "checkpoint_every", "log_every"})
 
 #: Rows of the pair table -> teacher targets for the queries and for the positives.
 Teacher = Callable[[Ints], tuple[Targets, Targets]]
@@ -69,6 +76,12 @@ class TrainSettings(Settings):
     checkpoint_every: int = 200
     log_every: int = 20
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup < 1:
+            raise ConfigError(f"warmup must be from 0 to below 1; got {self.warmup}")
+        if min(self.checkpoint_every, self.log_every) < 1:
+            raise ConfigError("checkpoint_every and log_every must be at least 1")
 
 
 def rate(progress: float, warmup: float) -> float:
@@ -142,7 +155,7 @@ class Trainer:
                 log["teacher"] = float(distance.detach())
         fade = 1.0 - self.step / max(self.settings.idf_steps, 1)
         if self.idf is not None and fade > 0:
-            total = total + fade * 10.0 * self._idf_distance(p)
+            total = total + fade * IDF_PULL * self._idf_distance(p)
         return total, log
 
     def _side(self, tokens: Tokens, rows: Ints) -> Side:
@@ -188,6 +201,8 @@ class Trainer:
                 logs.clear()
             if self.step % self.settings.checkpoint_every == 0:
                 self.save()
+        if logs:
+            report(self._summary(logs))
         self.save()
 
     @property
@@ -207,6 +222,8 @@ class Trainer:
             raise NumericalError(f"the loss of step {self.step} is {float(total)}; the last checkpoint is intact")
         total.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+        if not torch.isfinite(norm):  # the update would destroy the weights, and the next checkpoint with them
+            raise NumericalError(f"the gradient of step {self.step} is {float(norm)}; the last checkpoint is intact")
         self.optimiser.step()
         tokens = int((self.table.query.lengths[rows] + self.table.positive.lengths[rows]).sum())
         return log | {"total": float(total.detach()), "norm": float(norm), "tokens": tokens, "pairs": len(rows)}
@@ -233,23 +250,51 @@ class Trainer:
             "step": self.step,
             "elapsed_s": self.elapsed_s,
             "settings": json.dumps(self.settings.to_dict(), sort_keys=True),
+            "plan": _digest(self.plan),
         }
         torch.save(state, part)
         part.replace(self._checkpoint)
 
     def resume(self) -> bool:
-        """Continue from the checkpoint of `folder`, if there is one."""
+        """Continue from the checkpoint of `folder`, if there is one; refused when it is of another run."""
         if not self._checkpoint.is_file():
             return False
-        state = torch.load(self._checkpoint, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.step, self.elapsed_s = int(state["step"]), float(state["elapsed_s"])
+        try:
+            state = torch.load(self._checkpoint, weights_only=True)
+            self._check_same_run(json.loads(state["settings"]), state.get("plan"))
+            self.model.load_state_dict(state["model"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.step, self.elapsed_s = int(state["step"]), float(state["elapsed_s"])
+        except CheckpointError:
+            raise
+        except Exception as error:  # a damaged pickle fails in any way that it likes
+            raise CheckpointError(f"cannot resume from {self._checkpoint}: {error}") from error
         return True
+
+    def _check_same_run(self, old: dict[str, Any], plan: str | None) -> None:
+        now = self.settings.to_dict()
+        changed = [key for key in sorted(old.keys() & now.keys() - _CLOCKS) if old[key] != now[key]]
+        if changed:
+            raise CheckpointError(
+                f"{self._checkpoint} was written with {changed[0]} {old[changed[0]]!r}, now it is "
+                f"{now[changed[0]]!r}. Restore the setting, or train into another folder"
+            )
+        if plan is not None and plan != _digest(self.plan):
+            raise CheckpointError(
+                f"{self._checkpoint} was written with another plan: the pairs, their shares, the budget or the seed "
+                "have changed. Restore them, or train into another folder"
+            )
+
+
+def _digest(plan: Sequence[Ints]) -> str:
+    digest = hashlib.sha256()
+    for rows in plan:
+        digest.update(np.asarray(rows, np.int64).tobytes() + b"|")
+    return digest.hexdigest()[:16]
 
 
 def _positions(wanted: Ints, order: Ints) -> Ints:
-    """Where each of `wanted` stands in `order`, for possibly repeated rows taken once each."""
+    """Where each of `wanted` stands in `order`; both name the same distinct rows."""
     sorter = np.argsort(order, kind="stable")
     return sorter[np.searchsorted(order, wanted, sorter=sorter)]
 

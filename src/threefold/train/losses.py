@@ -22,8 +22,8 @@ class LossWeights(Settings):
     """How much each part counts.
 
     temperature  divides every score, 0.02 in the paper
-    dense, sparse, multi   weights in the ensemble score and of the losses of the single heads
-    sparse_loss  weight of the sparse losses, 0.1 in the released code
+    dense, sparse, multi   weights in the ensemble score, 1 / 0.3 / 1 in the released code
+    sparse_loss  weight of the sparse losses, 0.1 in the released code; those of the other heads have 1
     distil       weight of self-distillation against the contrastive part, 1.0 in the released code
     """
 
@@ -61,9 +61,9 @@ def joint_loss(
 ) -> tuple[Tensor, dict[str, float]]:
     """(L + L') / 2 of the paper: contrastive on each head and on their sum, and the sum as teacher of each.
 
-        s_e = w_d s_d + w_s s_s + w_m s_m
-        L   = (L_d + c L_s + L_m + L_e) / 4       InfoNCE, c = `sparse_loss`
-        L'  = (L'_d + c L'_s + L'_m) / 3          soft cross-entropy against softmax(s_e), detached
+    s_e = w_d s_d + w_s s_s + w_m s_m
+    L   = (L_d + c L_s + L_m + L_e) / 4       InfoNCE, c = `sparse_loss`
+    L'  = (L'_d + c L'_s + L'_m) / 3          soft cross-entropy against softmax(s_e), detached
     """
     t = w.temperature
     ensemble = w.dense * dense + w.sparse * sparse + w.multi * multi

@@ -71,7 +71,8 @@ def multi_matrix(queries: Side, passages: Side, chunk: int = 4_000_000) -> Tenso
     best = []
     for run, part in passages.layout.cut(passages.multi):
         per_step = max(1, chunk // max(1, len(rows) * run.length))
-        for block in part.view(run.texts, run.length, -1)[:, 1:].split(per_step):  # (n, t - 1, k)
+        inner = part.view(run.texts, run.length, -1)[:, 1:]
+        for block in torch.split(inner, per_step):  # (n, t - 1, k)
             similar = rows @ block.flatten(0, 1).T  # (Tq, n * (t - 1))
             best.append(similar.view(len(rows), len(block), -1).amax(dim=2))  # (Tq, n)
     matches = torch.cat(best, dim=1)  # (Tq, P)

@@ -1,0 +1,186 @@
+"""Checkpoints of others -> our names: Hugging Face backbones with the heads of BGE-M3, or as sentence-transformers.
+
+Knows their files and settings; `checkpoint.py` fills the network. What this network cannot do is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from threefold.encoder.files import Weights, read_backbone, read_json, read_pickle, read_table
+from threefold.encoder.heads import HeadsConfig
+from threefold.encoder.model import ModelConfig
+from threefold.encoder.network import NetworkConfig
+from threefold.errors import CheckpointError, ConfigError
+from threefold.types import Representation
+
+HEAD_FILES: dict[Representation, str] = {"sparse": "sparse_linear.pt", "multi": "colbert_linear.pt"}
+
+#: Their word for a pooling -> ours; older files say `pooling_mode_cls_token: true`, newer `pooling_mode: cls`.
+_POOLINGS = {
+    "cls_token": "cls", "cls": "cls", "mean_tokens": "mean", "mean": "mean", "lasttoken": "last",
+}  # fmt: skip
+
+
+class Recipe(NamedTuple):
+    """How one parameter of ours is read: from these tensors of a file, stacked."""
+
+    file: Weights
+    names: tuple[str, ...]
+
+
+class Opened(NamedTuple):
+    """A checkpoint before its tensors are read.
+
+    recipes  our parameter -> where it comes from
+    missing  representation -> what the checkpoint would need to make it
+    """
+
+    config: ModelConfig
+    recipes: dict[str, Recipe]
+    missing: dict[Representation, str]
+
+
+def open_foreign(folder: Path, pooling: str | None) -> Opened:
+    """BGE-M3's layout if a head file is there, else sentence-transformers', else a bare backbone with `pooling`."""
+    network = network_config(read_table(folder / "config.json"), folder / "config.json")
+    backbone = read_backbone(folder)
+    states = {r: read_pickle(folder / file) for r, file in HEAD_FILES.items() if (folder / file).is_file()}
+    if states or pooling is not None:
+        how = HeadsConfig.from_dict({"pooling": pooling or "cls"}, "model")
+        config = ModelConfig(network, how, network.max_tokens)
+    else:
+        config = _sentence_transformers(folder, network)
+    heads = HeadsConfig(
+        config.heads.pooling,
+        config.heads.normalize,
+        sparse="sparse" in states,
+        multi_dim=len(states["multi"].get("weight")) if "multi" in states else 0,
+    )
+    config = ModelConfig(
+        network, heads, config.max_tokens, config.query_prompt, config.document_prompt, name=folder.name
+    )
+    prefix = _prefix(backbone)
+    recipes = {
+        f"network.{ours}": Recipe(backbone, tuple(prefix + each for each in theirs))
+        for ours, theirs in hugging_face_names(network).items()
+    }
+    for representation, state in states.items():
+        recipes |= {f"heads.{representation}.{part}": Recipe(state, (part,)) for part in ("weight", "bias")}
+    return Opened(config, recipes, {r: file for r, file in HEAD_FILES.items() if r not in states})
+
+
+def hugging_face_names(config: NetworkConfig) -> dict[str, tuple[str, ...]]:
+    """Our parameter name -> theirs; several are stacked (queries, keys and values are one matrix of ours)."""
+    names: dict[str, tuple[str, ...]] = {
+        "words.weight": ("embeddings.word_embeddings.weight",),
+        "positions.weight": ("embeddings.position_embeddings.weight",),
+        "types.weight": ("embeddings.token_type_embeddings.weight",),
+    }
+    modules = {"norm": ["embeddings.LayerNorm"]}
+    for i in range(config.layers):
+        theirs = f"encoder.layer.{i}"
+        modules |= {
+            f"layers.{i}.qkv": [f"{theirs}.attention.self.{part}" for part in ("query", "key", "value")],
+            f"layers.{i}.attended": [f"{theirs}.attention.output.dense"],
+            f"layers.{i}.attended_norm": [f"{theirs}.attention.output.LayerNorm"],
+            f"layers.{i}.up": [f"{theirs}.intermediate.dense"],
+            f"layers.{i}.down": [f"{theirs}.output.dense"],
+            f"layers.{i}.down_norm": [f"{theirs}.output.LayerNorm"],
+        }
+    for ours, stacked in modules.items():
+        for part in ("weight", "bias"):
+            names[f"{ours}.{part}"] = tuple(f"{each}.{part}" for each in stacked)
+    return names
+
+
+def network_config(settings: Mapping[str, Any], path: Path) -> NetworkConfig:
+    """Sizes from a Hugging Face `config.json`; anything that this network is not is refused by name."""
+    family = settings.get("model_type")
+    if family not in ("bert", "xlm-roberta", "roberta"):
+        raise CheckpointError(f"{path}: model_type {family!r} is not supported; known are bert, roberta, xlm-roberta")
+    for key, wanted in (("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
+        if settings.get(key, wanted) != wanted:
+            raise CheckpointError(f"{path}: {key} {settings[key]!r} is not supported; expected {wanted!r}")
+    padding = settings.get("pad_token_id")
+    try:
+        sizes = {
+            "vocab": settings["vocab_size"],
+            "hidden": settings["hidden_size"],
+            "layers": settings["num_hidden_layers"],
+            "heads": settings["num_attention_heads"],
+            "ffn": settings["intermediate_size"],
+            "positions": settings["max_position_embeddings"],
+            "first_position": 0 if family == "bert" else (1 if padding is None else padding) + 1,
+            "types": settings.get("type_vocab_size", 1),
+            "norm_eps": settings.get("layer_norm_eps", 1e-12),
+        }
+        return NetworkConfig.from_dict(sizes, str(path))
+    except KeyError as error:
+        raise CheckpointError(f"{path} lacks the setting {error}") from error
+    except (ConfigError, TypeError) as error:
+        raise CheckpointError(f"{path}: {error}" if isinstance(error, TypeError) else str(error)) from error
+
+
+def _sentence_transformers(folder: Path, network: NetworkConfig) -> ModelConfig:
+    path = folder / "modules.json"
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} does not say how its dense vector is pooled: it has no modules.json, sparse_linear.pt or "
+            'colbert_linear.pt. Say it with pooling="cls" or pooling="mean"'
+        )
+    modules = _modules(path)
+    pooling = _pooling(folder / modules["Pooling"] / "config.json")
+    heads = HeadsConfig.from_dict({"pooling": pooling, "normalize": "Normalize" in modules}, "pooling")
+    prompts = _optional(folder / "config_sentence_transformers.json").get("prompts") or {}
+    document = prompts.get("document") or prompts.get("passage") or ""
+    return ModelConfig(network, heads, _longest(folder, network), prompts.get("query") or "", document)
+
+
+def _modules(path: Path) -> dict[str, str]:
+    """Kind -> folder of each module of the chain."""
+    try:
+        modules = {str(m["type"]).rsplit(".", 1)[-1]: str(m.get("path", "")) for m in read_json(path)}
+    except (TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{path}: expected a list of modules, each with its type and path") from error
+    if set(modules) - {"Transformer", "Pooling", "Normalize"} or "Pooling" not in modules:
+        raise CheckpointError(
+            f"{path}: modules {', '.join(modules)} are not supported; known are Transformer, Pooling, Normalize"
+        )
+    return modules
+
+
+def _pooling(path: Path) -> str:
+    declared = read_table(path)
+    if "pooling_mode" in declared:  # sentence-transformers 6
+        modes = declared["pooling_mode"]
+        modes = modes if isinstance(modes, list) else [modes]
+    else:
+        prefix = "pooling_mode_"
+        modes = [key.removeprefix(prefix) for key, on in declared.items() if key.startswith(prefix) and on is True]
+    if len(modes) != 1 or str(modes[0]) not in _POOLINGS:
+        raise CheckpointError(f"{path}: pooling {modes} is not supported; known are {', '.join(_POOLINGS)}")
+    return _POOLINGS[modes[0]]
+
+
+def _longest(folder: Path, network: NetworkConfig) -> int:
+    """`max_seq_length`, else the tokenizer's `model_max_length`, as sentence-transformers reads them."""
+    declared = _optional(folder / "sentence_bert_config.json").get("max_seq_length")
+    if declared is None:
+        declared = _optional(folder / "tokenizer_config.json").get("model_max_length")
+    return min(declared, network.max_tokens) if isinstance(declared, int) else network.max_tokens
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return read_table(path) if path.is_file() else {}
+
+
+def _prefix(backbone: Weights) -> str:
+    """What stands before every name: nothing, `roberta.`, `model.`, ..."""
+    tail = "embeddings.word_embeddings.weight"
+    found = [name.removesuffix(tail) for name in backbone.tensors if name.endswith(tail)]
+    if len(found) != 1:
+        raise CheckpointError(f"{backbone.path}: expected one tensor ending in {tail}, found {len(found)}")
+    return found[0]
