@@ -54,7 +54,7 @@ class AddReport:
 
 @dataclass(slots=True)
 class _Known:
-    """What the store has of one document."""
+    """What the store has of one document: unchanged only if this is the whole of it."""
 
     hashes: set[str] = field(default_factory=set)
     first: str = ""  # content hash of chunk 0: that of the newest complete version
@@ -148,9 +148,7 @@ class Ingest:
                 f"its id {document.id!r} belongs to {known.source}, which still exists. Pass a prefix for one of them"
             )
             return self._skip(Skipped(document.source, reason, document.source))
-        if known and known.first == document.content_hash and known.source == document.source:
-            if known.hashes != {document.content_hash}:  # an earlier call was stopped before it had cleaned up
-                self._store.delete(_older(document, None))
+        if known and known == _Known({document.content_hash}, document.content_hash, document.source):
             self._unchanged += 1
             self._done += 1
             return None
@@ -206,12 +204,11 @@ def _known(store: Store, ids: Sequence[str]) -> Mapping[str, _Known]:
     return found
 
 
-def _older(document: Document, chunks: int | None) -> Filter:
-    """Chunks of the document that are not of its present version; `chunks` is how many that one has."""
-    other: Filter = Filter("not", parts=(Filter("eq", "content_hash", document.content_hash),))
-    if chunks is not None:
-        other = Filter("or", parts=(other, Filter("gte", "number", chunks)))
-    return Filter("and", parts=(Filter("eq", "document_id", document.id), other))
+def _older(document: Document, chunks: int) -> Filter:
+    """Chunks of the document that are not of its present version, which has so many."""
+    other = Filter("not", parts=(Filter("eq", "content_hash", document.content_hash),))
+    beyond = Filter("gte", "number", chunks)
+    return Filter("and", parts=(Filter("eq", "document_id", document.id), Filter("or", parts=(other, beyond))))
 
 
 def delete_missing_files(store: Store, roots: Sequence[Path], seen: set[str], skipped: Sequence[Skipped]) -> int:
