@@ -251,7 +251,7 @@ class _Scorer:
             elif mode == "sparse":
                 scores = _only_matches(parts["sparse"])
             elif mode == "dense" or mode == "multi":
-                scores = parts[mode].copy() if self.own else parts[mode]
+                scores = parts[mode]  # in place below: the fused modes drop the same places anyway
             else:
                 scores = weighted_sum(parts, self.protocol.weights_of(mode))
             found[mode] = self._without_own(block, scores)
