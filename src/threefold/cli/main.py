@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
-import click
 import typer
 
 from threefold import __version__
 from threefold.cli import collections, encode, evaluate, inspect
 from threefold.cli.show import complain
 from threefold.errors import ThreefoldError
+
+#: What a wrong option raises: click's class, which newer versions of typer carry inside themselves.
+UsageError: type[Any] = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     name="threefold",
@@ -54,25 +57,20 @@ def _options(
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status. Every deliberate error becomes one line on standard error."""
     try:
-        app(arguments, standalone_mode=False)
+        status = app(arguments, standalone_mode=False)  # the status of a `typer.Exit`, else None
     except ThreefoldError as error:
         complain(str(error))
         return error.exit_code
-    except click.exceptions.NoArgsIsHelpError as error:
+    except UsageError as error:
         error.show()
         return 2
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         complain("interrupted; what was finished before is kept")
         return 130
-    except click.exceptions.Exit as stop:
-        return stop.exit_code
     except BrokenPipeError:  # `threefold search ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    return 0
+    return status if isinstance(status, int) else 0
 
 
 def entry() -> None:

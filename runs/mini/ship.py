@@ -1,0 +1,57 @@
+"""Step 4: the trained weights as the embedded model: one byte per number, our layout, into the package.
+
+    python runs/mini/ship.py --out build/mini --to src/threefold/models/mini
+
+Prints how far the bytes move the vectors, on lines of text in many languages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from corpus import read_mono
+
+from threefold.encoder.checkpoint import load, save
+from threefold.encoder.encoder import Encoder
+
+LIMIT_BYTES = 40_000_000
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--data", type=Path, help="data folder, for the comparison of float32 and one-byte vectors")
+    options.add_argument("--out", type=Path, default=Path("build/mini"))
+    options.add_argument("--to", type=Path, default=Path("src/threefold/models/mini"))
+    args = options.parse_args()
+    model = load(args.out / "untrained").model
+    state = torch.load(args.out / "trained" / "training.pt", weights_only=True)
+    model.load_state_dict(state["model"])
+    print(f"step {state['step']:,} after {state['elapsed_s'] / 60:.0f} minutes")
+    save(model, args.out / "float")
+    save(model, args.to, int8=True)
+    for folder in (args.out / "float", args.to):
+        shutil.copy(args.out / "untrained" / "tokenizer.json", folder / "tokenizer.json")
+    size = sum(file.stat().st_size for file in args.to.iterdir())
+    print(f"{args.to}: {size / 1e6:.1f} MB")
+    if size > LIMIT_BYTES:
+        raise SystemExit(f"over the limit of {LIMIT_BYTES / 1e6:.0f} MB")
+    if args.data:
+        compare(args.data, args.out / "float", args.to)
+
+
+def compare(data: Path, exact: Path, small: Path) -> None:
+    texts = [line for _, line in read_mono(data)][::800]
+    a = Encoder(exact, precision="float32").encode(texts, outputs=("dense",)).dense
+    b = Encoder(small, precision="float32").encode(texts, outputs=("dense",)).dense
+    assert a is not None
+    assert b is not None
+    cosines = (a * b).sum(axis=1)
+    print(f"{len(texts):,} texts: cosine to float32 mean {np.mean(cosines):.5f}, worst {np.min(cosines):.5f}")
+
+
+if __name__ == "__main__":
+    main()
