@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,11 +24,12 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(quick_folder: Path) -> Iterator[Path]:
     """A closed collection of 8 chunks."""
-    with EdgeStore.create(tmp_path / "c", manifest()) as store:
-        store.upsert(chunks(8), encoded(8))
-    return tmp_path / "c"
+    with tempfile.TemporaryDirectory(dir=quick_folder) as place:
+        with EdgeStore.create(Path(place) / "c", manifest()) as store:
+            store.upsert(chunks(8), encoded(8))
+        yield Path(place) / "c"
 
 
 def _start(folder: Path, job: str) -> subprocess.Popen[str]:
@@ -53,9 +55,10 @@ def test_kill_while_adding_loses_nothing_acknowledged(folder: Path, acknowledged
     with EdgeStore.open(folder) as store:
         assert len(store.fetch([f"w{i}#{part}" for i in range(done) for part in range(3)])) == 3 * done
         assert len(store.fetch(ids_of(chunks(8)))) == 8
-        for name in ("dense", "sparse", "multi"):
-            assert len(store.search(name, encoded(1, seed=done - 1), 3)) > 0
-        assert store.search("dense", encoded(1, seed=done - 1), 1)[0].id == f"w{done - 1}#0"
+        last = encoded(3, seed=done - 1).take([0])
+        assert store.search("dense", last, 1)[0].id == f"w{done - 1}#0"
+        assert store.search("multi", last, 1)[0].id == f"w{done - 1}#0"
+        assert f"w{done - 1}#0" in ids_of(store.search("sparse", last, 100))
 
 
 def test_a_second_process_is_told_who_has_it(folder: Path) -> None:
@@ -192,15 +195,21 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", str(place)], check=True)
 
 
-def test_a_disk_that_fills_up_loses_nothing(small_disk: Path) -> None:
+def test_a_disk_that_fills_up_loses_nothing(small_disk: Path, tmp_path: Path) -> None:
     done = 0
+
+    def fill() -> None:
+        nonlocal done
+        while True:
+            store.upsert([chunk(f"w{done}", text="x" * 200_000)], encoded(1, seed=done))
+            done += 1
+
     with EdgeStore.create(small_disk / "c", manifest()) as store:
         with pytest.raises(StoreError, match="nearly full"):
-            while True:
-                store.upsert([chunk(f"w{done}", text="x" * 200_000)], encoded(1, seed=done))
-                done += 1
+            fill()
         assert store.count() == done > 3
-    with EdgeStore.open(small_disk / "c") as store:
+    shutil.copytree(small_disk / "c", tmp_path / "c")  # tmpfs gives memory to holes that are only read
+    with EdgeStore.open(tmp_path / "c") as store:
         assert len(store.fetch([f"w{i}#0" for i in range(done)])) == done
 
 
