@@ -310,7 +310,8 @@ def test_without_the_extra_a_pdf_is_skipped_with_the_install_command(
 
 @pytest.mark.parametrize("name", ["x.pdf", "x.docx", "x.pptx", "x.xlsx"])
 def test_a_file_that_is_not_what_its_name_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setitem(sys.modules, "markitdown", types.ModuleType("markitdown"))
+    for module in ("markitdown", "markitdown.converters"):
+        monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
     assert "is damaged: it does not begin as" in reason(tmp_path, name, "just text")
 
 
@@ -319,8 +320,12 @@ def test_office_files_by_a_stand_in_for_markitdown(tmp_path: Path, monkeypatch: 
     module.MissingDependencyException = type("MissingDependencyException", (Exception,), {})
 
     class MarkItDown:
-        def __init__(self, *, enable_plugins: bool) -> None:
+        def __init__(self, *, enable_builtins: bool, enable_plugins: bool) -> None:
+            assert not enable_builtins
             assert not enable_plugins
+
+        def register_converter(self, converter: object) -> None:
+            assert type(converter).__name__ in ("PdfConverter", "XlsxConverter")
 
         def convert_local(self, path: Path) -> Any:
             if path.name == "broken.pdf":
@@ -331,8 +336,12 @@ def test_office_files_by_a_stand_in_for_markitdown(tmp_path: Path, monkeypatch: 
 
     module.MarkItDown = MarkItDown
     monkeypatch.setitem(sys.modules, "markitdown", module)
+    converters: Any = types.ModuleType("markitdown.converters")
+    for name in ("PdfConverter", "XlsxConverter"):
+        setattr(converters, name, type(name, (), {}))
+    monkeypatch.setitem(sys.modules, "markitdown.converters", converters)
     assert one(tmp_path, "good.pdf", b"%PDF-1.7").text == "# Page\n\ntext"
-    assert reason(tmp_path, "broken.pdf", b"%PDF-1.7").endswith("is damaged or not readable: no trailer")
+    assert reason(tmp_path, "broken.pdf", b"%PDF-1.7").endswith("is damaged or not readable: no trailer more")
     assert "threefold[docs]" in reason(tmp_path, "x.xlsx", b"PK\x03\x04")
 
 

@@ -108,30 +108,33 @@ def _breaks(name: str) -> tuple[str, str]:
 
 
 def read_office(path: Path) -> Rendered:
-    """Text of a pdf, docx, pptx or xlsx file by markitdown (extra `docs`). Nothing leaves the machine."""
+    """Text of a pdf, docx, pptx or xlsx file by markitdown (extra `docs`). Nothing leaves the machine.
+
+    The one converter of the format is asked: with all of them, markitdown reads a broken PDF as plain text.
+    """
+    kind = path.suffix.lower().removeprefix(".")
+    purpose = f"reading {kind} files"
     try:
         markitdown = import_module("markitdown")
+        converters = import_module("markitdown.converters")
     except ImportError as error:
-        raise MissingExtraError("markitdown", "docs", f"reading {path.suffix} files") from error
-    _check_signature(path)
+        raise MissingExtraError("markitdown", "docs", purpose) from error
+    _check_signature(path, kind)
+    reader = markitdown.MarkItDown(enable_builtins=False, enable_plugins=False)
+    reader.register_converter(getattr(converters, f"{kind.capitalize()}Converter")())
     try:
-        result = markitdown.MarkItDown(enable_plugins=False).convert_local(path)
+        result = reader.convert_local(path)
     except markitdown.MissingDependencyException as error:
-        raise MissingExtraError(f"markitdown[{path.suffix[1:]}]", "docs", f"reading {path.suffix} files") from error
+        raise MissingExtraError(f"markitdown[{kind}]", "docs", purpose) from error
     except Exception as error:  # parsers of foreign formats raise anything
-        raise DocumentError(f"{path} is damaged or not readable: {_first_line(error)}") from error
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise DocumentError(f"{path} is damaged or not readable: {reason}") from error
     return Rendered(result.markdown, result.title or "")
 
 
-def _check_signature(path: Path) -> None:
-    """Refuse a file that is not what its name says: markitdown reads a text file called x.pdf as text."""
+def _check_signature(path: Path, kind: str) -> None:
     with path.open("rb") as file:
         head = file.read(1024)
-    suffix = path.suffix.lower()
-    good = b"%PDF-" in head if suffix == ".pdf" else head.startswith(b"PK\x03\x04")
-    if head and not good:
-        raise DocumentError(f"{path} is damaged: it does not begin as a {suffix[1:]} file does")
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    good = b"%PDF-" in head if kind == "pdf" else head.startswith(b"PK\x03\x04")
+    if not good:
+        raise DocumentError(f"{path} is damaged: it does not begin as a {kind} file does")
