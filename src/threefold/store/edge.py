@@ -200,8 +200,11 @@ class EdgeStore:
         both = check_query(self._manifest, query)
         points = [point_id(name) for name in ids]
         with self._engine("score") as shard:
-            self._refuse_unknown(shard, ids, points)
-            return {name: _scores(shard, name, query, points) for name in both}
+            only = EdgeFilter(must=[HasIdCondition(set(points))])
+            if shard.count(CountRequest(exact=True, filter=only)) < len(set(points)):
+                known = {str(record.id) for record in shard.retrieve([*points], False, False)}
+                raise unknown_chunk(next(name for name, point in zip(ids, points, strict=True) if point not in known))
+            return {name: _scores(shard, name, query, points, only) for name in both}
 
     def fetch(self, ids: Sequence[str]) -> list[Chunk]:
         return [from_payload(record.payload or {}) for record in self._retrieve(ids, [])]
@@ -270,11 +273,6 @@ class EdgeStore:
         if self._shard is None:
             raise StoreError(f"{self._folder}: this collection is closed. Open it again")
         return self._shard
-
-    def _refuse_unknown(self, shard: EdgeShard, ids: Sequence[str], points: Sequence[str]) -> None:
-        if shard.count(CountRequest(exact=True, filter=_only(points))) < len(set(points)):
-            known = {str(record.id) for record in shard.retrieve([*points], False, False)}
-            raise unknown_chunk(next(name for name, point in zip(ids, points, strict=True) if point not in known))
 
     def _retrieve(self, ids: Sequence[str], names: list[str]) -> list[Record]:
         points = [point_id(name) for name in ids]
@@ -359,10 +357,6 @@ def _compact(folder: Path) -> None:
         )
 
 
-def _only(points: Sequence[str]) -> EdgeFilter:
-    return EdgeFilter(must=[HasIdCondition(set(points))])
-
-
 def _name(point: ScoredPoint) -> str:
     name: str = (point.payload or {})["id"]
     return name
@@ -373,12 +367,14 @@ def _divisor(representation: Representation, query: Encoded) -> int:
     return len(query.multi[0]) if representation == "multi" and query.multi is not None else 1
 
 
-def _scores(shard: EdgeShard, representation: Representation, query: Encoded, points: Sequence[str]) -> Floats:
+def _scores(
+    shard: EdgeShard, representation: Representation, query: Encoded, points: Sequence[str], only: EdgeFilter
+) -> Floats:
     """(len(points),) float32; a chunk that the engine does not return shares no term: 0."""
     if not points or (representation == "sparse" and query.sparse is not None and len(query.sparse.indices) == 0):
         return np.zeros(len(points), np.float32)
     ask = Query.Nearest(edge_vector(representation, query, 0), using=representation)
-    request = QueryRequest(limit=len(points), query=ask, filter=_only(points), params=SearchParams(exact=True))
+    request = QueryRequest(limit=len(points), query=ask, filter=only, params=SearchParams(exact=True))
     found = {str(point.id): point.score for point in shard.query(request)}
     scores = np.array([found.get(point, 0.0) for point in points], dtype=np.float32)
     return scores / np.float32(_divisor(representation, query))

@@ -31,7 +31,10 @@ class Store(Protocol):
         ...
 
     def upsert(self, chunks: Sequence[Chunk], vectors: Encoded) -> None:
-        """Add or replace. When it returns, a killed process or a power loss loses nothing of it."""
+        """Add or replace. When it returns, a killed process or a power loss loses nothing of it.
+
+        A chunk twice in one call, NaN, and vectors of other dimensions are errors, and then nothing is stored.
+        """
         ...
 
     def delete(self, where: Filter) -> int:
@@ -59,7 +62,10 @@ class Store(Protocol):
         ...
 
     def vectors(self, ids: Sequence[str]) -> Encoded:
-        """The stored vectors of these chunks, in this order (compact storage is returned as float32)."""
+        """The stored vectors of these chunks, in this order (compact storage is returned as float32).
+
+        At least one id: the vectors of no chunks have no shape.
+        """
         ...
 
     def scroll(self, where: Filter | None = None, batch: int = 1000) -> Iterator[Chunk]:
