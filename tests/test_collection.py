@@ -580,6 +580,24 @@ def test_a_folder_that_cannot_be_written(encoder: FakeEncoder, tmp_path: Path) -
         Collection(tmp_path / "file/papers", encoder)
 
 
+def test_a_folder_of_documents_is_not_made_a_collection(encoder: FakeEncoder, docs: Path) -> None:
+    with pytest.raises(InputError, match=r"not empty \(it has fox.txt\). Choose a new or an empty folder"):
+        Collection(docs, encoder)
+    assert sorted(path.name for path in docs.iterdir()) == ["fox.txt", "rows.jsonl", "sub"]
+
+
+def test_a_collection_among_the_documents_does_not_read_itself(encoder: FakeEncoder, docs: Path) -> None:
+    with Collection(docs / "index", encoder) as inside:
+        assert counts(inside.add_files(docs)) == (4, 0, 0, 0, 0)
+
+
+def test_a_corrupt_manifest_is_named(home: Path, encoder: FakeEncoder) -> None:
+    Collection("papers", encoder).close()
+    (home / "collections/papers/manifest.json").write_text("{")
+    with pytest.raises(StoreCorruptError, match=r"manifest.json: not a manifest"):
+        Collection("papers", encoder)
+
+
 def test_a_snapshot_is_a_collection(home: Path, encoder: FakeEncoder, tmp_path: Path) -> None:
     with Collection("papers", encoder) as papers:
         papers.add([FOX, ZH])

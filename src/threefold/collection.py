@@ -196,7 +196,7 @@ class Collection:
         delete_missing  delete documents whose file was below these paths and is gone
         """
         given = [paths] if isinstance(paths, str | Path) else list(paths)
-        documents = (_prefixed(item, prefix) for item in load_files(given, loading))
+        documents = (_prefixed(item, prefix) for item in load_files(given, loading) if not self._is_own(item.source))
         with self._writing:
             ingest = Ingest(self._store, self._encoder, self.manifest.chunking, progress, files=True)
             ingest.run(documents)
@@ -205,6 +205,10 @@ class Collection:
                 roots = [Path(os.path.abspath(path)) for path in given]
                 deleted = delete_missing_files(self._store, roots, ingest.seen, ingest.skipped)
             return ingest.report(deleted)
+
+    def _is_own(self, source: str) -> bool:
+        """Whether a file belongs to this collection itself, whose folder may be among the documents."""
+        return self.folder is not None and Path(os.path.abspath(self.folder)) in Path(source).parents
 
     def delete(self, ids: str | Sequence[str] | None = None, *, where: Mapping[str, Any] | None = None) -> int:
         """Delete documents by id, or the chunks that match `where`; returns how many chunks went."""

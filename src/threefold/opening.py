@@ -18,6 +18,10 @@ def home() -> Path:
     return Path(os.environ.get("THREEFOLD_HOME") or "~/.threefold").expanduser()
 
 
+#: What the embedded engine may have left in a folder whose creation was interrupted.
+_OWN_NAMES = frozenset({"lock", "shard", "manifest.tmp"})
+
+
 def collection_folder(path_or_name: str | Path) -> Path:
     """A bare name is a folder of `$THREEFOLD_HOME/collections` (default `~/.threefold`); anything else is a path."""
     if isinstance(path_or_name, Path) or os.sep in path_or_name or "/" in path_or_name:
@@ -58,8 +62,18 @@ def open_folder(folder: Path, manifest: Manifest, create: bool) -> Store:
     from threefold.store.edge import EdgeStore  # late: loads the engine
 
     if create and not manifest_path(folder).exists():
+        _refuse_foreign_files(folder)
         return EdgeStore.create(folder, manifest)
     return EdgeStore.open(folder)
+
+
+def _refuse_foreign_files(folder: Path) -> None:
+    """A folder of documents is not silently made a collection as well."""
+    foreign = sorted({entry.name for entry in folder.iterdir()} - _OWN_NAMES) if folder.is_dir() else []
+    if foreign:
+        raise InputError(
+            f"{folder} is not a collection and not empty (it has {foreign[0]}). Choose a new or an empty folder"
+        )
 
 
 def open_cluster(url: str, api_key: str | None, name: str, manifest: Manifest, create: bool) -> Store:
