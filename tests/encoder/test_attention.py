@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from threefold.encoder.attention import Layout, _plain, attend, best_path
+
+LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=12)
+
+
+def one_by_one(qkv: Tensor, heads: int, lengths: list[int]) -> Tensor:
+    """Equation 1 of Vaswani et al. for each text and head by itself, in float64."""
+    outputs = []
+    for part in qkv.double().split(lengths):
+        q, k, v = (x.unflatten(1, (heads, -1)) for x in part.chunk(3, dim=1))  # each (t, heads, d_head)
+        per_head = [
+            torch.softmax(q[:, h] @ k[:, h].T / q.shape[2] ** 0.5, dim=1) @ v[:, h] for h in range(heads)
+        ]  # fmt: skip
+        outputs.append(torch.cat(per_head, dim=1))
+    return torch.cat(outputs)
+
+
+@settings(deadline=None, max_examples=40)
+@given(lengths=LENGTHS, heads=st.sampled_from([1, 2, 4]))
+@pytest.mark.parametrize("training", [False, True], ids=["fused kernel", "plain"])
+def test_blocks_equal_one_text_at_a_time(training: bool, lengths: list[int], heads: int) -> None:
+    qkv = torch.randn(sum(lengths), 24, generator=torch.Generator().manual_seed(sum(lengths)))
+    got = attend(qkv.clone().requires_grad_(training), heads, Layout.of(np.array(lengths)))
+    assert got.shape == (sum(lengths), 8)
+    torch.testing.assert_close(got.double(), one_by_one(qkv, heads, lengths), atol=1e-5, rtol=1e-5)
+
+
+def test_plain_equals_the_fused_kernel_forward_and_backward() -> None:
+    q, k, v = (torch.randn(3, 2, 7, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    fused = scaled_dot_product_attention(q, k, v)
+    torch.testing.assert_close(_plain(q, k, v), fused)
+    gradients = [torch.autograd.grad(out.square().sum(), (q, k, v)) for out in (fused, _plain(q, k, v))]
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_plain_may_run_in_16_bits() -> None:
+    q, k, v = (torch.randn(1, 2, 5, 4).bfloat16() for _ in range(3))
+    assert _plain(q, k, v).dtype == torch.bfloat16
+
+
+@given(lengths=st.lists(st.integers(0, 4), max_size=20))
+def test_runs_join_neighbours_of_equal_length_and_cover_every_token(lengths: list[int]) -> None:
+    layout = Layout.of(np.array(lengths, np.int64))
+    assert np.diff(layout.offsets).tolist() == lengths
+    covered = [i for run in layout.runs for i in range(run.start, run.end)]
+    assert covered == list(range(sum(lengths)))
+    assert [run.length for run in layout.runs for _ in range(run.texts)] == [n for n in lengths if n]
+    assert layout.longest == max(lengths, default=0)
+
+
+def test_runs_by_hand() -> None:
+    assert [tuple(run) for run in Layout.of(np.array([3, 3, 2, 3])).runs] == [(0, 2, 3), (6, 1, 2), (8, 1, 3)]
+
+
+def test_cut_gives_views() -> None:
+    packed = torch.arange(16.0).view(8, 2)
+    parts = list(Layout.of(np.array([3, 3, 2])).cut(packed))
+    assert [part.shape[0] for _, part in parts] == [6, 2]
+    assert all(part.untyped_storage().data_ptr() == packed.untyped_storage().data_ptr() for _, part in parts)
+
+
+def test_the_path_is_chosen_by_device_and_type() -> None:
+    assert best_path(torch.device("cpu"), torch.bfloat16, 64) == "blocks"
+    assert best_path(torch.device("cuda"), torch.float32, 64) == "blocks"
+    assert best_path(torch.device("cuda"), torch.float16, 12) == "blocks"  # flash attention: multiples of 8
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the variable-length kernel needs a CUDA GPU")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_varlen_equals_blocks(dtype: torch.dtype) -> None:
+    if best_path(torch.device("cuda"), dtype, 64) != "varlen":
+        pytest.skip("this GPU or this PyTorch has no variable-length kernel")
+    lengths = [700, 33, 33, 5, 2]
+    qkv = torch.randn(sum(lengths), 3 * 256, device="cuda", dtype=dtype)
+    layout = Layout.of(np.array(lengths))
+    torch.testing.assert_close(
+        attend(qkv, 4, layout, "varlen"), attend(qkv, 4, layout, "blocks"), atol=2e-2, rtol=2e-2
+    )  # fmt: skip
