@@ -3,7 +3,9 @@ from __future__ import annotations
 import json
 import random
 import threading
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,6 +97,45 @@ def test_pairs_cut_the_query_first_and_then_only_the_text(each: Tokenizer) -> No
     assert tokens.truncated[0]
     with pytest.raises(InputError, match="2 queries but 1 texts"):
         each.encode_pairs(["a", "b"], ["c"], max_tokens=16)
+
+
+def test_pairs_say_where_the_second_text_begins_and_what_there_was(each: Tokenizer) -> None:
+    a, b = (int(each.encode([text], max_tokens=500).lengths[0]) - 2 for text in (LONG * 3, "lazy dog"))
+    middle = 2 if each.token(each.cls_id) == "<s>" else 1
+    tokens = each.encode_pairs([LONG * 3, "lazy dog"], ["lazy dog", LONG * 3], max_tokens=20, max_query_tokens=3)
+    assert tokens.seconds is not None
+    assert tokens.seconds.tolist() == [1 + 3 + middle, 1 + min(b, 3) + middle]
+    assert tokens.available.tolist() == [2 + middle + a + b] * 2
+    assert tokens.truncated.tolist() == [True, True]  # a query that was cut counts as much as a text
+
+
+def test_pairs_always_leave_room_for_the_text(each: Tokenizer) -> None:
+    """Three quarters of a very small limit and the special tokens would fill it."""
+    middle = 2 if each.token(each.cls_id) == "<s>" else 1
+    least = 2 + middle + 2
+    tokens = each.encode_pairs([LONG], [LONG], max_tokens=least)
+    assert tokens.lengths.tolist() == [least]
+    with pytest.raises(InputError, match=f"max_tokens must be at least {least} for a pair"):
+        each.encode_pairs([LONG], [LONG], max_tokens=least - 1)
+    with pytest.raises(InputError, match="max_query_tokens must be from 1 to"):
+        each.encode_pairs([LONG], [LONG], max_tokens=20, max_query_tokens=18)
+
+
+def test_pairs_cut_each_distinct_text_into_tokens_once(each: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    encodings = Tokenizer._encodings
+
+    def counted(self: Tokenizer, texts: Sequence[str]) -> Any:
+        read.extend(texts)
+        return encodings(self, texts)
+
+    monkeypatch.setattr(Tokenizer, "_encodings", counted)
+    tokens = each.encode_pairs(["fox"] * 3, ["dog", "fox", "dog"], max_tokens=20)
+    assert sorted(read) == ["dog", "fox", "fox"]
+    assert tokens[0].tolist() == tokens[2].tolist() != tokens[1].tolist()
+    assert len(each.encode_pairs([], [], max_tokens=20)) == 0
+    with pytest.raises(InputError, match="text 0 must be a string; got list"):
+        each.encode_pairs([["fox"]], ["dog"], max_tokens=20)  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("text", TROUBLE, ids=ascii)

@@ -11,7 +11,8 @@ import json
 import re
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -42,11 +43,13 @@ class Tokens:
     ids        (T,) int32
     offsets    (n + 1,) int64; text i owns ids[offsets[i]:offsets[i + 1]]
     available  (n,) int64 tokens that the text had before truncation, specials included
+    seconds    of pairs only: (n,) int64 place in row i where the second text begins (BERT's token type 1)
     """
 
     ids: Ints
     offsets: Ints
     available: Ints
+    seconds: Ints | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -134,18 +137,27 @@ class Tokenizer:
         self, queries: Sequence[str], texts: Sequence[str], *, max_tokens: int, max_query_tokens: int | None = None
     ) -> Tokens:
         """`<s> query </s></s> text </s>`: the query is cut to `max_query_tokens` (default 3/4 of `max_tokens`),
-        then only the text is cut, as bge-reranker-v2-m3 was trained (FlagEmbedding `reranker/encoder_only`)."""
+        then only the text is cut, as bge-reranker-v2-m3 was trained (FlagEmbedding `reranker/encoder_only`).
+
+        A text that occurs in many pairs is cut into tokens once. `available` counts what both texts had.
+        """
         if len(queries) != len(texts):
             raise InputError(f"{len(queries)} queries but {len(texts)} texts")
-        first = [self._ids(e)[: max_query_tokens or max_tokens * 3 // 4] for e in self._encodings(queries)]
-        second = [self._ids(e) for e in self._encodings(texts)]
+        head, tail = self._head, self._tail
         middle = [self.sep_id, self.sep_id] if self._roberta else [self.sep_id]
-        rows, available = [], []
-        for a, b in zip(first, second, strict=True):
-            room = max_tokens - len(a) - len(middle) - self.overhead
-            rows.append([*self._head, *a, *middle, *b[: max(room, 0)], *self._tail])
-            available.append(len(rows[-1]) + max(len(b) - max(room, 0), 0))
-        return _tokens(rows, available)
+        frame = self.overhead + len(middle)
+        if max_tokens < frame + 2:
+            raise InputError(f"max_tokens must be at least {frame + 2} for a pair; got {max_tokens}")
+        most = min(max_tokens * 3 // 4, max_tokens - frame - 1) if max_query_tokens is None else max_query_tokens
+        if not 1 <= most < max_tokens - frame:
+            raise InputError(f"max_query_tokens must be from 1 to {max_tokens - frame - 1}; got {most}")
+        rows, available, seconds = [], [], []
+        for a, b in zip(self._distinct(queries), self._distinct(texts), strict=True):
+            first = [*head, *a[:most], *middle]
+            rows.append([*first, *b[: max_tokens - len(first) - len(tail)], *tail])
+            available.append(len(a) + len(b) + frame)
+            seconds.append(len(first))
+        return replace(_tokens(rows, available), seconds=np.array(seconds, dtype=np.int64))
 
     def count(self, texts: Sequence[str]) -> Ints:
         """Tokens of every text, specials included, without truncation."""
@@ -185,10 +197,15 @@ class Tokenizer:
         self._roberta = self._backend.token_to_id("<s>") is not None
         return [self.cls_id], [self.sep_id]
 
+    def _distinct(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of every text without specials; equal texts share one list."""
+        clean = _clean(texts)
+        places = {text: i for i, text in enumerate(dict.fromkeys(clean))}
+        ids = [self._ids(encoding) for encoding in self._encodings(list(places))]
+        return [ids[places[text]] for text in clean]
+
     def _encodings(self, texts: Sequence[str]) -> list[Encoding]:
-        if isinstance(texts, str):
-            raise InputError("expected a list of texts, got one text; put it into a list")
-        clean = [_SURROGATE.sub("�", _text(text, i)) for i, text in enumerate(texts)]
+        clean = _clean(texts)
         with self._lock:
             encodings: list[Encoding] = self._backend.encode_batch(clean, add_special_tokens=False)
         return encodings
@@ -221,6 +238,12 @@ class Tokenizer:
         return _tokens(rows, available)
 
 
+def _clean(texts: Sequence[str]) -> list[str]:
+    if isinstance(texts, str):
+        raise InputError("expected a list of texts, got one text; put it into a list")
+    return [_SURROGATE.sub("�", _text(text, i)) for i, text in enumerate(texts)]
+
+
 def _text(text: object, i: int) -> str:
     if isinstance(text, str):
         return text
@@ -229,7 +252,7 @@ def _text(text: object, i: int) -> str:
 
 def _tokens(rows: list[list[int]], available: list[int]) -> Tokens:
     offsets = offsets_of([len(row) for row in rows])
-    ids = np.fromiter((id for row in rows for id in row), dtype=np.int32, count=int(offsets[-1]))
+    ids = np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(offsets[-1]))
     return Tokens(ids, offsets, np.array(available, dtype=np.int64))
 
 
