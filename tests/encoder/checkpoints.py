@@ -6,6 +6,7 @@ Written by plain names and formulas, without the package's own loader, so that a
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ from safetensors.torch import save_file
 from tests.fakes import unigram_tokenizer, wordpiece_tokenizer
 from torch import Tensor
 
+_unigram, _wordpiece = cache(unigram_tokenizer), cache(wordpiece_tokenizer)  # training one twice may give two
+
 HIDDEN, LAYERS, HEADS, FFN, POSITIONS = 32, 2, 4, 64, 8194
 
 
 def bge_m3(folder: Path, *, weights: str = "bin", seed: int = 0, multi_dim: int = HIDDEN) -> Path:
     """BAAI/bge-m3 in small: `weights` is "bin", "safetensors" or "shards"."""
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = unigram_tokenizer()
+    tokenizer = _unigram()
     config = _config("xlm-roberta", tokenizer.vocab, POSITIONS) | {
         "architectures": ["XLMRobertaModel"], "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2,
         "type_vocab_size": 1, "layer_norm_eps": 1e-5,
@@ -46,7 +49,7 @@ def sentence_transformer(
 ) -> Path:
     """A BERT of sentence-transformers in small."""
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = wordpiece_tokenizer()
+    tokenizer = _wordpiece()
     config = _config("bert", tokenizer.vocab, 64) | {
         "architectures": ["BertModel"], "pad_token_id": 0, "type_vocab_size": 2, "layer_norm_eps": 1e-12,
     }  # fmt: skip
@@ -87,7 +90,7 @@ def backbone(config: dict[str, Any], generator: torch.Generator) -> dict[str, Te
         state |= _affine(f"{layer}.output.dense", d, f) | _affine(f"{layer}.output.LayerNorm", d)
     tensors = {}
     for name, shape in state.items():
-        scale = 1.0 if "word_embeddings" in name else 0.05 if "LayerNorm" in name else 0.2
+        scale = 1.0 if "word_embeddings" in name else 0.05 if "LayerNorm" in name or name.endswith("bias") else 0.2
         tensors[name] = torch.randn(shape, generator=generator) * scale
         if name.endswith("LayerNorm.weight"):
             tensors[name] += 1.0
@@ -127,5 +130,5 @@ def _write_weights(folder: Path, state: dict[str, Tensor], how: str) -> None:
 
 def _save_head(path: Path, rows: int, generator: torch.Generator) -> None:
     weight = torch.randn(rows, HIDDEN, generator=generator) * 0.2
-    bias = torch.randn(rows, generator=generator) * 0.1
+    bias = torch.randn(rows, generator=generator) * 0.1 + (rows == 1)  # most tokens get a sparse weight
     torch.save({"weight": weight.half(), "bias": bias.half()}, path)  # published in 16 bits

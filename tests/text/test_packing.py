@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -25,7 +27,7 @@ def test_the_longest_texts_come_first_and_no_batch_could_take_the_next_text(leng
     batches = plan_batches(lengths, budget)
     order = [int(lengths[i]) for batch in batches for i in batch]
     assert order == sorted(order, reverse=True)
-    for batch, following in zip(batches, batches[1:], strict=False):
+    for batch, following in pairwise(batches):
         assert lengths[batch].sum() + lengths[following[0]] > budget
 
 

@@ -134,9 +134,19 @@ def _sentence_transformers(folder: Path, network: NetworkConfig) -> ModelConfig:
     modules = _modules(path)
     pooling = _pooling(folder / modules["Pooling"] / "config.json")
     heads = HeadsConfig.from_dict({"pooling": pooling, "normalize": "Normalize" in modules}, "pooling")
-    prompts = _optional(folder / "config_sentence_transformers.json").get("prompts") or {}
-    document = prompts.get("document") or prompts.get("passage") or ""
-    return ModelConfig(network, heads, _longest(folder, network), prompts.get("query") or "", document)
+    declared = _optional(folder / "config_sentence_transformers.json").get("prompts") or {}
+    prompts = declared if isinstance(declared, dict) else {}
+    settings = {
+        "network": network,
+        "heads": heads,
+        "max_tokens": _longest(folder, network),
+        "query_prompt": prompts.get("query") or "",
+        "document_prompt": prompts.get("document") or prompts.get("passage") or "",
+    }
+    try:
+        return ModelConfig.from_dict(settings, str(folder))
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def _modules(path: Path) -> dict[str, str]:
