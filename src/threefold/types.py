@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,9 @@ Bools = NDArray[np.bool_]
 #: The three representations, in the order in which they are always named.
 Representation = Literal["dense", "sparse", "multi"]
 REPRESENTATIONS: tuple[Representation, ...] = ("dense", "sparse", "multi")
+
+#: What may be asked for one text: the three, and what they are made of.
+Output = Literal["dense", "sparse", "multi", "hidden", "weights"]
 
 
 def offsets_of(lengths: Sequence[int] | Ints) -> Ints:
@@ -222,6 +225,23 @@ class Encoded:
             np.concatenate([part.tokens for part in parts]),
             np.concatenate([part.truncated for part in parts]),
         )
+
+
+class Row(NamedTuple):
+    """What the model says about one text. What nobody asked for is None.
+
+    dense    (d,) unit vector
+    sparse   (m,) ids, ascending, and their (m,) weights
+    multi    (t - 1, k) unit vectors of every token but the first special one
+    hidden   (t, d) states of the last layer, special tokens included
+    weights  (t,) sparse weight of every token, special tokens included
+    """
+
+    dense: Floats | None = None
+    sparse: tuple[Ints, Floats] | None = None
+    multi: Floats | None = None
+    hidden: Floats | None = None
+    weights: Floats | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,12 +23,13 @@ from threefold.encoder.heads import gather_multi, gather_sparse
 from threefold.encoder.model import Model
 from threefold.encoder.network import Batch
 from threefold.encoder.precision import Precision, cast, choose_device, choose_precision
+from threefold.encoder.rows import assemble, head_arrays
 from threefold.encoder.sources import find
 from threefold.errors import CheckpointError, InputError, MissingHeadError, NumericalError
 from threefold.text.packing import plan_batches, restore_order
 from threefold.text.protocol import ModelCard
 from threefold.text.tokenizer import Tokenizer, Tokens, Truncate
-from threefold.types import REPRESENTATIONS, Encoded, Floats, Ragged, Representation, Sparse, offsets_of
+from threefold.types import REPRESENTATIONS, Encoded, Floats, Output, Ragged, Representation, Row, Sparse, offsets_of
 
 #: Called after each batch with (texts, tokens) that it had.
 Progress = Callable[[int, int], None]
@@ -110,6 +111,7 @@ class Encoder:
             max_tokens=config.max_tokens,
             revision=self._source.revision,
             precision=self.precision,
+            matryoshka=config.matryoshka,
         )
 
     def __repr__(self) -> str:
@@ -151,6 +153,23 @@ class Encoder:
             if progress is not None:
                 progress(len(batch), int(tokens.lengths[batch].sum()))
         return Encoded.concat(parts).take(restore_order(batches))
+
+    def encode_tokens(self, tokens: Tokens, outputs: Sequence[Sequence[Output]]) -> list[Row]:
+        """One row per text that was tokenized already, in the caller's order; what a server packs together.
+
+        outputs  what each text wants: one forward pass for all, each head only over the texts that asked for it
+        """
+        if len(outputs) != len(tokens):
+            raise InputError(f"{len(tokens)} texts but {len(outputs)} sets of outputs")
+        longest, most = int(tokens.lengths.max(initial=0)), self._config.network.max_tokens
+        if longest > most:
+            raise InputError(f"{self._source.name} reads at most {most} tokens; got {longest}")
+        asked = {"sparse" if name == "weights" else name for wanted in outputs for name in wanted} - {"hidden"}
+        if asked:
+            self._wanted([name for name in REPRESENTATIONS if name in asked])
+        batches = plan_batches(tokens.lengths, self.budget)
+        found = [row for batch in batches for row in self._rows(tokens, batch, [outputs[int(i)] for i in batch])]
+        return [found[int(i)] for i in restore_order(batches)]
 
     def encode_queries(self, texts: Sequence[str], **options: Any) -> Encoded:
         """`encode` with the model's prompt for queries (bge-m3 and the embedded model have none)."""
@@ -221,9 +240,7 @@ class Encoder:
     ) -> Encoded:
         layout = Layout.of(tokens.lengths[rows])
         ids = np.concatenate([tokens[int(i)] for i in rows])
-        raw = self._run(self._model, ids, layout, wanted, dim)
-        if not all(np.isfinite(array).all() for array in raw.values()):
-            raw = self._rescue(ids, layout, wanted, dim)
+        raw = self._checked(lambda model: self._run(model, ids, layout, wanted, dim))
         sparse = multi = None
         if "sparse" in wanted:
             sparse = gather_sparse(raw["sparse"], ids, layout, self._card.vocab, self._tokenizer.special_ids)
@@ -236,14 +253,7 @@ class Encoder:
     def _run(
         self, model: Model, ids: np.ndarray[Any, Any], layout: Layout, wanted: Sequence[Representation], dim: int | None
     ) -> dict[str, Floats]:
-        lengths = np.diff(layout.offsets)
-        places = np.arange(len(ids)) - np.repeat(layout.offsets[:-1], lengths) + self._config.network.first_position
-        batch = Batch(
-            torch.from_numpy(ids.astype(np.int64)).to(self.device),
-            torch.from_numpy(places.astype(np.int64)).to(self.device),
-            layout,
-        )
-        hidden: Tensor = model.network(batch)  # (T, d)
+        hidden = self._states(model, ids, layout)  # (T, d)
         heads, found = model.heads, {}
         if "dense" in wanted:
             found["dense"] = heads.dense_vectors(hidden, layout)
@@ -255,16 +265,38 @@ class Encoder:
             found["multi"] = heads.multi_vectors(hidden)
         return {name: tensor.cpu().numpy() for name, tensor in found.items()}
 
-    def _rescue(
-        self, ids: np.ndarray[Any, Any], layout: Layout, wanted: Sequence[Representation], dim: int | None
-    ) -> dict[str, Floats]:
-        """Once more in float32: half precision can overflow. What is still not finite is an error."""
+    def _rows(self, tokens: Tokens, rows: np.ndarray[Any, Any], wanted: Sequence[Sequence[Output]]) -> list[Row]:
+        layout = Layout.of(tokens.lengths[rows])
+        ids = np.concatenate([tokens[int(i)] for i in rows])
+
+        @torch.inference_mode()
+        def run(model: Model) -> dict[str, Floats]:
+            return head_arrays(model.heads, self._states(model, ids, layout), layout, wanted)
+
+        return assemble(self._checked(run), ids, layout, wanted, self._card.vocab, self._tokenizer.special_ids)
+
+    def _states(self, model: Model, ids: np.ndarray[Any, Any], layout: Layout) -> Tensor:
+        lengths = np.diff(layout.offsets)
+        places = np.arange(len(ids)) - np.repeat(layout.offsets[:-1], lengths) + self._config.network.first_position
+        batch = Batch(
+            torch.from_numpy(ids.astype(np.int64)).to(self.device),
+            torch.from_numpy(places.astype(np.int64)).to(self.device),
+            layout,
+        )
+        hidden: Tensor = model.network(batch)  # (T, d)
+        return hidden
+
+    def _checked(self, run: Callable[[Model], dict[str, Floats]]) -> dict[str, Floats]:
+        """The arrays of one batch; once more in float32 where half precision overflowed. NaN is an error."""
+        raw = run(self._model)
+        if all(np.isfinite(array).all() for array in raw.values()):
+            return raw
         with self._exact_lock:  # loaded once, by the first batch that needs it
             if self._exact is None:
                 log.warning("%s overflows in %s; such batches run in float32", self._source.name, self.precision)
                 self._exact = cast(load(self._source.folder, self._pooling).model, "float32", self.device)
         if self._exact is not self._model:
-            raw = self._run(self._exact, ids, layout, wanted, dim)
+            raw = run(self._exact)
             if all(np.isfinite(array).all() for array in raw.values()):
                 return raw
         raise NumericalError(f"{self._source.name} gave NaN or infinity in float32: its weights are damaged")

@@ -24,6 +24,7 @@ class ModelCard:
     multi_dim       dimensions of a token vector; 0 when the model has none
     vocab           size of the sparse vocabulary; 0 when the model has no sparse head
     max_tokens      longest text, specials included
+    matryoshka      dimensions at which the dense vector may be cut; empty: never
     """
 
     name: str
@@ -35,6 +36,7 @@ class ModelCard:
     max_tokens: int
     revision: str = ""
     precision: str = "float32"
+    matryoshka: tuple[int, ...] = ()
 
     @property
     def representations(self) -> tuple[Representation, ...]:
