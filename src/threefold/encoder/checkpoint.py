@@ -12,21 +12,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from threefold.config import Settings
 from threefold.encoder.files import read_safetensors, read_table
 from threefold.encoder.foreign import Opened, Recipe, open_foreign
 from threefold.encoder.model import Model, ModelConfig
 from threefold.errors import CheckpointError, ConfigError, InputError, NumericalError
 from threefold.types import Representation
 
-__all__ = ["SCALE", "Loaded", "Model", "ModelConfig", "fingerprint", "load", "quantise_rows", "save"]
+__all__ = [
+    "SCALE", "Loaded", "Model", "ModelConfig", "empty", "fill", "fingerprint", "load", "quantise_rows", "save",
+    "stored_tensors",
+]  # fmt: skip
+
+M = TypeVar("M", bound=nn.Module)
+C = TypeVar("C")
 
 #: Suffix of the scales of a tensor that is stored in int8, one per row.
 SCALE = ".scale"
@@ -57,8 +65,8 @@ def load(folder: Path, pooling: str | None = None) -> Loaded:
             f"{folder} is not a model: it has neither threefold.json nor config.json. "
             "Expected our layout, BGE-M3's (config.json, sparse_linear.pt, ...) or sentence-transformers'"
         )
-    model = _fill(opened)
-    return Loaded(model, fingerprint(_raw(opened), opened.config), opened.missing)
+    model = fill(empty(Model, opened.config), opened.recipes)
+    return Loaded(model, fingerprint(stored_tensors(opened.recipes), opened.config), opened.missing)
 
 
 def save(model: Model, folder: Path, *, int8: bool = False) -> None:
@@ -87,7 +95,7 @@ def quantise_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return torch.round(matrix / scale[:, None]).to(torch.int8), scale
 
 
-def fingerprint(tensors: Mapping[str, Tensor], config: ModelConfig) -> str:
+def fingerprint(tensors: Mapping[str, Tensor], config: Settings) -> str:
     """16 hex digits: equal weights and settings, equal fingerprint; the name of the model does not count.
 
     Samples of every tensor are read, 16 blocks of 256 neighbours, so a full-size model is named in milliseconds.
@@ -121,25 +129,25 @@ def _open_own(folder: Path, pooling: str | None) -> Opened:
         missing["sparse"] = "sparse head (heads.sparse in threefold.json)"
     if not config.heads.multi_dim:
         missing["multi"] = "multi head (heads.multi_dim in threefold.json)"
-    return Opened(config, {name: Recipe(weights, (name,)) for name in _empty(config).state_dict()}, missing)
+    return Opened(config, {name: Recipe(weights, (name,)) for name in empty(Model, config).state_dict()}, missing)
 
 
-def _empty(config: ModelConfig) -> Model:
-    with torch.device("meta"):  # no memory, no random numbers: every parameter must come from the file
-        return Model(config)
+def empty(kind: Callable[[C], M], config: C) -> M:
+    """A module without memory or random numbers: every parameter must come from a file."""
+    with torch.device("meta"):
+        return kind(config)
 
 
-def _fill(opened: Opened) -> Model:
+def fill(module: M, recipes: Mapping[str, Recipe]) -> M:
     """Give every parameter its tensor, in float32, checking shapes."""
-    model = _empty(opened.config)
     state: dict[str, Tensor] = {}
-    for name, parameter in model.state_dict().items():
-        recipe = opened.recipes[name]
+    for name, parameter in module.state_dict().items():
+        recipe = recipes[name]
         rows = parameter.shape[0] // len(recipe.names)
         parts = [_read(recipe, part, (rows, *parameter.shape[1:])) for part in recipe.names]
         state[name] = parts[0] if len(parts) == 1 else torch.cat(parts)
-    model.load_state_dict(state, assign=True)
-    return model
+    module.load_state_dict(state, assign=True)
+    return module
 
 
 def _read(recipe: Recipe, name: str, shape: tuple[int, ...]) -> Tensor:
@@ -158,10 +166,10 @@ def _checked(recipe: Recipe, name: str, shape: tuple[int, ...]) -> Tensor:
     return tensor
 
 
-def _raw(opened: Opened) -> dict[str, Tensor]:
+def stored_tensors(recipes: Mapping[str, Recipe]) -> dict[str, Tensor]:
     """The tensors that make up the model, as they are in the files; those of the heads under our names."""
     raw: dict[str, Tensor] = {}
-    for ours, recipe in opened.recipes.items():
+    for ours, recipe in recipes.items():
         for name in recipe.names:
             key = ours if ours.startswith("heads.") else name
             raw[key] = recipe.file.get(name)

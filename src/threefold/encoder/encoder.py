@@ -276,14 +276,9 @@ class Encoder:
         return assemble(self._checked(run), ids, layout, wanted, self._card.vocab, self._tokenizer.special_ids)
 
     def _states(self, model: Model, ids: np.ndarray[Any, Any], layout: Layout) -> Tensor:
-        lengths = np.diff(layout.offsets)
-        places = np.arange(len(ids)) - np.repeat(layout.offsets[:-1], lengths) + self._config.network.first_position
-        batch = Batch(
-            torch.from_numpy(ids.astype(np.int64)).to(self.device),
-            torch.from_numpy(places.astype(np.int64)).to(self.device),
-            layout,
-        )
-        hidden: Tensor = model.network(batch)  # (T, d)
+        hidden: Tensor = model.network(
+            Batch.of(ids, layout, self._config.network.first_position, self.device)
+        )  # (T, d)
         return hidden
 
     def _checked(self, run: Callable[[Model], dict[str, Floats]]) -> dict[str, Floats]:

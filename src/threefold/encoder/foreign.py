@@ -62,14 +62,19 @@ def open_foreign(folder: Path, pooling: str | None) -> Opened:
     config = ModelConfig(
         network, heads, config.max_tokens, config.query_prompt, config.document_prompt, name=folder.name
     )
-    prefix = _prefix(backbone)
-    recipes = {
-        f"network.{ours}": Recipe(backbone, tuple(prefix + each for each in theirs))
-        for ours, theirs in hugging_face_names(network).items()
-    }
+    recipes = network_recipes(network, backbone)
     for representation, state in states.items():
         recipes |= {f"heads.{representation}.{part}": Recipe(state, (part,)) for part in ("weight", "bias")}
     return Opened(config, recipes, {r: file for r, file in HEAD_FILES.items() if r not in states})
+
+
+def network_recipes(network: NetworkConfig, backbone: Weights) -> dict[str, Recipe]:
+    """Where each parameter of the network is in a Hugging Face backbone."""
+    prefix = prefix_of(backbone)
+    return {
+        f"network.{ours}": Recipe(backbone, tuple(prefix + each for each in theirs))
+        for ours, theirs in hugging_face_names(network).items()
+    }
 
 
 def hugging_face_names(config: NetworkConfig) -> dict[str, tuple[str, ...]]:
@@ -139,7 +144,7 @@ def _sentence_transformers(folder: Path, network: NetworkConfig) -> ModelConfig:
     settings = {
         "network": network,
         "heads": heads,
-        "max_tokens": _longest(folder, network),
+        "max_tokens": longest_text(folder, network),
         "query_prompt": prompts.get("query") or "",
         "document_prompt": prompts.get("document") or prompts.get("passage") or "",
     }
@@ -175,7 +180,7 @@ def _pooling(path: Path) -> str:
     return _POOLINGS[modes[0]]
 
 
-def _longest(folder: Path, network: NetworkConfig) -> int:
+def longest_text(folder: Path, network: NetworkConfig) -> int:
     """`max_seq_length`, else the tokenizer's `model_max_length`, as sentence-transformers reads them."""
     declared = _optional(folder / "sentence_bert_config.json").get("max_seq_length")
     if declared is None:
@@ -187,7 +192,7 @@ def _optional(path: Path) -> dict[str, Any]:
     return read_table(path) if path.is_file() else {}
 
 
-def _prefix(backbone: Weights) -> str:
+def prefix_of(backbone: Weights) -> str:
     """What stands before every name: nothing, `roberta.`, `model.`, ..."""
     tail = "embeddings.word_embeddings.weight"
     found = [name.removesuffix(tail) for name in backbone.tensors if name.endswith(tail)]

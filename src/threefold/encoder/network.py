@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
@@ -17,6 +18,7 @@ from torch.nn.functional import gelu
 from threefold.config import Settings
 from threefold.encoder.attention import Layout, attend, best_path
 from threefold.errors import ConfigError
+from threefold.types import Ints
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +67,30 @@ class Batch:
     ids        (T,) int64
     positions  (T,) int64 rows of the position table
     layout     where each text is
+    types      (T,) int64 rows of the token type table; None: the first row for every token
     """
 
     ids: Tensor
     positions: Tensor
     layout: Layout
+    types: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls, ids: Ints, layout: Layout, first_position: int, device: torch.device, seconds: Ints | None = None
+    ) -> Batch:
+        """From the ids (T,) of texts end to end. `seconds` (n,): the place in each text from which its type is 1."""
+        lengths = np.diff(layout.offsets)
+        places = np.arange(len(ids), dtype=np.int64) - np.repeat(layout.offsets[:-1], lengths)
+        types = None
+        if seconds is not None:
+            types = torch.from_numpy((places >= np.repeat(seconds, lengths)).astype(np.int64)).to(device)
+        return cls(
+            torch.from_numpy(ids.astype(np.int64)).to(device),
+            torch.from_numpy(places + first_position).to(device),
+            layout,
+            types,
+        )
 
 
 class Layer(nn.Module):
@@ -109,8 +130,8 @@ class Network(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """(T, d) hidden states of the last layer."""
-        x: Tensor = self.words(batch.ids) + self.positions(batch.positions) + self.types.weight[0]  # (T, d)
-        x = self.norm(x)
+        types = self.types.weight[0] if batch.types is None else self.types(batch.types)  # (d,) or (T, d)
+        x: Tensor = self.norm(self.words(batch.ids) + self.positions(batch.positions) + types)  # (T, d)
         for layer in self.layers:
             x = layer(x, batch.layout)
         return x

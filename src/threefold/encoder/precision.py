@@ -8,16 +8,18 @@ float16   GPUs only: on CPUs it is emulated
 from __future__ import annotations
 
 import logging
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
+from torch import nn
 
-from threefold.encoder.model import Model
 from threefold.errors import InputError
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+M = TypeVar("M", bound=nn.Module)
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +57,7 @@ def _fast_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
 
 
-def cast(model: Model, precision: str, device: torch.device) -> Model:
+def cast(model: M, precision: str, device: torch.device) -> M:
     """The model in this precision on this device, ready to run and without gradients."""
     model = model.to(device=device, dtype=_TYPES[precision])
     return model.eval().requires_grad_(False)

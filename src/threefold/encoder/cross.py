@@ -1,0 +1,214 @@
+"""Pairs of query and text in, one score each out: the cross-encoder, which reads both together.
+
+    tokens of pairs -> packed batches -> state of the first token -> logit -> the caller's order
+
+The same network as `encoder.py`; a cross-encoder is immutable after construction and may be shared between threads.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from threading import Lock
+
+import numpy as np
+import torch
+from scipy.special import expit
+
+from threefold.encoder.attention import Layout
+from threefold.encoder.cross_model import CrossModel, load_cross
+from threefold.encoder.network import Batch
+from threefold.encoder.precision import Precision, cast, choose_device, choose_precision
+from threefold.encoder.sources import find
+from threefold.errors import CheckpointError, InputError, NumericalError
+from threefold.text.packing import plan_batches, restore_order
+from threefold.text.tokenizer import Tokenizer, Tokens
+from threefold.types import Bools, Floats, Ints
+
+#: The cross-encoder of the BGE-M3 family, 568 million parameters.
+DEFAULT_RERANKER = "BAAI/bge-reranker-v2-m3"
+
+#: Called after each batch with (pairs, tokens) that it had.
+Progress = Callable[[int, int], None]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Judged:
+    """What a cross-encoder says about n pairs.
+
+    scores     (n,) float32 logits, or probabilities when normalised
+    tokens     (n,) int32 tokens that were read of each pair, specials included
+    truncated  (n,) whether the pair had more
+    """
+
+    scores: Floats
+    tokens: Ints
+    truncated: Bools
+
+
+class CrossEncoder:
+    """A model that scores pairs of query and text.
+
+    model      a folder, or a name on the hub
+    device     "auto", "cpu", "cuda", "cuda:1", "mps"
+    precision  "auto" (what this processor does fast), "float32", "bfloat16", "float16"
+    revision   commit on the hub; None takes the one that threefold was written against, or the newest
+    budget     tokens in one forward pass; None chooses by device
+
+    >>> cross = CrossEncoder()
+    >>> cross.score("what is panda?", ["hi", "The giant panda is a bear species endemic to China."])
+    array([-8.18,  5.26], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] = DEFAULT_RERANKER,
+        *,
+        device: str = "auto",
+        precision: Precision = "auto",
+        revision: str | None = None,
+        budget: int | None = None,
+    ) -> None:
+        self.device = choose_device(device)
+        self.precision = choose_precision(precision, self.device)
+        self.budget = budget if budget is not None else (4_096 if self.device.type == "cpu" else 65_536)
+        if self.budget < 1:
+            raise InputError(f"the token budget must be at least 1; got {self.budget}")
+        self._source = find(model, revision)
+        loaded = load_cross(self._source.folder)
+        self.hash = loaded.hash
+        self.tokenizer = Tokenizer.load(self._source.folder)
+        self._config = loaded.model.config
+        if self.tokenizer.vocab > self._config.network.vocab:
+            raise CheckpointError(
+                f"{self.tokenizer.name} has {self.tokenizer.vocab:,} tokens, "
+                f"the word table of the network {self._config.network.vocab:,} rows: they belong to different models"
+            )
+        self._model = _ready(loaded.model, self.precision, self.device)
+        self._exact: CrossModel | None = self._model if self.precision == "float32" else None
+        self._exact_lock = Lock()
+
+    @property
+    def name(self) -> str:
+        """The model as it was named."""
+        return self._source.name
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest pair that is read, specials included."""
+        return self._config.max_tokens
+
+    def __repr__(self) -> str:
+        return f"CrossEncoder({self.name!r}, device={str(self.device)!r}, precision={self.precision!r})"
+
+    # ---- scoring -------------------------------------------------------------------------------------
+
+    def score(
+        self,
+        query: str | Sequence[tuple[str, str]],
+        texts: Sequence[str] | None = None,
+        *,
+        normalize: bool = False,
+        max_tokens: int | None = None,
+        max_query_tokens: int | None = None,
+        progress: Progress | None = None,
+    ) -> Floats:
+        """(n,) float32: one score per text for one query, or one per pair (query, text), in the caller's order.
+
+        normalize         the sigmoid of the logit: a number from 0 to 1
+        max_tokens        longest pair, specials included; None: the longest that the model reads
+        max_query_tokens  the query is cut to so many (None: 3/4 of `max_tokens`), then only the text is cut
+        progress          called after each batch with the pairs and tokens that it had
+
+        Pairs that were cut are counted in a warning of the log; `judge` says which.
+        """
+        judged = self.judge(
+            query,
+            texts,
+            normalize=normalize,
+            max_tokens=max_tokens,
+            max_query_tokens=max_query_tokens,
+            progress=progress,
+        )
+        if cut := int(judged.truncated.sum()):
+            log.warning("%s: %d of %d pairs were longer than is read and were cut", self.name, cut, len(judged.scores))
+        return judged.scores
+
+    def judge(
+        self,
+        query: str | Sequence[tuple[str, str]],
+        texts: Sequence[str] | None = None,
+        *,
+        normalize: bool = False,
+        max_tokens: int | None = None,
+        max_query_tokens: int | None = None,
+        progress: Progress | None = None,
+    ) -> Judged:
+        """`score`, and what was read of each pair."""
+        limit = self.max_tokens if max_tokens is None else max_tokens
+        if limit > self._config.network.max_tokens:
+            most = self._config.network.max_tokens
+            raise InputError(f"{self.name} reads at most {most} tokens; got max_tokens={limit}")
+        queries, said = _columns(query, texts)
+        tokens = self.tokenizer.encode_pairs(queries, said, max_tokens=limit, max_query_tokens=max_query_tokens)
+        batches = plan_batches(tokens.lengths, self.budget)
+        parts = []
+        for rows in batches:
+            parts.append(self._batch(tokens, rows))
+            if progress is not None:
+                progress(len(rows), int(tokens.lengths[rows].sum()))
+        logits = np.concatenate([np.zeros(0, np.float32), *parts])[restore_order(batches)]
+        scores: Floats = expit(logits) if normalize else logits
+        return Judged(scores, tokens.lengths.astype(np.int32), tokens.truncated)
+
+    # ---- inside --------------------------------------------------------------------------------------
+
+    def _batch(self, tokens: Tokens, rows: Ints) -> Floats:
+        logits = self._run(self._model, tokens, rows)
+        return logits if np.isfinite(logits).all() else self._rescue(tokens, rows)
+
+    @torch.inference_mode()
+    def _run(self, model: CrossModel, tokens: Tokens, rows: Ints) -> Floats:
+        layout = Layout.of(tokens.lengths[rows])
+        ids = np.concatenate([tokens[int(i)] for i in rows])
+        seconds = tokens.seconds[rows] if self._config.token_types and tokens.seconds is not None else None
+        hidden = model.network(Batch.of(ids, layout, self._config.network.first_position, self.device, seconds))
+        first = hidden[torch.from_numpy(layout.offsets[:-1]).to(self.device)]  # (n, d)
+        logits: Floats = model.head(first.float()).cpu().numpy()
+        return logits
+
+    def _rescue(self, tokens: Tokens, rows: Ints) -> Floats:
+        """Once more in float32: half precision can overflow. What is still not finite is an error."""
+        with self._exact_lock:  # loaded once, by the first batch that needs it
+            if self._exact is None:
+                log.warning("%s overflows in %s; such batches run in float32", self.name, self.precision)
+                self._exact = _ready(load_cross(self._source.folder).model, "float32", self.device)
+        if self._exact is not self._model:
+            logits = self._run(self._exact, tokens, rows)
+            if np.isfinite(logits).all():
+                return logits
+        raise NumericalError(f"{self.name} gave NaN or infinity in float32: its weights are damaged")
+
+
+def _ready(model: CrossModel, precision: str, device: torch.device) -> CrossModel:
+    model.network = cast(model.network, precision, device)
+    model.head = cast(model.head, "float32", device)
+    return model.eval()
+
+
+def _columns(query: str | Sequence[tuple[str, str]], texts: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """Queries and texts of the pairs."""
+    if isinstance(query, str):
+        if texts is None or isinstance(texts, str):
+            raise InputError("a query needs a list of texts to score; got " + ("none" if texts is None else "one text"))
+        return [query] * len(texts), list(texts)
+    if texts is not None:
+        raise InputError("give one query and texts, or pairs (query, text) alone; got a list of queries and texts")
+    for i, pair in enumerate(query):
+        if isinstance(pair, str) or len(pair) != 2:
+            raise InputError(f"pair {i} must be (query, text); got {pair!r:.80}")
+    return [pair[0] for pair in query], [pair[1] for pair in query]
