@@ -41,13 +41,13 @@ class Plain:
             config, _numpy(state), _head(folder / "sparse_linear.pt"), _head(folder / "colbert_linear.pt")
         )  # fmt: skip
 
-    def hidden(self, ids: list[int]) -> F64:
-        """(t, d) states of the last layer."""
+    def hidden(self, ids: list[int], types: list[int] | None = None) -> F64:
+        """(t, d) states of the last layer; `types` are the token types, all 0 when left out."""
         s, c = self.state, self.config
         first = 0 if c["model_type"] == "bert" else c["pad_token_id"] + 1
         x = s["embeddings.word_embeddings.weight"][ids]
         x = x + s["embeddings.position_embeddings.weight"][first : first + len(ids)]
-        x = x + s["embeddings.token_type_embeddings.weight"][0]
+        x = x + s["embeddings.token_type_embeddings.weight"][types or [0] * len(ids)]
         x = self._norm(x, "embeddings.LayerNorm")
         for i in range(c["num_hidden_layers"]):
             layer = f"encoder.layer.{i}"
