@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from threefold.config import Settings
 from threefold.encoder.files import read_safetensors, read_table
@@ -134,8 +135,20 @@ def _open_own(folder: Path, pooling: str | None) -> Opened:
 
 def empty(kind: Callable[[C], M], config: C) -> M:
     """A module without memory or random numbers: every parameter must come from a file."""
-    with torch.device("meta"):
+    with torch.device("meta"), _NoInitialValues():
         return kind(config)
+
+
+class _NoInitialValues(TorchFunctionMode):
+    """Skips `torch.nn.init`: the first normal distribution without memory imports sympy, which takes a second."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        options = kwargs or {}
+        if getattr(function, "__module__", "") == "torch.nn.init" and "tensor" in options:
+            return options["tensor"]
+        return function(*args, **options)
 
 
 def fill(module: M, recipes: Mapping[str, Recipe]) -> M:
