@@ -13,6 +13,11 @@ ThreefoldError
 │   └── ModelMismatchError it was built with another model
 ├── EvaluationError       qrels, runs or data sets that do not fit together
 ├── NumericalError        NaN or infinity where a number must be
+├── ServeError            the server cannot answer now; the request itself was fine
+│   ├── OverloadedError   too much is waiting; says when to come back (HTTP 429)
+│   ├── DeadlineError     the answer would come too late
+│   ├── InputFailedError  the model failed on one input
+│   └── UnavailableError  the model is loading or restarting, or the server is shutting down
 ├── MissingExtraError     an optional dependency is not installed; names the install command
 └── OfflineError          something would have to be downloaded and must not be
 """
@@ -83,6 +88,33 @@ class NumericalError(ThreefoldError):
     """NaN or infinity where a number must be."""
 
     exit_code = 6
+
+
+class ServeError(ThreefoldError):
+    """The server cannot answer now; the request itself was fine.
+
+    retry_after_s  seconds after which it makes sense to ask again; None: it does not
+    """
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class OverloadedError(ServeError):
+    """Too much is waiting already."""
+
+
+class DeadlineError(ServeError):
+    """The answer would come too late."""
+
+
+class InputFailedError(ServeError):
+    """The model failed on one input; others of other requests are not touched."""
+
+
+class UnavailableError(ServeError):
+    """The model is loading or restarting, or the server is shutting down."""
 
 
 class MissingExtraError(ThreefoldError):
