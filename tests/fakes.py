@@ -146,6 +146,18 @@ class FakeEncoder:
         return [self.prompt + text for text in texts]
 
 
+class FakeReranker:
+    """The share of the query's words that a text has."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, list[str]]] = []
+
+    def score(self, query: str, texts: Sequence[str]) -> Floats:
+        self.calls.append((query, list(texts)))
+        words = set(query.lower().split())
+        return np.array([len(words & set(text.lower().split())) / len(words) for text in texts], np.float32)
+
+
 def _unit(rows: Floats) -> Floats:
     unit: Floats = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
     return unit

@@ -28,6 +28,7 @@ from threefold.retrieve.stages import (
     Fuse,
     Fusion,
     Group,
+    Judge,
     Mode,
     Ranked,
     Rerank,
@@ -41,7 +42,7 @@ from threefold.store.folder import size_bytes
 from threefold.store.protocol import Store
 from threefold.text.decode import clean
 from threefold.text.documents import Loading, Skipped, content_hash, load_files
-from threefold.text.protocol import TextEncoder
+from threefold.text.protocol import Reranker, TextEncoder
 from threefold.types import REPRESENTATIONS, Chunk, Document, Encoded, Hit, Representation
 
 
@@ -76,6 +77,7 @@ class Collection:
     chunking       None: that of the existing collection, or the default
     multi_storage  None: that of the existing collection, or int8; "none" keeps no token vectors
     create         False: a collection that does not exist is an error
+    reranker       scores query and text together where a search reranks by "cross"; a `CrossEncoder`
     url            a Qdrant server instead of a folder (extra `cluster`)
     """
 
@@ -87,29 +89,35 @@ class Collection:
         chunking: Chunking | None = None,
         multi_storage: MultiStorage | None = None,
         create: bool = True,
+        reranker: Reranker | None = None,
         url: str | None = None,
         api_key: str | None = None,
     ) -> None:
         wanted = manifest_for(encoder, chunking, multi_storage)
         if url is None:
             folder = collection_folder(path_or_name)
-            self._attach(open_folder(folder, wanted, create), encoder, folder.name, folder)
+            self._attach(open_folder(folder, wanted, create), encoder, folder.name, folder, reranker)
         else:
             name = str(path_or_name)
-            self._attach(open_cluster(url, api_key, name, wanted, create), encoder, name, None)
+            self._attach(open_cluster(url, api_key, name, wanted, create), encoder, name, None, reranker)
         self._check(wanted, chunking, multi_storage)
 
     @classmethod
-    def over(cls, store: Store, encoder: TextEncoder, *, name: str = "memory") -> Self:
+    def over(
+        cls, store: Store, encoder: TextEncoder, *, name: str = "memory", reranker: Reranker | None = None
+    ) -> Self:
         """A collection over a store that is open already, for example a `MemoryStore`."""
         self = cls.__new__(cls)
-        self._attach(store, encoder, name, None)
+        self._attach(store, encoder, name, None, reranker)
         self._check(manifest_for(encoder, None, None), None, None)
         return self
 
-    def _attach(self, store: Store, encoder: TextEncoder, name: str, folder: Path | None) -> None:
+    def _attach(
+        self, store: Store, encoder: TextEncoder, name: str, folder: Path | None, reranker: Reranker | None
+    ) -> None:
         self._store = store
         self._encoder = encoder
+        self._reranker = reranker
         self.name = name
         self.folder = folder
         self._saved = SavedRetrievers(folder)
@@ -305,10 +313,22 @@ class Collection:
                 f"the search needs {missing[0]} scores, but collection {self.name!r} keeps "
                 f"{', '.join(self.representations)}. Set its weight to 0 and leave it out of the stages"
             )
-        text = _query(query)
+        judge = self._judge(retriever, text := _query(query))
         outputs = self.representations if why else retriever.needs()
         encoded = self._encoder.encode_queries([text], outputs=outputs, truncate="none")
-        return self._hits(text, encoded, run(self._store, encoded, retriever), why)
+        return self._hits(text, encoded, run(self._store, encoded, retriever, judge), why)
+
+    def _judge(self, retriever: Retriever, query: str) -> Judge | None:
+        """How texts are scored for this query by the reranker, if a stage asks for it."""
+        reranker = self._reranker
+        if retriever.rerank is None or retriever.rerank.by != "cross":
+            return None
+        if reranker is None:
+            raise InputError(
+                f'the search reranks by "cross", but collection {self.name!r} was opened without a cross-encoder. '
+                "Open it with reranker=CrossEncoder(...), on the command line with --rerank MODEL"
+            )
+        return lambda texts: reranker.score(query, texts)
 
     def _hits(self, text: str, query: Encoded, found: Sequence[Ranked], why: bool) -> list[Hit]:
         chunks = self._store.fetch([one.id for one in found]) if found else []

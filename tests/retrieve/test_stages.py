@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
 from threefold.config import Manifest
-from threefold.errors import ConfigError, InputError
+from threefold.errors import ConfigError, InputError, NumericalError, ShapeError
 from threefold.retrieve.stages import (
     Candidates,
     Diversify,
@@ -21,7 +22,7 @@ from threefold.retrieve.stages import (
 )
 from threefold.score import TRAINING, Weights, dbsf, rrf
 from threefold.store.memory import MemoryStore
-from threefold.types import REPRESENTATIONS, Chunk, Encoded, Ragged, Representation, Sparse
+from threefold.types import REPRESENTATIONS, Chunk, Encoded, Floats, Ragged, Representation, Sparse
 
 #: id -> (dense vector, {term: weight}, token vectors, language). Two dimensions, so that scores can be read off.
 DOCS: dict[str, tuple[list[float], dict[int, float], list[list[float]], str]] = {
@@ -151,6 +152,48 @@ def test_rerank_orders_the_best_by_one_score(store: MemoryStore) -> None:
     assert [one.score for one in found] == pytest.approx([0.6, 0.0])
     assert found[0].scores == pytest.approx({"dense": 0.8, "multi": 0.6})
     assert stages.needs() == ("dense", "multi")
+
+
+def test_rerank_by_cross_reads_the_texts_of_the_best(store: MemoryStore) -> None:
+    read: list[list[str]] = []
+
+    def judge(texts: Sequence[str]) -> Floats:
+        read.append(list(texts))
+        return np.array([{"a": -5.0, "b": 3.0}[text] for text in texts], np.float32)
+
+    stages = Retriever((Candidates("dense"),), Fuse(weights=TRAINING.only("dense")), Rerank("cross", depth=2))
+    found = run(store, QUERY, stages, judge)
+    assert (ids(found), read) == ("ba", [["a", "b"]])
+    assert [one.score for one in found] == [3.0, -5.0]
+    assert found[0].scores == pytest.approx({"dense": 0.8, "cross": 3.0})
+    assert found[0].contributions == {"cross": 3.0}
+    assert stages.needs() == ("dense",)  # no representation of the query is needed for it
+    assert Retriever.from_dict(json.loads(json.dumps(stages.to_dict()))) == stages
+
+
+def test_rerank_by_cross_breaks_ties_by_id_and_takes_whole_numbers(store: MemoryStore) -> None:
+    stages = both(rerank=Rerank("cross"))
+    assert ids(run(store, QUERY, stages, lambda texts: np.ones(len(texts), int))) == "abc"
+
+
+def test_rerank_by_cross_does_not_read_where_nothing_was_found(store: MemoryStore) -> None:
+    def judge(texts: Sequence[str]) -> Floats:
+        raise AssertionError
+
+    assert run(store, QUERY, both(where={"language": "xx"}, rerank=Rerank("cross")), judge) == []
+
+
+@pytest.mark.parametrize(
+    ("judge", "error", "message"),
+    [
+        (None, InputError, "needs a cross-encoder"),
+        (lambda _: np.zeros(2), ShapeError, r"scores of shape \(2,\) for 3 texts"),
+        (lambda _: np.array([1.0, np.nan, 0.0]), NumericalError, "NaN or infinity"),
+    ],
+)
+def test_a_reranker_that_does_not_answer(store: MemoryStore, judge: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        run(store, QUERY, both(rerank=Rerank("cross")), judge)
 
 
 def test_diversify_prefers_what_is_unlike_those_above(store: MemoryStore) -> None:

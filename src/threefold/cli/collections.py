@@ -18,8 +18,9 @@ from threefold.config import Chunking, MultiStorage
 from threefold.errors import InputError
 
 if TYPE_CHECKING:
+    from threefold.collection import Collection
     from threefold.ingest import AddReport
-    from threefold.retrieve.stages import Fusion, Mode
+    from threefold.retrieve.stages import Fusion, Mode, Rerank
     from threefold.types import Hit
 
 #: Skipped files that are named one by one; the rest is counted.
@@ -86,6 +87,8 @@ def search(
     fusion: Annotated[str, typer.Option(help="weighted, rrf or dbsf.")] = "weighted",
     where: Annotated[str, typer.Option(help='Filter in JSON, such as {"language": "de"}.')] = "",
     retriever: Annotated[str | None, typer.Option(help="Name of saved stages.")] = None,
+    rerank: Annotated[str | None, typer.Option(help="Cross-encoder that orders the best, by folder or name.")] = None,
+    rerank_depth: Annotated[int, typer.Option(help="How many hits it reads.")] = 100,
     why: Annotated[bool, typer.Option("--why", help="Explain every hit.")] = False,
     url: Url = None,
     model: options.Model = None,
@@ -100,7 +103,8 @@ def search(
     chosen = options.parse_weights(weights)
     condition = _condition(where)
     encoder = options.open_encoder(model or _model_of(into, url, must_exist=True), revision, device, precision)
-    with Collection(into, encoder, create=False, url=url) as collection:
+    reranker = options.open_reranker(rerank, None, device, precision) if rerank else None
+    with Collection(into, encoder, create=False, url=url, reranker=reranker) as collection:
         hits = collection.search(
             query,
             k=k,
@@ -110,6 +114,7 @@ def search(
             where=condition,
             why=why,
             retriever=retriever,
+            rerank=_rerank_stage(collection, retriever, rerank_depth) if reranker else None,
         )
     if as_json:
         print_json([_plain(hit) for hit in hits])
@@ -229,6 +234,18 @@ def _show_report(report: AddReport, into: str, total: int, precision: str) -> No
         note(f"skipped {skipped.path}: {skipped.reason}")
     if len(report.skipped) > NAMED:
         note(f"... and {len(report.skipped) - NAMED:,} more; --json names them all")
+
+
+def _rerank_stage(collection: Collection, retriever: str | None, depth: int) -> Rerank | None:
+    """The stage of `--rerank`; saved stages bring their own, which must be one that uses the cross-encoder."""
+    from threefold.retrieve.stages import Rerank
+
+    if retriever is None:
+        return Rerank("cross", depth)
+    saved = collection.load_retriever(retriever).rerank
+    if saved is None or saved.by != "cross":
+        raise InputError(f'the saved stages {retriever!r} do not rerank by "cross"; leave out --rerank or --retriever')
+    return None
 
 
 def _condition(where: str) -> dict[str, Any] | None:

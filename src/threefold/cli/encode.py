@@ -39,7 +39,7 @@ def encode(
     if truncate not in ("end", "start", "none"):
         raise InputError(f"--truncate {truncate!r}: expected end, start or none")
     bad: list[str] = []
-    rows = _rows(file, text_field, id_field, bad)
+    rows = file_rows(file, text_field, id_field, bad)
     encoder = options.open_encoder(model, revision, device, precision)
     start = time.perf_counter()
     with progress_bar(f"encoding {file.name}", quiet=as_json) as bar:
@@ -72,7 +72,7 @@ def _outputs(text: str) -> tuple[Representation, ...] | None:
     return cast("tuple[Representation, ...]", names) or None
 
 
-def _rows(file: Path, text_field: str, id_field: str, bad: list[str]) -> Iterator[tuple[str, str]]:
+def file_rows(file: Path, text_field: str, id_field: str, bad: list[str]) -> Iterator[tuple[str, str]]:
     """(id, text) of every row; what cannot be read is added to `bad`."""
     if not file.is_file():
         raise InputError(f"{file} is not a file")

@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from threefold import __version__
-from threefold.cli import collections, encode, evaluate, inspect
+from threefold.cli import collections, encode, evaluate, inspect, rerank
 from threefold.cli.show import complain
 from threefold.errors import ThreefoldError
 
@@ -34,6 +34,7 @@ app.command("list")(collections.list_collections)
 app.command("delete")(collections.delete)
 app.command("optimize")(collections.optimize)
 app.command("encode")(encode.encode)
+app.command("rerank")(rerank.rerank)
 app.command("compare")(inspect.compare)
 app.command("info")(inspect.info)
 app.command("evaluate")(evaluate.evaluate)

@@ -12,6 +12,7 @@ from threefold.errors import InputError
 from threefold.score import Weights
 
 if TYPE_CHECKING:
+    from threefold.encoder.cross import CrossEncoder
     from threefold.encoder.encoder import Encoder
 
 Model = Annotated[
@@ -28,6 +29,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", envva
 PrecisionOption = Annotated[
     str, typer.Option(help="auto, float32, bfloat16, float16 or int8.", envvar="THREEFOLD_PRECISION")
 ]
+RERANKER_ENV = "THREEFOLD_RERANKER"
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 
 
@@ -39,6 +41,16 @@ def open_encoder(
     from threefold.encoder.precision import Precision
 
     return Encoder(model, revision=revision, device=device, precision=cast(Precision, precision))
+
+
+def open_reranker(
+    model: str, revision: str | None = None, device: str = "auto", precision: str = "auto"
+) -> CrossEncoder:
+    """The cross-encoder that the options name."""
+    from threefold.encoder.cross import CrossEncoder
+    from threefold.encoder.precision import Precision
+
+    return CrossEncoder(model, revision=revision, device=device, precision=cast(Precision, precision))
 
 
 def parse_weights(text: str | None) -> Weights | None:

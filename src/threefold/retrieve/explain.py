@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from threefold.retrieve.stages import Ranked
+from threefold.retrieve.stages import Ranked, Scorer
 from threefold.store.protocol import Store
 from threefold.text.protocol import TextEncoder
 from threefold.text.tokenizer import Piece, Tokenizer
@@ -45,7 +45,7 @@ def explain(
     tokens = best_token_pairs(encoder, text, [chunk.text for chunk in chunks], top)
     return [
         Why(
-            scores=_named({name: float(values[i]) for name, values in scores.items()} | dict(one.scores)),
+            scores=_named({name: float(values[i]) for name, values in scores.items()}) | _named(one.scores),
             contributions=_named(one.contributions),
             ranks=_named(one.ranks),
             terms=terms[i],
@@ -55,8 +55,10 @@ def explain(
     ]
 
 
-def _named(values: Mapping[Representation, T]) -> dict[str, T]:
-    return {str(name): values[name] for name in REPRESENTATIONS if name in values}
+def _named(values: Mapping[Scorer, T] | Mapping[Representation, T]) -> dict[str, T]:
+    """In the usual order, the cross-encoder last."""
+    by_name: dict[str, T] = {str(name): value for name, value in values.items()}
+    return {name: by_name[name] for name in (*REPRESENTATIONS, "cross") if name in by_name}
 
 
 def shared_terms(query: Encoded, docs: Encoded, tokenizer: Tokenizer, top: int) -> list[tuple[TermMatch, ...]]:

@@ -1,26 +1,31 @@
 """The stages of a search, as settings, and their execution: candidates, fuse, rerank, diversify, group.
 
 A `Retriever` is data: the same JSON is accepted by the library, the command line and HTTP. `run` is a function of
-a store, one encoded query and a retriever; it knows nothing of models and texts.
+a store, one encoded query and a retriever; it knows nothing of models. A stage that reads texts (rerank by "cross")
+names no model either: whoever opens the collection brings it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from threefold.config import Filter, Settings
-from threefold.errors import ConfigError, InputError
+from threefold.errors import ConfigError, InputError, NumericalError, ShapeError
 from threefold.score.fuse import RRF_K, TRAINING, Weights, dbsf, rrf, weighted_sum
 from threefold.store.protocol import Scored, Store
 from threefold.types import REPRESENTATIONS, Encoded, Floats, Representation
 
 Mode = Literal["hybrid", "dense", "sparse", "multi"]
 Fusion = Literal["weighted", "rrf", "dbsf"]
+Scorer = Literal["dense", "sparse", "multi", "cross"]
 Scores = Mapping[Representation, Floats]
+
+#: Scores (n,) of n texts for the query of a search, by a model that reads both together.
+Judge = Callable[[Sequence[str]], Floats]
 
 MODES: tuple[Mode, ...] = get_args(Mode)
 
@@ -57,9 +62,12 @@ class Fuse(Settings):
 
 @dataclass(frozen=True, slots=True)
 class Rerank(Settings):
-    """The best `depth` chunks in the order of one exact score; the others are dropped."""
+    """The best `depth` chunks in the order of one exact score; the others are dropped.
 
-    by: Representation = "multi"
+    by  a representation, or "cross": the collection's reranker reads the query and the text of each chunk together
+    """
+
+    by: Scorer = "multi"
     depth: int = DEPTH
 
     def __post_init__(self) -> None:
@@ -118,7 +126,7 @@ class Retriever(Settings):
         used: set[Representation] = {stage.representation for stage in self.candidates}
         if self.fuse.method == "weighted":
             used.update(self.fuse.weights.used)
-        if self.rerank:
+        if self.rerank and self.rerank.by != "cross":
             used.add(self.rerank.by)
         return tuple(name for name in REPRESENTATIONS if name in used)
 
@@ -134,8 +142,8 @@ class Ranked:
 
     id: str
     score: float
-    scores: Mapping[Representation, float]
-    contributions: Mapping[Representation, float]
+    scores: Mapping[Scorer, float]
+    contributions: Mapping[Scorer, float]
     ranks: Mapping[Representation, int]
 
 
@@ -160,12 +168,16 @@ def _first_stage(kept: Sequence[Representation]) -> tuple[Representation, ...]:
     return tuple(name for name in kept if name != "multi") or ("multi",)
 
 
-def run(store: Store, query: Encoded, retriever: Retriever) -> list[Ranked]:
-    """The best `retriever.k` chunks for the one text in `query`, best first; ties by id, ascending."""
+def run(store: Store, query: Encoded, retriever: Retriever, judge: Judge | None = None) -> list[Ranked]:
+    """The best `retriever.k` chunks for the one text in `query`, best first; ties by id, ascending.
+
+    judge  scores texts for this query where the retriever reranks by "cross"
+    """
     lists = _candidates(store, query, retriever)
     found = _fuse(store, query, lists, retriever.fuse)
     if retriever.rerank:
-        found = _rerank(store, query, found[: retriever.rerank.depth], retriever.rerank.by)
+        best, by = found[: retriever.rerank.depth], retriever.rerank.by
+        found = _rerank_cross(store, best, judge) if by == "cross" else _rerank(store, query, best, by)
     if retriever.diversify:
         found = _diversify(store, found[: retriever.diversify.depth], retriever.diversify.relevance)
     if retriever.group:
@@ -231,8 +243,8 @@ def _weighted(
     fused = weighted_sum(scores, weights)
     found = []
     for i, id in enumerate(ids):
-        raw = {name: float(scores[name][i]) for name in weights.used}
-        parts = {name: weights[name] * score / weights.total for name, score in raw.items()}
+        raw: dict[Scorer, float] = {name: float(scores[name][i]) for name in weights.used}
+        parts: dict[Scorer, float] = {name: weights[name] * raw[name] / weights.total for name in weights.used}
         found.append(Ranked(id, float(fused[i]), raw, parts, ranks[id]))
     return _sorted(found)
 
@@ -266,9 +278,27 @@ def _rerank(store: Store, query: Encoded, found: list[Ranked], by: Representatio
     scores = store.score(only(query, [by]), [one.id for one in found])
     if by not in scores:
         raise InputError(f"rerank: the collection keeps no {by} vectors. Leave the stage out, or name another score")
+    return _rescored(found, by, scores[by])
+
+
+def _rerank_cross(store: Store, found: list[Ranked], judge: Judge | None) -> list[Ranked]:
+    if judge is None:
+        raise InputError('rerank by "cross" needs a cross-encoder: open the collection with reranker=CrossEncoder(...)')
+    if not found:
+        return []
+    scores = np.asarray(judge([chunk.text for chunk in store.fetch([one.id for one in found])]))
+    if scores.shape != (len(found),):
+        raise ShapeError(f"the reranker gave scores of shape {scores.shape} for {len(found)} texts")
+    if not np.isfinite(scores).all():
+        raise NumericalError("the reranker gave NaN or infinity as a score")
+    return _rescored(found, "cross", scores)
+
+
+def _rescored(found: list[Ranked], by: Scorer, values: Floats) -> list[Ranked]:
     again = []
-    for one, value in zip(found, scores[by].tolist(), strict=True):
-        again.append(replace(one, score=value, scores={**one.scores, by: value}, contributions={by: value}))
+    for one, value in zip(found, values.tolist(), strict=True):
+        scores: dict[Scorer, float] = {**one.scores, by: value}
+        again.append(replace(one, score=value, scores=scores, contributions={by: value}))
     return _sorted(again)
 
 

@@ -1,6 +1,6 @@
 """What anything that turns texts into representations must offer: our encoder, a remote one, someone else's.
 
-Collections, evaluation and the server know encoders only by this protocol.
+Collections, evaluation and the server know encoders and rerankers only by these protocols.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from threefold.text.tokenizer import Tokenizer, Truncate
-from threefold.types import REPRESENTATIONS, Encoded, Representation
+from threefold.types import REPRESENTATIONS, Encoded, Floats, Representation
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,4 +93,12 @@ class TextEncoder(Protocol):
         truncate: Truncate = "end",
     ) -> Encoded:
         """Encode with the model's prompt for documents, if it has one."""
+        ...
+
+
+class Reranker(Protocol):
+    """A query and texts in, one score per text out: our cross-encoder, a remote one, someone else's."""
+
+    def score(self, query: str, texts: Sequence[str]) -> Floats:
+        """(n,) how well each text answers the query; higher is better, any scale."""
         ...
