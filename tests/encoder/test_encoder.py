@@ -23,7 +23,7 @@ from threefold.encoder.checkpoint import Model, load, save
 from threefold.encoder.encoder import Encoder
 from threefold.errors import CheckpointError, InputError, MissingHeadError, NumericalError
 from threefold.text.tokenizer import Tokenizer
-from threefold.types import Encoded
+from threefold.types import REPRESENTATIONS, Encoded
 
 TEXTS = [
     "",
@@ -194,10 +194,9 @@ def test_parts_of_a_stream_end_early_where_texts_are_long(m3: Encoder, monkeypat
 
 def test_only_what_was_asked_for(m3: Encoder) -> None:
     whole = m3.encode(TEXTS)
-    for name in ("dense", "sparse", "multi"):
-        part = m3.encode(TEXTS, outputs=[name])
-        kept = {each: getattr(whole, each) if each == name else None for each in ("dense", "sparse", "multi")}
-        same(part, replace(whole, **kept), 1e-6)
+    for name in REPRESENTATIONS:
+        kept: dict[str, Any] = {each: getattr(whole, each) if each == name else None for each in REPRESENTATIONS}
+        same(m3.encode(TEXTS, outputs=[name]), replace(whole, **kept), 1e-6)
 
 
 def test_no_texts(m3: Encoder, st_folder: Path) -> None:
@@ -357,7 +356,7 @@ def test_one_missing_head_leaves_the_other(
     shutil.copytree(m3_folder, tmp_path / "model")
     (tmp_path / "model" / gone).unlink()
     encoder = Encoder(tmp_path / "model", device="cpu", precision="float32")
-    kept = [name for name in ("dense", "sparse", "multi") if name != representation]
+    kept = [name for name in REPRESENTATIONS if name != representation]
     assert list(encoder.card.representations) == kept
     same(encoder.encode(TEXTS), m3.encode(TEXTS, outputs=kept), 1e-6)
     with pytest.raises(MissingHeadError, match=f"cannot make {representation} vectors: it has no {gone}"):

@@ -9,7 +9,7 @@ import pytest
 from threefold.encoder.encoder import Encoder
 from threefold.score import dense_scores, maxsim, sparse_scores, weighted_sum
 from threefold.score.fuse import Weights
-from threefold.types import Encoded, Floats
+from threefold.types import Encoded, Floats, Representation
 
 pytestmark = [
     pytest.mark.slow,
@@ -55,7 +55,7 @@ def test_scores(encoded: tuple[Encoded, Encoded], i: int) -> None:
     assert passages.dense is not None
     assert passages.sparse is not None
     assert passages.multi is not None
-    scores: dict[str, Floats] = {
+    scores: dict[Representation, Floats] = {
         "dense": dense_scores(queries.dense[i], passages.dense),
         "sparse": sparse_scores(queries.sparse[i], passages.sparse),
         "multi": maxsim(queries.multi[i], passages.multi),

@@ -77,7 +77,8 @@ def test_hidden_states_of_transformers(m3: Encoder, m3_folder: Path) -> None:
     """The formulas of m3.md, section 3, over XLMRobertaModel's last hidden state."""
     from transformers import AutoTokenizer, XLMRobertaModel
 
-    model, tokenizer = XLMRobertaModel.from_pretrained(m3_folder).eval(), AutoTokenizer.from_pretrained(m3_folder)
+    model, tokenizer = XLMRobertaModel.from_pretrained(m3_folder), AutoTokenizer.from_pretrained(m3_folder)
+    model.train(False)
     heads = {name: torch.load(m3_folder / f"{name}_linear.pt", weights_only=True) for name in ("sparse", "colbert")}
     three = m3.encode(SHARED)
     assert three.dense is not None

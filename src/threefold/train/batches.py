@@ -54,7 +54,8 @@ def plan(table: PairTable, *, shares: dict[int, float], budget: int, window: int
     for source in np.unique(table.source):
         rows = np.flatnonzero(table.source == source)
         for taken in _takes(rows, shares.get(int(source), 1.0), rng):
-            for part in np.array_split(taken, max(1, -(-len(taken) // max(window, 2)))):
+            parts = max(1, min(-(-len(taken) // window), len(taken) // 2))
+            for part in np.array_split(taken, parts):
                 part = part[np.argsort(size[part], kind="stable")]
                 batches += _cut(part, size[part], budget)
     return [batches[i] for i in rng.permutation(len(batches)) if len(batches[i]) > 1]

@@ -219,7 +219,9 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         total, log = self.loss(rows)
         if not torch.isfinite(total):
-            raise NumericalError(f"the loss of step {self.step} is {float(total)}; the last checkpoint is intact")
+            raise NumericalError(
+                f"the loss of step {self.step} is {float(total.detach())}; the last checkpoint is intact"
+            )
         total.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
         if not torch.isfinite(norm):  # the update would destroy the weights, and the next checkpoint with them
