@@ -2,7 +2,8 @@
 
     corpus.jsonl     {"_id": ..., "title": ..., "text": ...} per line; the title may be missing
     queries.jsonl    {"_id": ..., "text": ...} per line
-    qrels.tsv        query-id, corpus-id, score, with a header line; or qrels/SPLIT.tsv
+    qrels.tsv        query-id, corpus-id, score, with a header line; or qrels/SPLIT.tsv;
+                     or qrels/SPLIT.jsonl with these three keys per line
 
 Broken lines are errors with file and line number. What contradicts itself (an id twice, a judgement about an id
 that is not there) is an error too, or with `strict=False` a warning that is counted and ends up in the report.
@@ -10,7 +11,6 @@ that is not there) is an error too, or with `strict=False` a warning that is cou
 
 from __future__ import annotations
 
-import json
 import lzma
 import string
 import tarfile
@@ -24,6 +24,7 @@ from typing import Any
 
 from threefold.errors import EvaluationError
 from threefold.evaluate.measures import Qrels
+from threefold.evaluate.rows import field, json_rows, lines, optional
 from threefold.evaluate.task import Task
 
 #: How title and text become one text: the way of the BGE-M3 paper (FlagEmbedding issue 653).
@@ -162,57 +163,25 @@ def _unpack(archive: Path, root: Path) -> None:
 
 
 def _qrels_file(folder: Path, split: str) -> Path:
-    choices = [folder / "qrels.tsv", folder / "qrels" / f"{split}.tsv"]
+    choices = [folder / "qrels.tsv", folder / "qrels" / f"{split}.tsv", folder / "qrels" / f"{split}.jsonl"]
     for path in choices:
         if path.is_file():
             return path
     raise EvaluationError(f"{folder}: no judgements; expected {' or '.join(map(str, choices))}")
 
 
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """(place for messages, line) of every line that is not empty."""
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                where = f"{path}:{number}"
-                try:
-                    text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-                except UnicodeDecodeError as error:
-                    raise EvaluationError(f"{where}: not UTF-8: {error}") from error
-                if text.strip():
-                    yield where, text
-    except OSError as error:
-        raise EvaluationError(f"{path}: cannot be read: {error.strerror}") from error
-
-
 def _texts(path: Path, template: str, odd: _Oddities) -> dict[str, str]:
     texts: dict[str, str] = {}
-    for where, line in _lines(path):
-        try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise EvaluationError(f"{where}: not JSON: {error}") from error
-        id = _field(row, "_id", where)
+    for where, row in json_rows(path):
+        id = field(row, "_id", where)
         if id in texts:
             odd.found(f"id twice, the first one counts: {id!r}", where)
             continue
-        title, text = _optional(row, "title", where), _field(row, "text", where)
+        title, text = optional(row, "title", where), field(row, "text", where)
         texts[id] = template.format(title=title, text=text) if title else text
     if not texts:
         raise EvaluationError(f"{path}: is empty")
     return texts
-
-
-def _field(row: Any, key: str, where: str) -> str:
-    if not isinstance(row, dict) or key not in row:
-        raise EvaluationError(f'{where}: expected an object with "{key}", got {str(row)[:80]}')
-    if not isinstance(row[key], str):
-        raise EvaluationError(f'{where}: "{key}" must be text, got {row[key]!r}')
-    return str(row[key])
-
-
-def _optional(row: Any, key: str, where: str) -> str:
-    return "" if not isinstance(row, dict) or row.get(key) is None else _field(row, key, where)
 
 
 # ---- judgements -------------------------------------------------------------------------------------------
@@ -220,11 +189,7 @@ def _optional(row: Any, key: str, where: str) -> str:
 
 def _qrels(path: Path, odd: _Oddities) -> dict[str, dict[str, int]]:
     qrels: dict[str, dict[str, int]] = {}
-    for place, (where, line) in enumerate(_lines(path)):
-        cells = [cell.strip() for cell in line.split("\t")]
-        if len(cells) != 3:
-            raise EvaluationError(f"{where}: expected 3 cells (query-id, corpus-id, score), got {len(cells)}")
-        query, document, grade = cells
+    for place, (where, query, document, grade) in enumerate(_judgements(path)):
         if not grade.lstrip("+-").isdecimal():
             if place == 0 and not grade.replace(".", "").isdecimal():  # the header
                 continue
@@ -237,6 +202,24 @@ def _qrels(path: Path, odd: _Oddities) -> dict[str, dict[str, int]]:
     if not qrels:
         raise EvaluationError(f"{path}: no judgements in it")
     return qrels
+
+
+def _judgements(path: Path) -> Iterator[tuple[str, str, str, str]]:
+    """(place for messages, query, document, grade) of every line."""
+    if path.suffix == ".jsonl":
+        for where, row in json_rows(path):
+            query, document = field(row, "query-id", where), field(row, "corpus-id", where)
+            score = row.get("score")
+            if not isinstance(score, int | float) or score != int(score):
+                raise EvaluationError(f"{where}: the score must be a whole number, got {score!r}")
+            yield where, query, document, str(int(score))
+        return
+    for where, line in lines(path):
+        cells = [cell.strip() for cell in line.split("\t")]
+        if len(cells) != 3:
+            raise EvaluationError(f"{where}: expected 3 cells (query-id, corpus-id, score), got {len(cells)}")
+        query, document, grade = cells
+        yield where, query, document, grade
 
 
 def _known(qrels: dict[str, dict[str, int]], documents: Any, queries: Any, odd: _Oddities) -> Qrels:

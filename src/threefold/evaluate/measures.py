@@ -27,7 +27,8 @@ Run = Mapping[str, Mapping[str, float]]
 #: What `threefold evaluate` reports. "accuracy@1" is the share of queries with a relevant document on rank 1.
 DEFAULT_MEASURES: Final = ("nDCG@10", "Recall@10", "Recall@100", "MRR@10", "accuracy@1")
 
-#: Our names of the measures, and what ir-measures calls them.
+#: Our names of the measures, and what ir-measures calls them. "answer@100", for tasks with answer strings, is the
+#: share of queries with an answer in the best 100 passages; the papers on MKQA call it Recall@100.
 NAMES: Final[Mapping[str, str]] = {
     "nDCG": "nDCG",
     "Recall": "R",
@@ -35,6 +36,7 @@ NAMES: Final[Mapping[str, str]] = {
     "accuracy": "Success",
     "Precision": "P",
     "MAP": "AP",
+    "answer": "Success",
 }
 _ALIASES = {name.lower(): name for name in NAMES} | {
     "r": "Recall",

@@ -17,6 +17,8 @@ class Task:
     documents             {id: text}, in the order of the corpus
     queries               {id: text}; only those with judgements
     qrels                 {query id: {document id: grade}}
+    answers               {query id: strings}: a document is relevant if one of them occurs in it
+                          (`threefold.evaluate.answers`); the qrels are then empty for every query. None: by qrels
     template              how title and text were joined, for the report
     ignore_identical_ids  drop the document with the query's own id from its run: right for ArguAna and Quora,
                           where the query is in the corpus, and wrong everywhere else (it cost MIRACL 1.4 points)
@@ -30,6 +32,7 @@ class Task:
     template: str = "{text}"
     ignore_identical_ids: bool = False
     warnings: Mapping[str, int] = field(default_factory=dict)
+    answers: Mapping[str, tuple[str, ...]] | None = None
 
     def __post_init__(self) -> None:
         for name, part in (("documents", self.documents), ("queries", self.queries), ("judgements", self.qrels)):
@@ -38,6 +41,9 @@ class Task:
         unknown = next((query for query in self.qrels if query not in self.queries), None)
         if unknown is not None:
             raise EvaluationError(f"task {self.name}: the qrels judge query {unknown!r}, which is not in the queries")
+        without = next((query for query in self.qrels if self.answers is not None and query not in self.answers), None)
+        if without is not None:
+            raise EvaluationError(f"task {self.name}: query {without!r} has no answers")
 
     def fingerprint(self) -> str:
         """Hash of all texts, ids and judgements, in order: equal for the same task wherever it was loaded from."""
@@ -49,6 +55,8 @@ class Task:
         for query, grades in self.qrels.items():
             for document, grade in grades.items():
                 _feed(digest, query, document, str(grade))
+        for query, answers in (self.answers or {}).items():
+            _feed(digest, query, *answers)
         return digest.hexdigest()[:16]
 
 

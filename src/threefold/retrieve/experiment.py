@@ -17,7 +17,8 @@ from scipy.sparse import csr_array
 
 from threefold.config import Settings
 from threefold.errors import ConfigError, InputError
-from threefold.evaluate.measures import DEFAULT_MEASURES, Judgement, Measure, Run, judge
+from threefold.evaluate.answers import judge_task
+from threefold.evaluate.measures import DEFAULT_MEASURES, Judgement, Measure, Run
 from threefold.evaluate.report import Row
 from threefold.evaluate.task import Task
 from threefold.retrieve.bm25 import BM25, K1, B, model_terms
@@ -157,7 +158,7 @@ def run_task(
     encoded = clock()
     runs = _runs(protocol, _Scorer(task, encoder, protocol, documents, queries))
     scored = clock()
-    judgements = {mode: judge(task.qrels, runs[mode], protocol.measures) for mode in protocol.modes}
+    judgements = {mode: judge_task(task, runs[mode], protocol.measures) for mode in protocol.modes}
     seconds = {"encode": encoded - start, "score": scored - encoded, "judge": clock() - scored}
     rows = tuple(
         Row(

@@ -1,0 +1,151 @@
+"""Downloads, from a hub that runs in the test: the four requests that huggingface_hub makes."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.evaluate import copies
+
+from threefold.errors import EvaluationError, OfflineError
+from threefold.evaluate.hub import HubFiles, check_blob, fetch
+from threefold.evaluate.miracl import CORPUS_REVISION, QUERIES_REVISION
+from threefold.evaluate.tasks import named_tasks
+
+COMMITS = {"miracl/miracl": QUERIES_REVISION, "miracl/miracl-corpus": CORPUS_REVISION}
+
+
+def blob(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+class Hub(BaseHTTPRequestHandler):
+    folder: Path
+    gated = False
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def log_message(self, *_: Any) -> None: ...
+
+    def _answer(self, *, body: bool) -> None:
+        parts = self.path.split("?")[0].strip("/").split("/")
+        repo = "/".join(parts[2:4] if parts[0] == "api" else parts[1:3])
+        if self.gated:
+            return self._send(403, b"", body, {"X-Error-Code": "GatedRepo"})
+        if repo not in COMMITS:
+            return self._send(404, b"", body, {"X-Error-Code": "RepoNotFound"})
+        if parts[0] == "api":
+            root = self.folder / repo
+            files = {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+            tree = [{"type": "file", "path": at, "size": len(data), "oid": blob(data)} for at, data in files.items()]
+            info: Any = {"id": repo, "sha": COMMITS[repo], "siblings": [{"rfilename": name} for name in files]}
+            info = tree if "tree" in parts else info
+            return self._send(200, json.dumps(info).encode(), body, {"Content-Type": "application/json"})
+        data = (self.folder / repo / "/".join(parts[5:])).read_bytes()
+        self._send(200, data, body, {"ETag": f'"{blob(data)}"', "X-Repo-Commit": COMMITS[repo]})
+
+    def _send(self, status: int, data: bytes, body: bool, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(data))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(data)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
+    """A hub with the copy of MIRACL, and an empty cache."""
+    handler = type("OneHub", (Hub,), {"folder": copies.miracl(tmp_path / "hub")})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr("huggingface_hub._snapshot_download.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("THREEFOLD_OFFLINE", raising=False)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    yield handler
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def load() -> Any:
+    (task,) = named_tasks("miracl:sw")
+    return task.load()
+
+
+def test_download_then_offline(hub: type[Hub], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THREEFOLD_OFFLINE", "1")
+    with pytest.raises(OfflineError, match="miracl/miracl is not in the local cache and offline mode is on"):
+        load()
+    monkeypatch.delenv("THREEFOLD_OFFLINE")
+    task = load()
+    assert len(task.documents) == 3
+    monkeypatch.setenv("THREEFOLD_OFFLINE", "1")
+    assert load().fingerprint() == task.fingerprint()
+
+
+def test_a_damaged_file_is_never_read(hub: type[Hub], tmp_path: Path) -> None:
+    load()
+    path = next((tmp_path / "cache").rglob("docs-0.jsonl.gz"))
+    path.resolve().write_bytes(gzip.compress(b'{"docid": "1#0", "text": "other"}'))
+    with pytest.raises(EvaluationError, match=r"docs-0.jsonl.gz is damaged: its hash is \w+, not \w+. Delete"):
+        load()
+
+
+def test_what_the_hub_has_not(hub: type[Hub], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(EvaluationError, match="the hub has no data set owner/absent at revision main"):
+        fetch(HubFiles("owner/absent", "main", ("x",)))
+    with pytest.raises(EvaluationError, match=r"no file nothing\.tsv; the data set miracl/miracl has another layout"):
+        fetch(HubFiles("miracl/miracl", QUERIES_REVISION, ("nothing.tsv",)))
+    load()
+    monkeypatch.setenv("THREEFOLD_OFFLINE", "1")
+    load_other = HubFiles("miracl/miracl", QUERIES_REVISION, ("other.tsv",))
+    with pytest.raises(OfflineError, match=r"no file other\.tsv in the cache and offline mode is on"):
+        fetch(load_other)
+
+
+def test_conditions_of_use(hub: type[Hub]) -> None:
+    hub.gated = True
+    with pytest.raises(EvaluationError, match="miracl/miracl has conditions of use: accept them on its page"):
+        load()
+
+
+def test_a_hub_that_cannot_be_reached(hub: type[Hub], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(OfflineError, match="miracl/miracl"):
+        load()
+
+
+def test_copies_made_by_hand(tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match=r"owner/name does not exist; expected a copy of the data set owner/name"):
+        fetch(HubFiles("owner/name", "main", ("x",)), tmp_path)
+    copies.write(tmp_path / "owner/name/x", "1")
+    assert fetch(HubFiles("owner/name", "main", ("x",)), tmp_path) == tmp_path / "owner/name"
+
+
+def test_hashes_of_large_and_small_files(tmp_path: Path) -> None:
+    blobs = tmp_path / "blobs"
+    for hash in (
+        "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824",
+        "b6fc4c620b67d95f953a5c1c1230aaab5db5a1b0",
+    ):
+        copies.write(blobs / hash, "hello")  # sha256 of "hello"; `git hash-object` of it
+        check_blob(blobs / hash)
+    copies.write(blobs / "etag", "hello")
+    with pytest.raises(EvaluationError, match="not named by a hash"):
+        check_blob(blobs / "etag")
+    copies.write(tmp_path / "plain", "hello")
+    check_blob(tmp_path / "plain")
