@@ -25,10 +25,11 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--data", type=Path, help="data folder, for the comparison of float32 and one-byte vectors")
     options.add_argument("--out", type=Path, default=Path("build/mini"))
+    options.add_argument("--stage", default="trained", help="folder below --out with the checkpoint to ship")
     options.add_argument("--to", type=Path, default=Path("src/threefold/models/mini"))
     args = options.parse_args()
     model = load(args.out / "untrained").model
-    state = torch.load(args.out / "trained" / "training.pt", weights_only=True)
+    state = torch.load(args.out / args.stage / "training.pt", weights_only=True)
     model.load_state_dict(state["model"])
     print(f"step {state['step']:,} after {state['elapsed_s'] / 60:.0f} minutes")
     save(model, args.out / "float")

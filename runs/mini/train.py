@@ -1,8 +1,9 @@
-"""Step 3: train threefold-mini jointly, from `untrained`, on the pairs. Resumable: run it again.
+"""Step 3: train threefold-mini jointly on the pairs, in stages. Resumable: run the same line again.
 
-    python runs/mini/train.py --data ../shared/data --out build/mini --minutes 100
+    python runs/mini/train.py --data ../shared/data --out build/mini --stage stage1 --teacher 4 --minutes 32
+    python runs/mini/train.py --data ../shared/data --out build/mini --start stage1 --stage trained --seed 1 --minutes 54
 
-One stage: contrastive on the three heads and on their sum, self-distillation, and MiniLM's vectors as teacher
+Both stages: contrastive on the three heads and on their sum, self-distillation, and MiniLM's vectors as teacher
 wherever a text is English or has an English translation (Reimers and Gurevych 2020).
 """
 
@@ -29,7 +30,9 @@ from threefold.train.losses import LossWeights
 from threefold.types import Floats, Ints
 
 MAX_QUERY, MAX_POSITIVE = 64, 192
-BUDGET, WINDOW, SEED = 12_288, 4_096, 0
+BUDGET, WINDOW = 12_288, 4_096
+#: Weight of the distance to the teacher. At 4, InfoNCE at temperature 0.02 drowns it (docs/log.md).
+TEACHER = 25.0
 #: Part of each source that one pass takes; sources that are not named are taken whole.
 SHARES = {
     "sib200": 0.35, "gatitos": 0.25, "osm_presets": 0.3, "jaquad": 0.3, "bible": 0.3, "ms_azd": 0.35,
@@ -112,22 +115,34 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--data", type=Path, required=True)
     options.add_argument("--out", type=Path, default=Path("build/mini"))
+    options.add_argument("--start", default="untrained", help="folder below --out with the weights to start from")
+    options.add_argument("--stage", default="trained", help="folder below --out for checkpoints and the result")
+    options.add_argument("--teacher", type=float, default=TEACHER)
+    options.add_argument("--seed", type=int, default=0, help="another seed for another stage: other pairs come first")
     options.add_argument("--minutes", type=float, default=100.0)
     args = options.parse_args()
-    torch.manual_seed(SEED)
+    torch.manual_seed(args.seed)
     tokenizer = Tokenizer.load(args.out / "untrained")
     pairs = [pair for pair in read_pairs(args.data) if pair.query.strip() and pair.positive.strip()]
     table, names = build_table(pairs, tokenizer)
     shares = {i: SHARES.get(name.split("/")[0], 1.0) for i, name in enumerate(names)}
-    batches = plan(table, shares=shares, budget=BUDGET, window=WINDOW, seed=SEED)
+    batches = plan(table, shares=shares, budget=BUDGET, window=WINDOW, seed=args.seed)
     tokens = sum(int((table.query.lengths[b] + table.positive.lengths[b]).sum()) for b in batches)
     print(f"{len(pairs):,} pairs, {len(batches):,} batches, {tokens:,} tokens", flush=True)
-    model = load(args.out / "untrained").model
-    torch.nn.init.orthogonal_(model.heads.multi.weight)
-    torch.nn.init.constant_(model.heads.sparse.bias, 0.1)
-    settings = TrainSettings(minutes=args.minutes, loss=LossWeights(sparse_loss=0.3), seed=SEED)
+    model = load(args.out / args.start).model
+    first = args.start == "untrained"
+    if first:
+        torch.nn.init.orthogonal_(model.heads.multi.weight)
+        torch.nn.init.constant_(model.heads.sparse.bias, 0.1)
+    settings = TrainSettings(
+        minutes=args.minutes,
+        loss=LossWeights(sparse_loss=0.3),
+        teacher=args.teacher,
+        idf_steps=TrainSettings().idf_steps if first else 0,
+        seed=args.seed,
+    )
     trainer = Trainer(
-        model, table, batches, settings, args.out / "trained",
+        model, table, batches, settings, args.out / args.stage,
         special=tokenizer.special_ids, idf=np.load(args.out / "idf.npy"), teacher=MiniLM(pairs),
     )  # fmt: skip
     print("resumed at step" if trainer.resume() else "started at step", trainer.step, flush=True)
@@ -137,8 +152,8 @@ def main() -> None:
         print(json.dumps({k: round(v, 4) for k, v in line.items()} | {"s": round(time.time() - began)}), flush=True)
 
     trainer.run(report)
-    save(model, args.out / "trained")
-    tokenizer.save(args.out / "trained" / "tokenizer.json")
+    save(model, args.out / args.stage)
+    tokenizer.save(args.out / args.stage / "tokenizer.json")
 
 
 if __name__ == "__main__":
