@@ -17,7 +17,7 @@ def one_by_one(qkv: Tensor, heads: int, lengths: list[int]) -> Tensor:
     """Equation 1 of Vaswani et al. for each text and head by itself, in float64."""
     outputs = []
     for part in torch.split(qkv.double(), lengths):
-        q, k, v = (x.unflatten(1, (heads, -1)) for x in part.chunk(3, dim=1))  # each (t, heads, d_head)
+        q, k, v = (x.reshape(len(x), heads, -1) for x in part.chunk(3, dim=1))  # each (t, heads, d_head)
         per_head = [
             torch.softmax(q[:, h] @ k[:, h].T / q.shape[2] ** 0.5, dim=1) @ v[:, h] for h in range(heads)
         ]  # fmt: skip

@@ -285,7 +285,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_are_lost(tmp_path: P
 def test_a_gradient_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:
     run_ = trainer(tmp_path)
     assert run_.model.heads.multi is not None
-    run_.model.heads.multi.weight.register_hook(lambda gradient: gradient * torch.inf)
+    run_.model.heads.multi.weight.register_hook(lambda gradient: gradient * torch.inf)  # type: ignore[no-untyped-call]
     before = [p.detach().clone() for p in run_.model.parameters()]
     with pytest.raises(NumericalError, match="the gradient of step 0 is"):
         run(run_)
