@@ -155,15 +155,20 @@ class CrossEncoder:
             raise InputError(f"{self.name} reads at most {most} tokens; got max_tokens={limit}")
         queries, said = _columns(query, texts)
         tokens = self.tokenizer.encode_pairs(queries, said, max_tokens=limit, max_query_tokens=max_query_tokens)
+        logits = self.score_tokens(tokens, progress=progress)
+        scores: Floats = expit(logits) if normalize else logits
+        return Judged(scores, tokens.lengths.astype(np.int32), tokens.truncated)
+
+    def score_tokens(self, tokens: Tokens, *, progress: Progress | None = None) -> Floats:
+        """(n,) float32 logits of pairs that `Tokenizer.encode_pairs` made, in their order."""
         batches = plan_batches(tokens.lengths, self.budget)
         parts = []
         for rows in batches:
             parts.append(self._batch(tokens, rows))
             if progress is not None:
                 progress(len(rows), int(tokens.lengths[rows].sum()))
-        logits = np.concatenate([np.zeros(0, np.float32), *parts])[restore_order(batches)]
-        scores: Floats = expit(logits) if normalize else logits
-        return Judged(scores, tokens.lengths.astype(np.int32), tokens.truncated)
+        logits: Floats = np.concatenate([np.zeros(0, np.float32), *parts])[restore_order(batches)]
+        return logits
 
     # ---- inside --------------------------------------------------------------------------------------
 
