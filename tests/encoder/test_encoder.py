@@ -18,7 +18,7 @@ from tests.encoder.checkpoints import bge_m3, sentence_transformer
 from tests.encoder.plain import Plain
 from tests.fakes import CORPUS
 
-from threefold.encoder import encoder as encoder_module
+from threefold.encoder import front
 from threefold.encoder.checkpoint import Model, load, save
 from threefold.encoder.encoder import Encoder
 from threefold.errors import CheckpointError, InputError, MissingHeadError, NumericalError
@@ -183,7 +183,7 @@ def test_streams_are_read_lazily_and_in_order(m3: Encoder) -> None:
 
 
 def test_parts_of_a_stream_end_early_where_texts_are_long(m3: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoder_module, "BLOCK_CHARACTERS", 10)
+    monkeypatch.setattr(front, "BLOCK_CHARACTERS", 10)
     parts = m3.iter_encode(["fox", "the lazy dog", "fox", "", "box"], block=3)
     assert [len(part) for part in parts] == [2, 3]
     assert list(m3.iter_encode([])) == []
