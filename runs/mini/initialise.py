@@ -23,7 +23,8 @@ import torch
 from corpus import read_mono, read_pairs
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, diags_array
-from tokenizers import Regex, Tokenizer as Backend, models, normalizers
+from tokenizers import Regex, models, normalizers
+from tokenizers import Tokenizer as Backend
 
 from threefold.encoder.checkpoint import Model, ModelConfig, load, save
 from threefold.encoder.heads import HeadsConfig

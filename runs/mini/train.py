@@ -1,7 +1,7 @@
 """Step 3: train threefold-mini jointly on the pairs, in stages. Resumable: run the same line again.
 
     python runs/mini/train.py --data ../shared/data --out build/mini --stage stage1 --teacher 4 --minutes 32
-    python runs/mini/train.py --data ../shared/data --out build/mini --start stage1 --stage trained --seed 1 --minutes 54
+    python runs/mini/train.py --data ../shared/data --out build/mini --start stage1 --seed 1 --minutes 54
 
 Both stages: contrastive on the three heads and on their sum, self-distillation, and MiniLM's vectors as teacher
 wherever a text is English or has an English translation (Reimers and Gurevych 2020).

@@ -258,7 +258,7 @@ class Collection:
         """The k best chunks for a query, best first.
 
         mode       hybrid: every representation; dense, sparse, multi: that one alone
-        weights    of the weighted sum; a name that is left out keeps its default (1, 0.3, 1)
+        weights    of the weighted sum; a name that is left out keeps the default of the model
         fusion     how a hybrid search joins its lists
         depth      candidates per representation
         why        explain each hit (`hit.why`)
@@ -277,7 +277,9 @@ class Collection:
                 )
             stages = self.load_retriever(retriever) if isinstance(retriever, str) else retriever
             return self.search_with(stages, query, k=k, where=where, why=why)
-        stages = preset(mode, self.representations, k=_count("k", k), depth=_count("depth", depth))
+        own = Weights(*self._encoder.card.fusion)
+        counts = {"k": _count("k", k), "depth": _count("depth", depth)}
+        stages = preset(mode, self.representations, weights=own, **counts)
         fuse = self._fuse(stages.fuse, mode, weights, fusion)
         stages = replace(stages, fuse=fuse, rerank=rerank, diversify=diversify, group=group, where=where)
         return self.search_with(stages, query, why=why)
@@ -289,8 +291,8 @@ class Collection:
             raise InputError(f"weights belong to mode='hybrid' with fusion='weighted'; got {mode!r} with {fusion!r}")
         if isinstance(weights, Weights):
             return Fuse(weights=weights)
-        left_out = [name for name in REPRESENTATIONS if name not in weights and name not in self.representations]
-        return Fuse(weights=Weights.from_dict({**weights, **dict.fromkeys(left_out, 0.0)}, "weights"))
+        own = Weights(*self._encoder.card.fusion).only(*self.representations)
+        return Fuse(weights=Weights.from_dict({**own.to_dict(), **weights}, "weights"))
 
     def search_with(
         self,

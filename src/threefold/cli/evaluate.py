@@ -13,6 +13,7 @@ from threefold import __version__
 from threefold.cli import options
 from threefold.cli.show import err, note, out, print_json, progress_bar
 from threefold.errors import InputError
+from threefold.score import Weights
 
 
 def evaluate(
@@ -80,8 +81,7 @@ def _protocol(card: Any, modes: str, measures: str, weights: str, multi_depth: i
     settings: dict[str, Any] = {"modes": names, "multi_depth": multi_depth or None, "max_tokens": max_tokens}
     if measures:
         settings["measures"] = tuple(name.strip() for name in measures.split(","))
-    if weights:
-        settings["weights"] = options.parse_weights(weights)
+    settings["weights"] = options.parse_weights(weights) or Weights(*card.fusion)
     return Protocol.from_dict(settings)
 
 

@@ -26,10 +26,9 @@ def compare(
 ) -> None:
     """Score two texts against each other by every representation, and say why."""
     from threefold.retrieve.pairs import compare_texts
-    from threefold.score import TRAINING
 
     encoder = options.open_encoder(model, revision, device, precision)
-    found = compare_texts(encoder, a, b, weights=options.parse_weights(weights) or TRAINING)
+    found = compare_texts(encoder, a, b, weights=options.parse_weights(weights))
     if as_json:
         print_json(dataclasses.asdict(found))
         return

@@ -52,6 +52,11 @@ class Front(ABC):
         """The tokenizer of the model."""
         return self._tokenizer
 
+    @property
+    def prompts(self) -> dict[str, str]:
+        """What the model wants before a text, by name: `query` and `document`; empty where it wants nothing."""
+        return {"query": self._config.query_prompt, "document": self._config.document_prompt}
+
     def _describe(self, loaded: Loaded, precision: str) -> ModelCard:
         config = loaded.model.config
         return ModelCard(
@@ -65,6 +70,7 @@ class Front(ABC):
             revision=self._source.revision,
             precision=precision,
             matryoshka=config.matryoshka,
+            fusion=config.fusion,
         )
 
     # ---- encoding ------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ class ModelConfig(Settings):
     query_prompt     put before every query
     document_prompt  put before every document
     matryoshka       dimensions at which the dense vector may be cut, largest first; empty: never
+    fusion           weights of dense, sparse and multi in a hybrid search; the default is that of BGE-M3's training
     """
 
     network: NetworkConfig
@@ -28,12 +29,15 @@ class ModelConfig(Settings):
     query_prompt: str = ""
     document_prompt: str = ""
     matryoshka: tuple[int, ...] = ()
+    fusion: tuple[float, ...] = (1.0, 0.3, 1.0)
     format: int = 1
     name: str = ""
 
     def __post_init__(self) -> None:
         if not 3 <= self.max_tokens <= self.network.max_tokens:
             raise ConfigError(f"max_tokens must be from 3 to {self.network.max_tokens}; got {self.max_tokens}")
+        if len(self.fusion) != 3:
+            raise ConfigError(f"fusion must have three weights (dense, sparse, multi); got {self.fusion}")
         wrong = [dim for dim in self.matryoshka if not 1 <= dim <= self.network.hidden]
         if wrong:
             raise ConfigError(f"matryoshka dimensions must be from 1 to {self.network.hidden}; got {wrong[0]}")

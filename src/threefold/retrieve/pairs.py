@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from threefold.retrieve.explain import best_token_pairs, shared_terms
-from threefold.score import TRAINING, Weights, dense_scores, maxsim, sparse_scores, weighted_sum
+from threefold.score import Weights, dense_scores, maxsim, sparse_scores, weighted_sum
 from threefold.text.protocol import TextEncoder
 from threefold.types import Encoded, Floats, Representation, TermMatch, TokenMatch
 
@@ -28,11 +28,11 @@ class Comparison:
     truncated: bool
 
 
-def compare_texts(encoder: TextEncoder, a: str, b: str, *, weights: Weights = TRAINING, top: int = 10) -> Comparison:
-    """Score text `b` for query `a`."""
+def compare_texts(encoder: TextEncoder, a: str, b: str, *, weights: Weights | None = None, top: int = 10) -> Comparison:
+    """Score text `b` for query `a`, fused by `weights` or by those of the model."""
     query, text = encoder.encode_queries([a]), encoder.encode_documents([b])
     arrays = _scores(query, text)
-    usable = weights.only(*arrays)
+    usable = (weights or Weights(*encoder.card.fusion)).only(*arrays)
     scores = {name: float(values[0]) for name, values in arrays.items()}
     return Comparison(
         scores,

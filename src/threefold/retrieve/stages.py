@@ -147,10 +147,12 @@ class Ranked:
     ranks: Mapping[Representation, int]
 
 
-def preset(mode: Mode, kept: Sequence[Representation], *, k: int = 10, depth: int = DEPTH) -> Retriever:
+def preset(
+    mode: Mode, kept: Sequence[Representation], *, k: int = 10, depth: int = DEPTH, weights: Weights = TRAINING
+) -> Retriever:
     """The retriever of a mode, for a collection that keeps these representations.
 
-    hybrid  dense and sparse candidates, the weighted sum of every kept score (weights of `score.fuse.TRAINING`)
+    hybrid  dense and sparse candidates, the weighted sum of every kept score by `weights`
     multi   the same candidates, ordered by the multi score alone
     dense, sparse  one list as it is
     """
@@ -159,8 +161,8 @@ def preset(mode: Mode, kept: Sequence[Representation], *, k: int = 10, depth: in
     if mode != "hybrid" and mode not in kept:
         raise InputError(f"the collection keeps {', '.join(kept)}, not {mode}. Search it with another mode, or hybrid")
     lists: tuple[Representation, ...] = (mode,) if mode in ("dense", "sparse") else _first_stage(kept)
-    weights = TRAINING.only(*kept) if mode == "hybrid" else Weights(1.0, 1.0, 1.0).only(mode)
-    return Retriever(tuple(Candidates(name, max(k, depth)) for name in lists), Fuse(weights=weights), k=k)
+    used = weights.only(*kept) if mode == "hybrid" else Weights(1.0, 1.0, 1.0).only(mode)
+    return Retriever(tuple(Candidates(name, max(k, depth)) for name in lists), Fuse(weights=used), k=k)
 
 
 def _first_stage(kept: Sequence[Representation]) -> tuple[Representation, ...]:

@@ -25,6 +25,7 @@ class ModelCard:
     vocab           size of the sparse vocabulary; 0 when the model has no sparse head
     max_tokens      longest text, specials included
     matryoshka      dimensions at which the dense vector may be cut; empty: never
+    fusion          weights of dense, sparse and multi in a hybrid search, where the user gives none
     """
 
     name: str
@@ -37,6 +38,7 @@ class ModelCard:
     revision: str = ""
     precision: str = "float32"
     matryoshka: tuple[int, ...] = ()
+    fusion: tuple[float, ...] = (1.0, 0.3, 1.0)
 
     @property
     def representations(self) -> tuple[Representation, ...]:
