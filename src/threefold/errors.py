@@ -18,6 +18,7 @@ ThreefoldError
 │   ├── DeadlineError     the answer would come too late
 │   ├── InputFailedError  the model failed on one input
 │   └── UnavailableError  the model is loading or restarting, or the server is shutting down
+├── WorkerError           a process of a pool ended, or failed in a way that cannot be sent
 ├── MissingExtraError     an optional dependency is not installed; names the install command
 └── OfflineError          something would have to be downloaded and must not be
 """
@@ -115,6 +116,12 @@ class InputFailedError(ServeError):
 
 class UnavailableError(ServeError):
     """The model is loading or restarting, or the server is shutting down."""
+
+
+class WorkerError(ThreefoldError):
+    """A process of a pool ended, or failed in a way that cannot be sent to the process that asked."""
+
+    exit_code = 9
 
 
 class MissingExtraError(ThreefoldError):

@@ -1,7 +1,7 @@
 """`threefold`: the command line. It says in other words what the library does, and adds nothing of its own.
 
 Exit status: 0 success, 1 nothing found or a failure without a better number, 2 bad input or usage, 3 model,
-4 collection, 5 evaluation, 6 numbers, 7 a package is missing, 8 offline, 130 interrupted (see `threefold.errors`).
+4 collection, 5 evaluation, 6 numbers, 7 a package is missing, 8 offline, 9 a worker process ended, 130 interrupted (see `threefold.errors`).
 """
 
 from __future__ import annotations

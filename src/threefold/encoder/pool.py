@@ -1,0 +1,275 @@
+"""One encoder over many devices: several GPUs, or several processes on one CPU, behind the calls of `Encoder`.
+
+    texts -> tokens -> batches of one share of tokens -> the process that is free -> the caller's order
+
+Texts become tokens here. The batches lie in one queue, longest texts first; whoever is free takes the next one, so
+a slow device gets less. Each process opens the checkpoint by itself: float32 weights of safetensors stay in the
+mapped file, of which all processes of a machine share one copy in memory; other precisions are a copy each.
+
+    with EncoderPool("BAAI/bge-m3", devices=["cuda:0", "cuda:1"]) as pool:
+        for part in pool.iter_encode(texts):
+            ...
+
+Processes are spawned: a script must make its pool below `if __name__ == "__main__":`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import torch
+
+from threefold.encoder.checkpoint import load
+from threefold.encoder.encoder import Encoder
+from threefold.encoder.front import Front, Progress, parts_of
+from threefold.encoder.precision import Precision, choose_device, choose_precision
+from threefold.encoder.sources import find
+from threefold.encoder.workers import Workers
+from threefold.errors import InputError
+from threefold.text.packing import plan_batches, restore_order
+from threefold.text.tokenizer import Tokens, Truncate
+from threefold.types import Encoded, Ints, Output, Representation, Row
+
+#: Parts of a stream that are under way beside the one that is waited for.
+PARTS_AHEAD = 1
+
+#: Fewer tokens than this are not worth the way to another process.
+LEAST_SHARE = 256
+
+
+class _Setting(NamedTuple):
+    """How one process opens its encoder."""
+
+    folder: Path
+    device: str
+    precision: Precision
+    pooling: str | None
+    budget: int
+    threads: int | None
+
+
+class _Task(NamedTuple):
+    """One call of an encoder in another process."""
+
+    method: str
+    tokens: Tokens
+    options: dict[str, Any]
+
+
+class EncoderPool(Front):
+    """An encoder whose work is done by several processes. A context manager; `close` stops them.
+
+    model      as in `Encoder`
+    devices    one process each, such as ["cuda:0", "cuda:1"]; a device may be named twice
+    processes  instead of `devices`: so many processes on the CPU
+    precision  as in `Encoder`; the same for all
+    budget     tokens in one forward pass of one process; None chooses by device
+    threads    of each CPU process; None: the cores that this process may use, divided
+
+    Calls may come from several threads: their batches share one queue. A failing batch fails its call and no other;
+    a process that ends (killed, out of memory) ends the pool, every call under way, and says so at once.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        devices: Sequence[str] | None = None,
+        processes: int | None = None,
+        precision: Precision = "auto",
+        revision: str | None = None,
+        pooling: str | None = None,
+        budget: int | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self.devices = _devices(devices, processes)
+        self.precision = _precision(precision, self.devices)
+        on_cpu = all(device == "cpu" for device in self.devices)
+        self.budget = budget if budget is not None else (4_096 if on_cpu else 65_536)
+        if self.budget < 1 or (threads is not None and threads < 1):
+            raise InputError(f"budget and threads must be at least 1; got budget={budget}, threads={threads}")
+        if threads is None and on_cpu:
+            threads = max(1, _cores() // len(self.devices))
+        source = find(model, revision)
+        super().__init__(source, load(source.folder, pooling), self.precision)
+        settings = [
+            _Setting(source.folder, device, self.precision, pooling, self.budget, threads) for device in self.devices
+        ]
+        names = [f"{i} ({device})" for i, device in enumerate(self.devices)]
+        self._workers = Workers(_open, settings, names, ahead=1 if on_cpu else 2)
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids, in the order of `devices`."""
+        return self._workers.pids
+
+    def close(self) -> None:
+        """Stop the processes; calls under way fail. Calling it again does nothing."""
+        self._workers.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"EncoderPool({self._source.name!r}, devices={list(self.devices)!r}, precision={self.precision!r})"
+
+    # ---- encoding ------------------------------------------------------------------------------------
+
+    def iter_encode(self, texts: Iterable[str], *, block: int = 4_096, **options: Any) -> Iterator[Encoded]:
+        """`Encoder.iter_encode`; one more part is read and under way while the caller has the one before."""
+        if block < 1:
+            raise InputError(f"block must be at least 1; got {block}")
+        if isinstance(texts, str):
+            raise InputError("expected texts, got one text; put it into a list")
+        return self._stream(parts_of(texts, block), **options)
+
+    def encode_tokens(self, tokens: Tokens, outputs: Sequence[Sequence[Output]]) -> list[Row]:
+        """`Encoder.encode_tokens`."""
+        self._check_rows(tokens, outputs)
+        batches = self._batches(tokens)
+        tasks = [
+            _Task("encode_tokens", tokens.take(rows), {"outputs": [outputs[int(i)] for i in rows]}) for rows in batches
+        ]
+        found = [row for part in _gather([self._workers.submit(task) for task in tasks]) for row in part]
+        return [found[int(i)] for i in restore_order(batches)]
+
+    # ---- inside --------------------------------------------------------------------------------------
+
+    def _encode_all(
+        self, tokens: Tokens, wanted: Sequence[Representation], dim: int | None, progress: Progress | None
+    ) -> Encoded:
+        return self._begin(tokens, wanted, dim).result(progress)
+
+    def _begin(self, tokens: Tokens, wanted: Sequence[Representation], dim: int | None) -> _Job:
+        batches = self._batches(tokens)
+        options = {"outputs": wanted, "dim": dim}
+        futures = [self._workers.submit(_Task("encode_ids", tokens.take(rows), options)) for rows in batches]
+        return _Job(batches, tokens, futures)
+
+    def _batches(self, tokens: Tokens) -> list[Ints]:
+        return plan_batches(tokens.lengths, share(tokens.lengths, self.budget, len(self.devices)))
+
+    def _stream(
+        self,
+        parts: Iterator[list[str]],
+        *,
+        outputs: Sequence[Representation] | None = None,
+        max_tokens: int | None = None,
+        truncate: Truncate = "end",
+        prompt: str = "",
+        dim: int | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[Encoded]:
+        wanted, dim = self._wanted(outputs), self._checked_dim(dim)
+        jobs: deque[_Job] = deque()
+        try:
+            for part in parts:
+                jobs.append(self._begin(self._tokenized(part, max_tokens, truncate, prompt), wanted, dim))
+                if len(jobs) > PARTS_AHEAD:
+                    yield jobs.popleft().result(progress)
+            while jobs:
+                yield jobs.popleft().result(progress)
+        finally:  # an error, or a caller who has seen enough
+            for job in jobs:
+                job.cancel()
+
+
+class _Job(NamedTuple):
+    """Batches that were handed to the processes."""
+
+    batches: list[Ints]
+    tokens: Tokens
+    futures: list[Future[Encoded]]
+
+    def result(self, progress: Progress | None) -> Encoded:
+        """All texts in the caller's order, or the first error as soon as it happens."""
+
+        def said(place: int) -> None:
+            rows = self.batches[place]
+            if progress is not None:
+                progress(len(rows), int(self.tokens.lengths[rows].sum()))
+
+        return Encoded.concat(_gather(self.futures, said)).take(restore_order(self.batches))
+
+    def cancel(self) -> None:
+        for future in self.futures:
+            future.cancel()
+
+
+def _gather(futures: Sequence[Future[Any]], done: Callable[[int], None] | None = None) -> list[Any]:
+    """The results in order. `done` is called with the place of each as it comes; the first error is raised at once."""
+    places = {future: place for place, future in enumerate(futures)}
+    try:
+        for future in as_completed(futures):
+            future.result()
+            if done is not None:
+                done(places[future])
+    except BaseException:
+        for future in futures:
+            future.cancel()
+        raise
+    return [future.result() for future in futures]
+
+
+def share(lengths: Ints, budget: int, workers: int) -> int:
+    """Tokens of a batch, at most `budget`, so that every worker gets as many batches as the others.
+
+    A batch may have one text more than its even share: else the last, small batch would be one too many.
+    """
+    total, longest = int(lengths.sum()), int(lengths.max(initial=0))
+    rounds = max(1, -(-total // (budget * workers)))
+    even = -(-total // (rounds * workers)) + longest
+    return min(budget, max(even, LEAST_SHARE))
+
+
+def _devices(devices: Sequence[str] | None, processes: int | None) -> tuple[str, ...]:
+    if (devices is None) == (processes is None):
+        raise InputError('a pool needs either devices=["cuda:0", ...] or processes=N (and not both)')
+    if processes is not None:
+        if processes < 1:
+            raise InputError(f"processes must be at least 1; got {processes}")
+        return ("cpu",) * processes
+    if isinstance(devices, str) or not devices:
+        raise InputError(f'devices must be a list such as ["cuda:0", "cuda:1"]; got {devices!r}')
+    return tuple(str(choose_device(device)) for device in devices)
+
+
+def _precision(precision: Precision, devices: Sequence[str]) -> Precision:
+    """One for all: a text must not get another vector because another device was free."""
+    found = sorted({choose_precision(precision, torch.device(device)) for device in devices})
+    if len(found) > 1:
+        raise InputError(f"these devices prefer {' and '.join(found)}; say one precision for all, such as {found[0]!r}")
+    return found[0]  # type: ignore[return-value]
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# ---- in the other process --------------------------------------------------------------------------------
+
+
+def _open(setting: _Setting) -> Callable[[_Task], Any]:
+    if setting.threads is not None:
+        torch.set_num_threads(setting.threads)
+    encoder = Encoder(
+        setting.folder,
+        device=setting.device,
+        precision=setting.precision,
+        pooling=setting.pooling,
+        budget=setting.budget,
+    )
+
+    def call(task: _Task) -> Any:
+        return getattr(encoder, task.method)(task.tokens, **task.options)
+
+    return call
