@@ -1,0 +1,154 @@
+"""Every error as the clients of each dialect expect it: status, body, headers.
+
+    exception ─► Problem ─► body of OpenAI, TEI, Cohere, vLLM
+
+The bodies are exact: `code` is a string for OpenAI and a number for vLLM; TEI names its own kinds; Cohere has a
+message and an id.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import orjson
+from starlette.responses import PlainTextResponse, Response
+
+from threefold.errors import (
+    DeadlineError,
+    InputError,
+    InputFailedError,
+    MissingHeadError,
+    ModelMismatchError,
+    OverloadedError,
+    StoreError,
+    StoreLockedError,
+    ThreefoldError,
+    UnavailableError,
+)
+
+Dialect = Literal["openai", "tei", "cohere", "vllm"]
+TeiKind = Literal["Unhealthy", "Backend", "Overloaded", "Tokenizer", "Empty", "Validation"]
+
+
+class RequestError(InputError):
+    """A request that cannot be taken as it is.
+
+    param  the field that is to blame
+    code   a word for programs; None: the usual one of the status
+    """
+
+    def __init__(self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.param = param
+        self.code = code
+
+
+class WrongModelError(RequestError):
+    """The route needs another kind of model (TEI: 424)."""
+
+
+class ClientGone(Exception):
+    """The client closed the connection before its answer was ready."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """An error in no dialect."""
+
+    status: int
+    message: str
+    tei: TeiKind
+    code: str | None = None
+    param: str | None = None
+    retry_after_s: float | None = None
+
+
+def problem_of(error: BaseException) -> Problem:
+    """What the client is told. Of errors that threefold did not raise on purpose it learns nothing."""
+    if isinstance(error, WrongModelError):
+        return Problem(error.status, str(error), "Backend", error.code, error.param)
+    if isinstance(error, RequestError):
+        return Problem(error.status, str(error), "Validation", error.code, error.param)
+    if isinstance(error, MissingHeadError):
+        return Problem(400, str(error), "Backend")
+    if isinstance(error, InputError):
+        return Problem(400, str(error), "Validation")
+    if isinstance(error, OverloadedError):
+        return Problem(429, str(error), "Overloaded", retry_after_s=error.retry_after_s)
+    if isinstance(error, UnavailableError):
+        return Problem(503, str(error), "Unhealthy", retry_after_s=error.retry_after_s)
+    if isinstance(error, DeadlineError):
+        return Problem(504, str(error), "Backend")
+    if isinstance(error, InputFailedError):
+        return Problem(500, str(error), "Backend")
+    if isinstance(error, StoreLockedError | ModelMismatchError):
+        return Problem(409, str(error), "Backend", "conflict")
+    if isinstance(error, StoreError):
+        return Problem(500, str(error), "Backend")
+    message = "the request failed" if isinstance(error, ThreefoldError) else "an unexpected error; see the server's log"
+    return Problem(500, message, "Backend")
+
+
+def respond(problem: Problem, dialect: Dialect, request_id: str) -> Response:
+    """The whole response."""
+    response = _BODIES[dialect](problem, request_id)
+    if problem.retry_after_s is not None:
+        response.headers["retry-after"] = str(math.ceil(problem.retry_after_s))
+    return response
+
+
+# ---- one function per dialect ------------------------------------------------------------------------------
+
+#: Status -> (type, code) of OpenAI.
+_OPENAI = {
+    400: ("invalid_request_error", "invalid_request_error"),
+    401: ("invalid_request_error", "invalid_api_key"),
+    403: ("invalid_request_error", "insufficient_permissions"),
+    404: ("invalid_request_error", "not_found"),
+    405: ("invalid_request_error", "method_not_allowed"),
+    409: ("invalid_request_error", "conflict"),
+    413: ("invalid_request_error", "request_too_large"),
+    429: ("rate_limit_error", "rate_limit_exceeded"),
+}
+
+#: Status -> type of vLLM.
+_VLLM = {401: "AuthenticationError", 404: "NotFoundError", 429: "TooManyRequestsError", 503: "ServiceUnavailableError"}
+
+#: Kind -> status of TEI; validation is 422 since TEI 1.9 (February 2026), 413 before.
+_TEI = {"Backend": 424, "Tokenizer": 422, "Validation": 422, "Empty": 400, "Overloaded": 429, "Unhealthy": 503}
+
+
+def _json(status: int, body: Any) -> Response:
+    return Response(orjson.dumps(body), status, media_type="application/json")
+
+
+def _openai(problem: Problem, request_id: str) -> Response:
+    kind, code = _OPENAI.get(problem.status, ("server_error", "server_error"))
+    error = {"message": problem.message, "type": kind, "param": problem.param, "code": problem.code or code}
+    return _json(problem.status, {"error": error})
+
+
+def _tei(problem: Problem, request_id: str) -> Response:
+    if problem.status == 401:
+        return Response(status_code=401)
+    if problem.status == 413:
+        return PlainTextResponse(problem.message, 413)
+    status = problem.status if problem.status in (403, 404, 405, 504) else _TEI[problem.tei]
+    return _json(status, {"error": problem.message, "error_type": problem.tei})
+
+
+def _cohere(problem: Problem, request_id: str) -> Response:
+    return _json(problem.status, {"message": problem.message, "id": request_id})
+
+
+def _vllm(problem: Problem, request_id: str) -> Response:
+    usual = "BadRequestError" if problem.status < 500 else "InternalServerError"
+    kind = _VLLM.get(problem.status, usual)
+    error = {"message": problem.message, "type": kind, "param": problem.param, "code": problem.status}
+    return _json(problem.status, {"error": error})
+
+
+_BODIES = {"openai": _openai, "tei": _tei, "cohere": _cohere, "vllm": _vllm}

@@ -1,0 +1,168 @@
+"""What every route has in common: who calls, the body, a client that goes away, errors in the route's dialect.
+
+A handler is a function of a `Call`; it returns a response or raises. Nothing here knows a contract.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import orjson
+from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from threefold.serve.errors import ClientGone, Dialect, Problem, RequestError, problem_of, respond
+
+if TYPE_CHECKING:
+    from threefold.serve.server import Server
+
+T = TypeVar("T")
+Body = TypeVar("Body", bound=BaseModel)
+Handler = Callable[["Call"], Awaitable[Response]]
+
+#: Status of a request whose client went away, for the log (as nginx).
+CLIENT_GONE = 499
+
+_REQUEST_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
+
+log = logging.getLogger("threefold.serve")
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """One request.
+
+    id       shown to the client and in the log
+    dialect  of errors; a handler that answers several may change it
+    notes    for the log: model, tokens, texts, ...
+    """
+
+    request: Request
+    server: Server
+    id: str
+    dialect: Dialect
+    began: float = field(default_factory=time.perf_counter)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    async def raw(self) -> bytes:
+        """The whole body, refused as soon as it is too long."""
+        most = self.server.config.max_body_bytes
+        declared = self.request.headers.get("content-length", "")
+        if declared.isdigit() and int(declared) > most:
+            raise _too_long(int(declared), most)
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async for part in self.request.stream():
+                size += len(part)
+                if size > most:
+                    raise _too_long(size, most)
+                parts.append(part)
+        except ClientDisconnect:
+            raise ClientGone from None
+        return b"".join(parts)
+
+    async def read(self, schema: type[Body]) -> Body:
+        """The body as the schema says, or an error that names the field."""
+        return parse(schema, await self.raw())
+
+    async def wait_for(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work`, which is cancelled when the client goes away."""
+        task = asyncio.ensure_future(work)
+        watch = asyncio.ensure_future(_disconnected(self.request))
+        try:
+            await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise ClientGone
+            return task.result()
+        finally:
+            for one in (task, watch):
+                one.cancel()
+            await asyncio.gather(task, watch, return_exceptions=True)
+
+
+def request_id(request: Request) -> str:
+    """The id that the client gave, if it is a plain word, else a new one."""
+    given = request.headers.get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        continue
+
+
+def _too_long(size: int, most: int) -> RequestError:
+    return RequestError(f"the body has {size:,} bytes or more, the limit is {most:,}. Send fewer texts", status=413)
+
+
+def parse(schema: type[Body], raw: bytes) -> Body:
+    """JSON bytes as a schema; the first thing that is wrong is said, with its place and without its content."""
+    try:
+        return schema.model_validate_json(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        if first["type"] == "json_invalid":
+            raise RequestError(f"the body is not JSON: {first['ctx']['error']}", code="invalid_json") from None
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(schema.model_fields)
+            raise RequestError(f"unknown field {place!r}; known are {known}", param=place) from None
+        raise RequestError(f"{place}: {first['msg']}" if place else first["msg"], param=place or None) from None
+
+
+def parse_any(raw: bytes) -> dict[str, Any]:
+    """A JSON object, where the dialect depends on its keys."""
+    try:
+        found = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise RequestError(f"the body is not JSON: {error}", code="invalid_json") from None
+    if not isinstance(found, dict):
+        raise RequestError("the body must be a JSON object")
+    return found
+
+
+def endpoint(
+    handler: Handler, server: Server, dialect: Dialect, scope: str | None
+) -> Callable[[Request], Awaitable[Response]]:
+    """A Starlette endpoint. `scope` is what an API key must allow; None: the route is public."""
+
+    async def answer(request: Request) -> Response:
+        call = Call(request, server, request_id(request), dialect)
+        try:
+            if scope is not None:
+                server.authorize(call, scope)
+            response = await handler(call)
+        except asyncio.CancelledError:
+            raise
+        except ClientGone:
+            response = Response(status_code=CLIENT_GONE)
+        except Exception as error:  # whatever it is, the client gets a body in its dialect
+            problem = problem_of(error)
+            if problem.status >= 500:
+                log.error("request %s failed: %r", call.id, error, exc_info=error)
+            response = respond(problem, call.dialect, call.id)
+        response.headers["x-request-id"] = call.id
+        server.finished(call, response.status_code)
+        return response
+
+    return answer
+
+
+async def on_http_exception(request: Request, error: Exception) -> Response:
+    """Unknown paths and methods: the OpenAI body, as most clients speak it."""
+    assert isinstance(error, HTTPException)
+    message = {404: f"there is no route {request.url.path}", 405: f"{request.method} is not allowed here"}
+    problem = Problem(error.status_code, message.get(error.status_code, error.detail), "Validation")
+    response = respond(problem, "openai", request_id(request))
+    response.headers.update(error.headers or {})
+    return response

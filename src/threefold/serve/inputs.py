@@ -1,0 +1,71 @@
+"""What clients send as input: one text, several, or token ids; each refused with the reason when it cannot be taken."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from threefold.serve.errors import RequestError
+
+#: The reason for arrays of numbers, in the words that solve it.
+TOKENS_REFUSED = (
+    "input is an array of token ids. They are ids of another tokenizer (LangChain's OpenAIEmbeddings sends those of "
+    "OpenAI's), which would give vectors of nonsense. Send text: with LangChain pass check_embedding_ctx_length=False. "
+    'Ids of this model\'s own tokenizer are taken with "input_ids_vocab": "xlm-roberta"'
+)
+
+
+class Inputs(NamedTuple):
+    """Either texts or rows of token ids, and whether it was a single one."""
+
+    texts: list[str]
+    ids: list[list[int]]
+    single: bool
+
+
+def inputs_of(value: Any, field: str, most: int, *, ids_allowed: bool) -> Inputs:
+    """Texts or ids; empty ones are refused, and more than `most`."""
+    if isinstance(value, str):
+        return Inputs([_text(value, field, None)], [], True)
+    if not isinstance(value, list):
+        raise RequestError(f"{field} must be a string or an array of strings", param=field)
+    if not value:
+        raise RequestError(f"`{field}` cannot be empty", param=field)
+    if _is_ids(value):
+        _check_ids(ids_allowed, field)
+        return Inputs([], [value], True)
+    if len(value) > most:
+        raise RequestError(f"batch size {len(value)} > maximum allowed batch size {most}", param=field)
+    if all(isinstance(item, list) and item and _is_ids(item) for item in value):
+        _check_ids(ids_allowed, field)
+        return Inputs([], value, False)
+    return Inputs([_text(item, field, i) for i, item in enumerate(value)], [], False)
+
+
+def texts_of(value: Any, field: str, most: int) -> list[str]:
+    """An array of texts."""
+    if not isinstance(value, list):
+        raise RequestError(f"{field} must be an array of strings", param=field)
+    return inputs_of(value, field, most, ids_allowed=False).texts
+
+
+def _is_ids(value: list[Any]) -> bool:
+    return all(type(item) is int for item in value)
+
+
+def _check_ids(allowed: bool, field: str) -> None:
+    if not allowed:
+        raise RequestError(TOKENS_REFUSED, param=field)
+
+
+def _text(value: Any, field: str, i: int | None) -> str:
+    place = field if i is None else f"{field}[{i}]"
+    if not isinstance(value, str):
+        raise RequestError(f"{place} must be a string; got {_kind(value)}", param=field)
+    if not value:
+        raise RequestError(f"`{place}` cannot be empty", param=field)
+    return value
+
+
+def _kind(value: Any) -> str:
+    kinds = {bool: "a truth value", int: "a number", float: "a number", list: "an array", dict: "an object"}
+    return kinds.get(type(value), "null")

@@ -1,0 +1,157 @@
+"""What the routes share: the models, the limits of a request, who may call, what is counted.
+
+Every contract is a thin reading and writing of the same two calls: `embed` and `judge`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from threefold.errors import InputError
+from threefold.serve.errors import RequestError
+from threefold.serve.judges import CrossJudge, HeadsJudge, Judge, Judgement, Pair
+from threefold.serve.models import Answer, Embedder, Read
+from threefold.serve.schedule import Lane
+from threefold.serve.settings import ServeConfig
+from threefold.text.tokenizer import Truncate
+from threefold.types import Floats, Output
+
+if TYPE_CHECKING:
+    from threefold.serve.http import Call
+
+#: A request may say how long it can wait.
+TIMEOUT_HEADER = "x-timeout-ms"
+
+
+class Server:
+    """One encoder, and perhaps a cross-encoder, behind every route."""
+
+    def __init__(self, config: ServeConfig, embedder: Embedder, cross: CrossJudge | None = None) -> None:
+        self.config = config
+        self.embedder = embedder
+        self.cross = cross
+        self.scorer: Judge = cross or HeadsJudge(embedder)
+        self.created = int(time.time())
+
+    # ---- life --------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Load and warm up every model."""
+        await self.embedder.engine.start()
+        if self.cross is not None:
+            await self.cross.engine.start()
+
+    async def stop(self) -> None:
+        """Finish what is running, then stop."""
+        await self.embedder.engine.drain(self.config.drain_s)
+        if self.cross is not None:
+            await self.cross.engine.drain(self.config.drain_s)
+
+    def problem(self) -> str | None:
+        """Why the server is not ready; None when it is."""
+        return self.embedder.engine.problem() or (self.cross.engine.problem() if self.cross else None)
+
+    # ---- who and what ------------------------------------------------------------------------------------
+
+    def authorize(self, call: Call, scope: str) -> None:
+        """Refuse who may not call."""
+
+    def finished(self, call: Call, status: int) -> None:
+        """Count and log one request."""
+
+    def names(self) -> tuple[str, ...]:
+        """The names under which the models answer."""
+        own = (self.embedder.card.name, *self.config.served_names)
+        return own if self.cross is None else (*own, self.cross.name)
+
+    def check_model(self, name: str | None) -> None:
+        """Refuse a model that is not served."""
+        if name is not None and name not in self.names():
+            served = ", ".join(map(repr, self.names()))
+            raise RequestError(
+                f"the model {name!r} does not exist here; served: {served}",
+                status=404,
+                param="model",
+                code="model_not_found",
+            )
+
+    # ---- the two calls -----------------------------------------------------------------------------------
+
+    async def read(
+        self, texts: Sequence[str], *, truncate: Truncate, prompt_name: str | None = None, max_tokens: int | None = None
+    ) -> Read:
+        """Tokens of the texts of a request."""
+        prompt = ""
+        if prompt_name is not None:
+            if prompt_name not in self.embedder.prompts:
+                known = ", ".join(self.embedder.prompts)
+                raise RequestError(f"the model has no prompt {prompt_name!r}; known are {known}", param="prompt_name")
+            prompt = self.embedder.prompts[prompt_name]
+        return await self.embedder.read(texts, truncate=truncate, prompt=prompt, max_tokens=max_tokens)
+
+    async def embed(self, call: Call, read: Read, outputs: Sequence[Output], *, lane: Lane | None = None) -> Answer:
+        """Representations of the texts of a request, within the limits of a request."""
+        self._check_size(read.tokens, outputs)
+        answer = await self.embedder.embed(read, outputs, lane=lane, deadline_s=deadline_of(call))
+        call.notes.update(model=self.embedder.card.name, texts=len(read.rows), tokens=read.tokens)
+        return answer
+
+    async def judge(
+        self,
+        call: Call,
+        pairs: Sequence[Pair],
+        *,
+        truncate: bool = True,
+        max_text_tokens: int | None = None,
+        lane: Lane | None = None,
+    ) -> Judgement:
+        """Scores of pairs of texts."""
+        judgement = await self.scorer.judge(
+            pairs, truncate=truncate, max_text_tokens=max_text_tokens, lane=lane, deadline_s=deadline_of(call)
+        )
+        call.notes.update(model=self.scorer.name, texts=len(pairs), tokens=judgement.tokens)
+        return judgement
+
+    def _check_size(self, tokens: int, outputs: Sequence[Output]) -> None:
+        if tokens > self.config.max_request_tokens:
+            raise RequestError(
+                f"the request has {tokens:,} tokens, the limit is {self.config.max_request_tokens:,}. Send less at once"
+            )
+        if {"multi", "hidden"} & set(outputs) and tokens > self.config.max_multi_tokens:
+            raise RequestError(
+                f"the request has {tokens:,} tokens; with a vector for each the limit is "
+                f"{self.config.max_multi_tokens:,}. Send less at once"
+            )
+
+    def cut_dense(self, vector: Floats, dimensions: int | None) -> Floats:
+        """The first dimensions, at unit length again; only where the model was trained for it."""
+        if dimensions is None or dimensions == len(vector):
+            return vector
+        cut = vector[:dimensions]
+        shorter: Floats = cut / np.linalg.norm(cut)
+        return shorter
+
+    def check_dimensions(self, dimensions: int | None) -> None:
+        """Refuse dimensions for which the model was not trained."""
+        card = self.embedder.card
+        if dimensions is None or dimensions == card.dense_dim or dimensions in card.matryoshka:
+            return
+        allowed = ", ".join(map(str, (card.dense_dim, *card.matryoshka)))
+        why = "" if card.matryoshka else " (it was not trained for shorter vectors)"
+        raise RequestError(
+            f"{card.name} cannot give {dimensions} dimensions; allowed: {allowed}{why}", param="dimensions"
+        )
+
+
+def deadline_of(call: Call) -> float | None:
+    """Seconds that the client is ready to wait, if it says so."""
+    said = call.request.headers.get(TIMEOUT_HEADER)
+    if said is None:
+        return None
+    if not said.isdigit() or not int(said):
+        raise InputError(f"{TIMEOUT_HEADER} must be a number of milliseconds; got {said!r}")
+    return int(said) / 1000

@@ -1,0 +1,105 @@
+"""Encoders without a network that take token ids, and a server around one on a real socket."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import uvicorn
+from tests.fakes import FakeEncoder
+
+from threefold.serve.app import build
+from threefold.serve.judges import CrossJudge
+from threefold.serve.models import Embedder
+from threefold.serve.server import Server
+from threefold.serve.settings import ServeConfig
+from threefold.text.tokenizer import Tokenizer, Tokens
+from threefold.types import Floats, Output, Row
+
+#: A text with this word makes the model fail.
+POISON = "jugs"
+START_S = 30.0
+
+
+class ServedEncoder(FakeEncoder):
+    """The fake of `tests/fakes.py`, for texts that are tokens already. One head more or less changes no other."""
+
+    prompts: Mapping[str, str] = {"query": "", "document": ""}
+
+    def encode_tokens(self, tokens: Tokens, outputs: Sequence[Sequence[Output]]) -> list[Row]:
+        return [self._row(tokens[i], wanted) for i, wanted in enumerate(outputs)]
+
+    def _row(self, ids: Any, wanted: Sequence[Output]) -> Row:
+        if self.poisoned & set(ids.tolist()):
+            raise RuntimeError("secret details")
+        states = self._table[ids]
+        total = states.sum(axis=0, keepdims=True)
+        weights = np.where(np.isin(ids, self.tokenizer.special_ids), 0.0, 0.1 + (ids % 7) / 20).astype(np.float32)
+        terms = np.unique(ids[weights > 0])
+        made: dict[str, Any] = {
+            "dense": (total / np.linalg.norm(total, axis=1, keepdims=True)).astype(np.float32)[0],
+            "sparse": (terms, (0.1 + (terms % 7) / 20).astype(np.float32)),
+            "multi": states[1:],
+            "hidden": 2 * states,
+            "weights": weights,
+        }
+        return Row(**{name: made[name] for name in wanted})
+
+    @property
+    def poisoned(self) -> set[int]:
+        return {piece.id for piece in self.tokenizer.pieces(POISON)} - {
+            piece.id for piece in self.tokenizer.pieces("a quick brown box of five dozen liquor")
+        }
+
+
+class FakeCross:
+    """A cross-encoder whose logit is the number of tokens that query and text share, minus two."""
+
+    name = "fake-cross"
+    max_tokens = 64
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+
+    def score_tokens(self, tokens: Tokens) -> Floats:
+        assert tokens.seconds is not None
+        special = set(self.tokenizer.special_ids)
+        shared = []
+        for i, second in enumerate(tokens.seconds.tolist()):
+            ids = tokens[i].tolist()
+            shared.append(len((set(ids[:second]) & set(ids[second:])) - special) - 2.0)
+        return np.array(shared, np.float32)
+
+
+def make_server(encoder: ServedEncoder, config: ServeConfig | None = None, cross: FakeCross | None = None) -> Server:
+    config = config or ServeConfig()
+    embedder = Embedder(lambda: encoder, config.limits, max_tokens=config.max_input_tokens)
+    judge = CrossJudge(lambda: cross, config.limits) if cross is not None else None
+    return Server(config, embedder, judge)
+
+
+@contextmanager
+def serving(server: Server) -> Iterator[str]:
+    """The server on a free port of 127.0.0.1, in a thread; gives its address."""
+    config = uvicorn.Config(build(server), host="127.0.0.1", port=0, log_level="warning", lifespan="on")
+    inside = uvicorn.Server(config)
+    thread = threading.Thread(target=inside.run, daemon=True)
+    started = threading.Event()
+    original = inside.startup
+
+    async def startup(*arguments: Any, **options: Any) -> None:
+        await original(*arguments, **options)
+        started.set()
+
+    inside.startup = startup  # type: ignore[method-assign]
+    thread.start()
+    assert started.wait(START_S)
+    try:
+        port = inside.servers[0].sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        inside.should_exit = True
+        thread.join(START_S)
