@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from tests.fakes import CORPUS, FakeEncoder
 
-from threefold.errors import ConfigError, InputError, NumericalError
+from threefold.errors import ConfigError, EvaluationError, InputError, NumericalError
 from threefold.evaluate.task import Task
-from threefold.retrieve import experiment
+from threefold.retrieve import blocks, exact
 from threefold.retrieve.experiment import MODES, Mode, Outcome, Protocol, available_modes, run_task
 from threefold.score import Weights, dbsf, maxsim, rrf, sparse_scores
 from threefold.text.tokenizer import Tokenizer
@@ -63,7 +63,7 @@ def test_every_mode_equals_the_definition_pair_by_pair(encoder: FakeEncoder) -> 
     outcome = run_task(task, encoder, Protocol(weights=weights, multi_depth=None))
     for mode, expected in by_definition(task, encoder, weights).items():
         for query, scores in zip(task.queries, expected, strict=True):
-            found = run_of(outcome, mode, query)  # type: ignore[arg-type]
+            found = run_of(outcome, mode, query)
             if mode == "sparse":
                 scores = {id: score for id, score in scores.items() if score > 0}
             assert found == pytest.approx(scores, abs=1e-6)
@@ -72,7 +72,7 @@ def test_every_mode_equals_the_definition_pair_by_pair(encoder: FakeEncoder) -> 
 
 @pytest.mark.parametrize("wide", [0, 4], ids=["candidates", "wide"])
 def test_multi_reranks_the_best_of_dense(encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch, wide: int) -> None:
-    monkeypatch.setattr(experiment, "WIDE", wide)
+    monkeypatch.setattr(exact, "WIDE", wide)
     task, weights = make_task(), Weights()
     outcome = run_task(task, encoder, Protocol(multi_depth=10))
     expected = by_definition(task, encoder, weights)
@@ -83,13 +83,15 @@ def test_multi_reranks_the_best_of_dense(encoder: FakeEncoder, monkeypatch: pyte
             assert run_of(outcome, mode, query) == pytest.approx(wanted, abs=1e-6)
 
 
+@pytest.mark.parametrize("documents", [1, 7, 30])
 @pytest.mark.parametrize("multi_depth", [None, 10])
 def test_blocks_of_any_size_give_the_same_runs(
-    encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch, multi_depth: int | None
+    encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch, multi_depth: int | None, documents: int
 ) -> None:
     task, protocol = make_task(), Protocol(modes=MODES, multi_depth=multi_depth)
     whole = run_task(task, encoder, protocol)
-    monkeypatch.setattr(experiment, "BLOCK_SCORES", 60)  # two queries
+    monkeypatch.setattr(exact, "BLOCK_SCORES", 60)  # two queries
+    monkeypatch.setattr(exact, "BLOCK_DOCUMENTS", documents)
     parts = run_task(task, encoder, protocol)
     for mode in MODES:
         for query in task.queries:
@@ -155,6 +157,8 @@ def test_rows_say_what_was_done(encoder: FakeEncoder) -> None:
         "weighted sum of dense 1, sparse 0.3, over all documents",
         "weighted sum of dense 1, sparse 0.3, multi 1, over the dense top 10",
         "Lucene's BM25 (k1 1.5, b 0.75) over the model's own tokens, whole texts",
+        "Lucene's BM25 (k1 1.5, b 0.75) over words in lower case, pairs of characters in scripts without spaces, "
+        "no stemming, whole texts",
         "reciprocal rank fusion (k 60) of dense, sparse and multi, each to rank 1,000; multi over the dense top 10",
         "distribution based fusion of dense, sparse and multi, each to rank 1,000; multi over the dense top 10",
     ]
@@ -199,6 +203,94 @@ def test_bm25_alone_never_asks_the_model(encoder: FakeEncoder) -> None:
     assert outcome.rows[0].values["Recall@100"] > 0
 
 
+# ---- cut vectors, words, corpora on disk --------------------------------------------------------------------
+
+
+def test_cut_vectors_are_made_unit_again(encoder: FakeEncoder) -> None:
+    task = make_task()
+    outcome = run_task(task, encoder, Protocol(modes=("dense@4", "dense")))
+    docs, queries = encode(task, encoder)
+    assert docs.dense is not None
+    assert queries.dense is not None
+    for query, row in zip(task.queries, queries.dense, strict=True):
+        expected = {
+            id: float(row[:4] @ doc[:4] / np.linalg.norm(row[:4]) / np.linalg.norm(doc[:4]))
+            for id, doc in zip(task.documents, docs.dense, strict=True)
+        }
+        assert run_of(outcome, "dense@4", query) == pytest.approx(expected, abs=1e-6)
+    assert outcome.rows[0].protocol == "exact scores of the first 4 dimensions, over all documents"
+    with pytest.raises(ConfigError, match="mode 'dense@16': the dense vectors of fake have 16 dimensions"):
+        run_task(task, encoder, Protocol(modes=("dense@16",)))
+
+
+def test_words_find_what_stems_make_equal(encoder: FakeEncoder) -> None:
+    texts = {"a": "she trains the heads", "b": "a lazy dog"}
+    task = Task("stems", texts, {"q": "training a head"}, {"q": {"a": 1}}, language="en")
+    outcome = run_task(task, encoder, Protocol(modes=("bm25-words",)))
+    assert list(outcome.runs["bm25-words"]["q"]) == ["a"]
+    assert "Snowball's english stems" in outcome.rows[0].protocol
+    assert run_task(replace(task, language=""), encoder, Protocol(modes=("bm25-words",))).runs["bm25-words"] != {}
+
+
+def test_a_corpus_on_disk_gives_the_same_runs(
+    encoder: FakeEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "BLOCK_TEXTS", 7)
+    monkeypatch.setattr(exact, "BLOCK_DOCUMENTS", 11)
+    task, protocol = make_task(), Protocol(modes=MODES, multi_depth=10)
+    memory = run_task(task, encoder, protocol)
+    encoder.calls.clear()
+    disk = run_task(task, encoder, protocol, cache=tmp_path, stream=True)
+    assert [len(texts) for texts in encoder.calls] == [7, 7, 7, 7, 2, 1, 7]
+    for mode in MODES:
+        for query in task.queries:
+            assert run_of(disk, mode, query) == pytest.approx(run_of(memory, mode, query), abs=2e-3)  # float16 rows
+    encoder.calls.clear()
+    assert run_task(task, encoder, protocol, cache=tmp_path, stream=True).runs == disk.runs
+    assert [len(texts) for texts in encoder.calls] == [1, 1]
+    with pytest.raises(InputError, match="give a cache folder"):
+        run_task(task, encoder, protocol, stream=True)
+
+
+def test_an_interrupted_corpus_goes_on_where_it_stopped(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Mortal(FakeEncoder):
+        left = 3
+
+        def encode_documents(self, *args: object, **options: object) -> Encoded:
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
+            return super().encode_documents(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(blocks, "BLOCK_TEXTS", 7)
+    task, protocol, encoder = make_task(), Protocol(modes=("dense", "multi")), Mortal(tokenizer)
+    with pytest.raises(KeyboardInterrupt):
+        run_task(task, encoder, protocol, cache=tmp_path, stream=True)
+    with next(tmp_path.glob("*.blocks/dense")).open("ab") as file:
+        file.write(b"half a block")
+    encoder.left = 99
+    encoder.calls.clear()
+    outcome = run_task(task, encoder, protocol, cache=tmp_path, stream=True)
+    assert [len(texts) for texts in encoder.calls[:-1]] == [7, 2, 1]  # the last: the check that the encoder is the same
+    whole = run_task(task, encoder, protocol)
+    for query in task.queries:
+        assert run_of(outcome, "dense", query) == pytest.approx(run_of(whole, "dense", query), abs=1e-6)
+
+
+def test_damaged_files_of_a_corpus_are_refused(encoder: FakeEncoder, tmp_path: Path) -> None:
+    task, protocol = make_task(), Protocol(modes=("dense",))
+    run_task(task, encoder, protocol, cache=tmp_path, stream=True)
+    dense = next(tmp_path.glob("*.blocks/dense"))
+    dense.write_bytes(dense.read_bytes()[:-4])
+    with pytest.raises(EvaluationError, match=r"dense: shorter than state\.json says"):
+        run_task(task, encoder, protocol, cache=tmp_path, stream=True)
+    (dense.parent / "state.json").write_text("{")
+    with pytest.raises(EvaluationError, match=r"state\.json: damaged"):
+        run_task(task, encoder, protocol, cache=tmp_path, stream=True)
+
+
 # ---- what cannot be done ------------------------------------------------------------------------------------
 
 
@@ -225,7 +317,8 @@ def test_a_rerank_needs_dense_and_an_exact_multi_does_not(tokenizer: Tokenizer) 
     [
         ({"modes": []}, "modes must name one or more of dense, sparse"),
         ({"modes": ["dense", "dense"]}, "each once"),
-        ({"modes": ["colbert"]}, "'colbert' is not one of 'dense', 'sparse'"),
+        ({"modes": ["colbert"]}, "unknown mode 'colbert'; modes must name one or more of dense, sparse"),
+        ({"modes": ["dense@0"]}, "unknown mode 'dense@0'"),
         ({"depth": 0}, "depth must be at least 1; got 0"),
         ({"multi_depth": 0}, "multi_depth must be at least 1"),
         ({"depth": 50}, r"depth 50 is less than the measures look at \(100\)"),

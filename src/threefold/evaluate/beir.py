@@ -39,6 +39,7 @@ def iter_tasks(
     strict: bool = True,
     template: str = TEMPLATE,
     ignore_identical_ids: bool = False,
+    language: str = "",
 ) -> Iterator[Task]:
     """Every task under `path` (folder or archive), sorted by path, loaded one at a time.
 
@@ -59,6 +60,7 @@ def iter_tasks(
                 strict=strict,
                 template=template,
                 ignore_identical_ids=ignore_identical_ids,
+                language=language,
             )
 
 
@@ -70,6 +72,7 @@ def load_task(
     strict: bool = True,
     template: str = TEMPLATE,
     ignore_identical_ids: bool = False,
+    language: str = "",
 ) -> Task:
     """One data set. Queries without judgements are left out, and counted."""
     _check_template(template)
@@ -88,6 +91,7 @@ def load_task(
         qrels=qrels,
         template=template,
         ignore_identical_ids=ignore_identical_ids,
+        language=language,
         warnings=dict(odd.counts),
     )
 

@@ -53,6 +53,7 @@ def load_mldr(language: str, split: str, data: Path | None = None) -> Task:
         documents=documents,
         queries=queries,
         qrels=qrels,
+        language=language,
         warnings=_odd(documents, qrels, MLDR_DOCUMENTS[language]),
     )
 
@@ -74,6 +75,7 @@ def load_narrativeqa(subset: str, split: str, data: Path | None = None) -> Task:
         documents=documents,
         queries=queries,
         qrels=qrels,
+        language="en",
         warnings=_odd(documents, qrels, STORIES),
     )
 

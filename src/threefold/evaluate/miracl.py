@@ -63,6 +63,7 @@ def load(language: str, split: str, data: Path | None = None) -> Task:
         queries={query: text for query, text in queries.items() if query in grades},
         qrels=grades,
         template=TEMPLATE,
+        language=language,
         warnings={what: count for what, count in odd.items() if count},
     )
 

@@ -73,6 +73,7 @@ def load(language: str, split: str, data: Path | None = None) -> Task:
         queries=queries,
         qrels={query: {} for query in queries},
         answers=answers,
+        language="en",
         template="normalised, lower-cased {title}\\n{text}",
         warnings={what: count for what, count in odd.items() if count},
     )

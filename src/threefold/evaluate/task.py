@@ -22,6 +22,8 @@ class Task:
     template              how title and text were joined, for the report
     ignore_identical_ids  drop the document with the query's own id from its run: right for ArguAna and Quora,
                           where the query is in the corpus, and wrong everywhere else (it cost MIRACL 1.4 points)
+    language              of the documents and, but for MKQA, of the queries: an ISO 639-1 code for the stems and stop
+                          words of `bm25-words`; empty: unknown
     warnings              what is odd about the data, and how often; copied to every report
     """
 
@@ -33,6 +35,7 @@ class Task:
     ignore_identical_ids: bool = False
     warnings: Mapping[str, int] = field(default_factory=dict)
     answers: Mapping[str, tuple[str, ...]] | None = None
+    language: str = ""
 
     def __post_init__(self) -> None:
         for name, part in (("documents", self.documents), ("queries", self.queries), ("judgements", self.qrels)):

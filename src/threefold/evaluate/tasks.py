@@ -118,6 +118,7 @@ def _load_beir(name: str, split: str, data: Path | None) -> Task:
         strict=False,
         template="{title} {text}",
         ignore_identical_ids=name in _OWN_IDS,
+        language="en",
     )
 
 

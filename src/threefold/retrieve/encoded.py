@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -47,6 +47,15 @@ class Unique:
         """How many of the n texts had more tokens than were read."""
         return int(self.encoded.truncated[self.rows].sum())
 
+    def part(self, texts: range) -> tuple[Encoded, Ints | None]:
+        """Representations of consecutive texts, and the row of each (None: text i is row i). Views where possible."""
+        if self.distinct:
+            return slice_of(self.encoded, texts.start, texts.stop), None
+        if len(texts) == len(self.rows):
+            return self.encoded, self.rows
+        wanted, rows = np.unique(self.rows[texts.start : texts.stop], return_inverse=True)
+        return self.encoded.take(wanted), rows
+
     @property
     def distinct(self) -> bool:
         """Whether no text was given twice, so that `rows` is 0, 1, ..., n - 1."""
@@ -67,10 +76,10 @@ def encode_unique(
     places: dict[str, int] = {}
     rows = np.array([places.setdefault(text, len(places)) for text in texts], dtype=np.int64)
     different = list(places)
-    path = cache / f"{_key(encoder, different, role, outputs, max_tokens)}.npz" if cache else None
+    path = cache / f"{cache_key(encoder, different, role, outputs, max_tokens)}.npz" if cache else None
     if path is not None and path.is_file():
         known = _read(path, len(different))
-        if _same(known, encode(different[:1], outputs=outputs, max_tokens=max_tokens)):
+        if same_first(known, encode(different[:1], outputs=outputs, max_tokens=max_tokens)):
             return Unique(known, rows)
     encoded = encode(different, outputs=outputs, max_tokens=max_tokens)
     if path is not None:
@@ -78,13 +87,33 @@ def encode_unique(
     return Unique(encoded, rows)
 
 
-def _key(
+def slice_of(encoded: Encoded, start: int, stop: int) -> Encoded:
+    """The texts [start, stop) as views."""
+    sparse, multi = encoded.sparse, encoded.multi
+    if sparse is not None:
+        offsets = sparse.offsets[start : stop + 1]
+        span = slice(offsets[0], offsets[-1])
+        sparse = Sparse(sparse.indices[span], sparse.values[span], offsets - offsets[0], sparse.vocab)
+    if multi is not None:
+        offsets = multi.offsets[start : stop + 1]
+        multi = Ragged(multi.rows[offsets[0] : offsets[-1]], offsets - offsets[0])
+    return Encoded(
+        None if encoded.dense is None else encoded.dense[start:stop],
+        sparse,
+        multi,
+        encoded.tokens[start:stop],
+        encoded.truncated[start:stop],
+    )
+
+
+def cache_key(
     encoder: TextEncoder,
-    texts: list[str],
+    texts: Iterable[str],
     role: Role,
     outputs: Sequence[Representation],
     max_tokens: int | None,
 ) -> str:
+    """Hash of everything that decides the numbers, as far as a model card tells."""
     made_by = {
         "format": _FORMAT,
         "card": dataclasses.asdict(encoder.card),
@@ -139,7 +168,7 @@ def _read(path: Path, n: int) -> Encoded:
     return encoded
 
 
-def _same(known: Encoded, again: Encoded) -> bool:
+def same_first(known: Encoded, again: Encoded) -> bool:
     """Whether the first text of `known` is what the encoder makes of it now."""
     if not len(again):
         return True
