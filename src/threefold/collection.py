@@ -43,7 +43,7 @@ from threefold.store.protocol import Store
 from threefold.text.decode import clean
 from threefold.text.documents import Loading, Skipped, content_hash, load_files
 from threefold.text.protocol import Reranker, TextEncoder
-from threefold.types import REPRESENTATIONS, Chunk, Document, Encoded, Hit, Representation
+from threefold.types import Chunk, Document, Encoded, Hit, Representation
 
 
 @dataclass(frozen=True, slots=True)
