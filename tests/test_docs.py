@@ -38,9 +38,8 @@ def test_every_command_line_in_a_guide_uses_commands_and_options_that_exist(guid
             if not call or call[1].startswith("-"):
                 continue
             assert call[1] in COMMANDS, line
-            used = set(
-                re.findall(r"(?:^| )(--?[a-z][a-z-]*)(?=[ =]|$)", re.sub(r"\"[^\"]*\"|'[^']*'", "TEXT", call[2]))
-            )
+            unquoted = re.sub(r"\"[^\"]*\"|'[^']*'", "TEXT", call[2])
+            used = set(re.findall(r"(?:^| )(--?[a-z][a-z-]*)(?=[ =]|$)", unquoted))
             assert used <= options(call[1]), line
 
 
