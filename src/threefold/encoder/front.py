@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from threefold.encoder.checkpoint import Loaded
+from threefold.encoder.model import ModelConfig
 from threefold.encoder.sources import Source
 from threefold.errors import CheckpointError, InputError, MissingHeadError
 from threefold.text.protocol import ModelCard
@@ -56,6 +57,16 @@ class Front(ABC):
     def prompts(self) -> dict[str, str]:
         """What the model wants before a text, by name: `query` and `document`; empty where it wants nothing."""
         return {"query": self._config.query_prompt, "document": self._config.document_prompt}
+
+    @property
+    def config(self) -> ModelConfig:
+        """Sizes, heads and prompts of the model."""
+        return self._config
+
+    @property
+    def pooling(self) -> str:
+        """How the dense vector is read from the states: cls, mean or last."""
+        return self._config.heads.pooling
 
     def _describe(self, loaded: Loaded, precision: str) -> ModelCard:
         config = loaded.model.config
@@ -143,7 +154,7 @@ class Front(ABC):
 
     def _tokenized(self, texts: Sequence[str], max_tokens: int | None, truncate: Truncate, prompt: str) -> Tokens:
         limit = self._limit(max_tokens)
-        return self._tokenizer.encode(_prompted(prompt, texts), max_tokens=limit, truncate=truncate)
+        return self._tokenizer.encode(prompted(prompt, texts), max_tokens=limit, truncate=truncate)
 
     def _check_lengths(self, tokens: Tokens) -> None:
         longest, most = int(tokens.lengths.max(initial=0)), self._config.network.max_tokens
@@ -201,7 +212,7 @@ class Front(ABC):
         )
 
 
-def _prompted(prompt: str, texts: Sequence[str]) -> Sequence[str]:
+def prompted(prompt: str, texts: Sequence[str]) -> Sequence[str]:
     """The texts with the prompt before each. What is not a list of texts is left to the tokenizer to refuse."""
     if not prompt or isinstance(texts, str):
         return texts
