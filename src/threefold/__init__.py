@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from threefold.collection import Collection
+    from threefold.encoder.cross import CrossEncoder
     from threefold.encoder.encoder import Encoder
+    from threefold.encoder.pool import EncoderPool
     from threefold.errors import ThreefoldError
     from threefold.types import Chunk, Document, Encoded, Hit, Ragged, Sparse
 
@@ -20,16 +22,21 @@ __version__ = "0.1.0"
 _WHERE = {
     "Chunk": "threefold.types",
     "Collection": "threefold.collection",
+    "CrossEncoder": "threefold.encoder.cross",
     "Document": "threefold.types",
     "Encoded": "threefold.types",
     "Encoder": "threefold.encoder.encoder",
+    "EncoderPool": "threefold.encoder.pool",
     "Hit": "threefold.types",
     "Ragged": "threefold.types",
     "Sparse": "threefold.types",
     "ThreefoldError": "threefold.errors",
 }
 
-__all__ = ["Chunk", "Collection", "Document", "Encoded", "Encoder", "Hit", "Ragged", "Sparse", "ThreefoldError"]
+__all__ = [
+    "Chunk", "Collection", "CrossEncoder", "Document", "Encoded", "Encoder", "EncoderPool", "Hit", "Ragged", "Sparse",
+    "ThreefoldError",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
