@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from threefold.errors import EvaluationError
 from threefold.evaluate.measures import Qrels
@@ -47,6 +47,17 @@ class Task:
         without = next((query for query in self.qrels if self.answers is not None and query not in self.answers), None)
         if without is not None:
             raise EvaluationError(f"task {self.name}: query {without!r} has no answers")
+
+    def only(self, queries: Sequence[str], dropped: str = "") -> Task:
+        """The same task with these queries. `dropped` names the rest in the warnings, with their number."""
+        rest = len(self.qrels) - len(queries)
+        return replace(
+            self,
+            queries={query: self.queries[query] for query in queries},
+            qrels={query: self.qrels[query] for query in queries},
+            answers=None if self.answers is None else {query: self.answers[query] for query in queries},
+            warnings={**self.warnings, **({dropped: rest} if dropped and rest else {})},
+        )
 
     def fingerprint(self) -> str:
         """Hash of all texts, ids and judgements, in order: equal for the same task wherever it was loaded from."""

@@ -1,0 +1,128 @@
+"""Modes against each other, or against runs that were saved: paired over queries, corrected over sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from threefold.errors import EvaluationError
+from threefold.evaluate.answers import judge_task
+from threefold.evaluate.measures import Judgement, Run
+from threefold.evaluate.significance import Comparison, compare, holm
+from threefold.evaluate.task import Task
+from threefold.evaluate.trec import read_run
+
+#: After the correction, a smaller p is called a difference.
+LEVEL = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """One task with what was run on it, by mode."""
+
+    task: Task
+    runs: Mapping[str, Run]
+    judgements: Mapping[str, Judgement]
+
+
+@dataclass(frozen=True, slots=True)
+class Contrast:
+    """System a against system b on every set that both were run on."""
+
+    a: str
+    b: str
+    measure: str
+    sets: Mapping[str, Comparison]
+
+    @property
+    def difference(self) -> float:
+        """Mean over sets of the mean difference."""
+        return sum(one.difference for one in self.sets.values()) / len(self.sets)
+
+    @property
+    def better(self) -> int:
+        """Sets on which a is better beyond chance."""
+        return sum(one.p < LEVEL and one.difference > 0 for one in self.sets.values())
+
+    @property
+    def worse(self) -> int:
+        """Sets on which b is better beyond chance."""
+        return sum(one.p < LEVEL and one.difference < 0 for one in self.sets.values())
+
+    def to_dict(self) -> dict[str, object]:
+        sets = {
+            name: {
+                "difference": round(one.difference, 6),
+                "interval": [round(one.low, 6), round(one.high, 6)],
+                "p": round(one.p, 6),
+                "wins": one.wins,
+                "losses": one.losses,
+                "queries": one.queries,
+            }
+            for name, one in self.sets.items()
+        }
+        return {
+            "a": self.a,
+            "b": self.b,
+            "measure": self.measure,
+            "difference": round(self.difference, 6),
+            "sets": sets,
+        }
+
+
+def contrasts(details: Sequence[Detail], measure: str, baseline: str) -> list[Contrast]:
+    """Every other mode against one of them."""
+    modes = list(dict.fromkeys(mode for detail in details for mode in detail.judgements))
+    if baseline not in modes:
+        raise EvaluationError(f"no mode {baseline!r} to compare with; there are {', '.join(modes)}")
+    others = [mode for mode in modes if mode != baseline]
+    return [one for mode in others if (one := _contrast(details, measure, mode, baseline)) is not None]
+
+
+def contrasts_with_saved(details: Sequence[Detail], measure: str, folder: Path) -> list[Contrast]:
+    """Every mode against its runs in a folder that `threefold evaluate --runs` wrote (`MODE/TASK.trec`)."""
+    found: list[Contrast] = []
+    for mode in dict.fromkeys(mode for detail in details for mode in detail.judgements):
+        sets: dict[str, Comparison] = {}
+        for detail in details:
+            path = folder / mode / f"{detail.task.name}.trec"
+            if path.is_file() and mode in detail.judgements:
+                saved = judge_task(detail.task, read_run(path), [measure])
+                sets[detail.task.name] = compare(_values(detail, mode, measure), next(iter(saved.values.values())))
+        if sets:
+            found.append(Contrast(mode, f"{mode} (saved)", measure, holm(sets)))
+    if not found:
+        raise EvaluationError(f"{folder}: no run of these modes and sets; expected files such as MODE/SET.trec")
+    return found
+
+
+def best_mode(details: Sequence[Detail], measure: str) -> str:
+    """The mode with the highest mean over the sets; of equals, the first."""
+    sums: dict[str, list[float]] = {}
+    for detail in details:
+        for mode, judgement in detail.judgements.items():
+            if measure in judgement.values:
+                sums.setdefault(mode, []).append(judgement.means[measure])
+    if not sums:
+        raise EvaluationError(f"nothing was measured by {measure}")
+    return max(sums, key=lambda mode: sum(sums[mode]) / len(sums[mode]))
+
+
+def _contrast(details: Sequence[Detail], measure: str, a: str, b: str) -> Contrast | None:
+    sets = {
+        detail.task.name: compare(_values(detail, a, measure), _values(detail, b, measure))
+        for detail in details
+        if measure in detail.judgements.get(a, _NOTHING).values and measure in detail.judgements.get(b, _NOTHING).values
+    }
+    return Contrast(a, b, measure, holm(sets)) if sets else None
+
+
+def _values(detail: Detail, mode: str, measure: str) -> Mapping[str, float]:
+    values = detail.judgements[mode].values
+    if measure not in values:
+        raise EvaluationError(f"{detail.task.name} was not measured by {measure} in mode {mode}")
+    return values[measure]
+
+
+_NOTHING = Judgement({})

@@ -1,0 +1,97 @@
+"""Saved vectors as an encoder: Parquet files of `threefold encode`, looked up by their texts.
+
+For evaluation on a machine without the model. What was not encoded cannot be asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from threefold.errors import InputError, MissingHeadError
+from threefold.shards import read_parquet
+from threefold.text.protocol import ModelCard
+from threefold.text.tokenizer import Tokenizer, Truncate
+from threefold.types import Encoded, Representation
+
+
+class SavedVectors:
+    """An encoder that reads what another one wrote.
+
+    documents  file of the documents
+    queries    file of the queries; None: they are in the file of the documents
+    """
+
+    def __init__(self, documents: Path, queries: Path | None = None) -> None:
+        self._documents = _Table(documents)
+        self._queries = _Table(queries) if queries is not None else self._documents
+        ours, theirs = self._documents.card, self._queries.card
+        if (ours.hash, ours.tokenizer_hash) != (theirs.hash, theirs.tokenizer_hash):
+            raise InputError(f"{documents} was made by {ours.name} ({ours.hash}), {queries} by {theirs.name}")
+        both = [name for name in self._documents.has if name in self._queries.has]
+        self.card = dataclasses.replace(
+            ours,
+            dense_dim=ours.dense_dim if "dense" in both else 0,
+            vocab=ours.vocab if "sparse" in both else 0,
+            multi_dim=ours.multi_dim if "multi" in both else 0,
+        )
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """There is none."""
+        raise InputError("saved vectors come without a tokenizer: mode bm25 needs the model; bm25-words does not")
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        outputs: Sequence[Representation] | None = None,
+        max_tokens: int | None = None,
+        truncate: Truncate = "end",
+    ) -> Encoded:
+        """The saved vectors of these documents."""
+        return self._documents.find(texts, self._wanted(outputs))
+
+    encode_documents = encode
+
+    def encode_queries(
+        self,
+        texts: Sequence[str],
+        *,
+        outputs: Sequence[Representation] | None = None,
+        max_tokens: int | None = None,
+        truncate: Truncate = "end",
+    ) -> Encoded:
+        """The saved vectors of these queries."""
+        return self._queries.find(texts, self._wanted(outputs))
+
+    def _wanted(self, outputs: Sequence[Representation] | None) -> Sequence[Representation]:
+        wanted = self.card.representations if outputs is None else outputs
+        missing = [name for name in wanted if name not in self.card.representations]
+        if missing:
+            raise MissingHeadError(f"the saved vectors have no {missing[0]}; encode again with it")
+        return wanted
+
+
+class _Table:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        _, texts, self.encoded = read_parquet(path)
+        metadata = json.loads(pq.read_schema(path).metadata[b"threefold"])
+        settings: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in metadata.items()}
+        self.card = ModelCard(**settings)
+        self.has = [name for name in self.card.representations if getattr(self.encoded, name) is not None]
+        self.places = {text: place for place, text in reversed(list(enumerate(texts)))}
+
+    def find(self, texts: Sequence[str], wanted: Sequence[Representation]) -> Encoded:
+        unknown = next((text for text in texts if text not in self.places), None)
+        if unknown is not None:
+            raise InputError(f"{self.path} has no vectors of the text {unknown[:80]!r}; encode it with the same model")
+        found = self.encoded.take([self.places[text] for text in texts])
+        left_out = {name: None for name in ("dense", "sparse", "multi") if name not in wanted}
+        return dataclasses.replace(found, **left_out)  # type: ignore[arg-type]

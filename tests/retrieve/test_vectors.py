@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.fakes import FakeEncoder
+from tests.retrieve.test_experiment import make_task
+
+from threefold.errors import InputError, MissingHeadError
+from threefold.retrieve.experiment import Protocol, run_task
+from threefold.retrieve.vectors import SavedVectors
+from threefold.shards import write_parquet
+from threefold.text.tokenizer import Tokenizer
+
+
+def test_saved_vectors_give_the_same_figures(encoder: FakeEncoder, tmp_path: Path) -> None:
+    task = make_task()
+    write_parquet(tmp_path / "docs.parquet", task.documents.items(), encoder)
+    write_parquet(tmp_path / "queries.parquet", task.queries.items(), encoder)
+    saved = SavedVectors(tmp_path / "docs.parquet", tmp_path / "queries.parquet")
+    assert saved.card == encoder.card
+    protocol = Protocol(modes=("dense", "sparse", "multi", "hybrid", "bm25-words"), multi_depth=10)
+    ours, theirs = run_task(task, saved, protocol), run_task(task, encoder, protocol)
+    for mode in protocol.modes:
+        for query in task.queries:
+            assert dict(ours.runs[mode][query]) == pytest.approx(dict(theirs.runs[mode][query]), abs=2e-3)
+
+
+def test_one_file_for_both(encoder: FakeEncoder, tmp_path: Path) -> None:
+    write_parquet(tmp_path / "x.parquet", [("1", "quick fox"), ("2", "lazy dog")], encoder, outputs=["dense"])
+    saved = SavedVectors(tmp_path / "x.parquet")
+    assert saved.card.representations == ("dense",)
+    found = saved.encode_queries(["lazy dog"])
+    assert found.dense is not None
+    expected = encoder.encode(["lazy dog"]).dense
+    assert expected is not None
+    np.testing.assert_array_equal(found.dense, expected)
+    with pytest.raises(InputError, match="has no vectors of the text 'unseen'"):
+        saved.encode(["unseen"])
+    with pytest.raises(MissingHeadError, match="the saved vectors have no multi"):
+        saved.encode(["lazy dog"], outputs=["multi"])
+    with pytest.raises(InputError, match="without a tokenizer"):
+        run_task(make_task(), saved, Protocol(modes=("bm25",)))
+
+
+def test_files_of_different_models_are_refused(encoder: FakeEncoder, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", [("1", "fox")], encoder)
+    write_parquet(tmp_path / "b.parquet", [("1", "fox")], FakeEncoder(tokenizer, name="other"))
+    with pytest.raises(InputError, match=r"a\.parquet was made by fake .* by other"):
+        SavedVectors(tmp_path / "a.parquet", tmp_path / "b.parquet")
