@@ -20,7 +20,7 @@ from threefold.text.tokenizer import Tokenizer, Tokens
 from threefold.types import Floats, Output, Row
 
 #: A text with this word makes the model fail.
-POISON = "jugs"
+POISON = "मौसम"
 START_S = 30.0
 
 
@@ -28,6 +28,7 @@ class ServedEncoder(FakeEncoder):
     """The fake of `tests/fakes.py`, for texts that are tokens already. One head more or less changes no other."""
 
     prompts: Mapping[str, str] = {"query": "", "document": ""}
+    pooling = "mean"
 
     def encode_tokens(self, tokens: Tokens, outputs: Sequence[Sequence[Output]]) -> list[Row]:
         return [self._row(tokens[i], wanted) for i, wanted in enumerate(outputs)]
@@ -43,7 +44,7 @@ class ServedEncoder(FakeEncoder):
             "dense": (total / np.linalg.norm(total, axis=1, keepdims=True)).astype(np.float32)[0],
             "sparse": (terms, (0.1 + (terms % 7) / 20).astype(np.float32)),
             "multi": states[1:],
-            "hidden": 2 * states,
+            "hidden": 2 * states,  # twice: what is not normalised must show
             "weights": weights,
         }
         return Row(**{name: made[name] for name in wanted})

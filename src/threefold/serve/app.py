@@ -10,7 +10,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
-from threefold.serve import openai
+from threefold.serve import openai, pooling, rerank, tei
 from threefold.serve.errors import Dialect
 from threefold.serve.http import Handler, endpoint, on_http_exception
 from threefold.serve.server import Server
@@ -27,10 +27,34 @@ class Contract(NamedTuple):
 
 
 CONTRACTS: tuple[Contract, ...] = (
+    # OpenAI
     Contract("POST", "/v1/embeddings", openai.embeddings, "openai", "embed"),
     Contract("POST", "/embeddings", openai.embeddings, "openai", "embed"),
     Contract("GET", "/v1/models", openai.models, "openai", "embed"),
     Contract("GET", "/v1/models/{id:path}", openai.model, "openai", "embed"),
+    # text-embeddings-inference
+    Contract("POST", "/embed", tei.embed, "tei", "embed"),
+    Contract("POST", "/", tei.embed, "tei", "embed"),
+    Contract("POST", "/invocations", tei.embed, "tei", "embed"),
+    Contract("POST", "/embed_sparse", tei.embed_sparse, "tei", "embed"),
+    Contract("POST", "/embed_all", tei.embed_all, "tei", "embed"),
+    Contract("POST", "/similarity", tei.similarity, "tei", "embed"),
+    Contract("POST", "/predict", tei.predict, "tei", "embed"),
+    Contract("POST", "/tokenize", tei.tokenize, "tei", "embed"),
+    Contract("POST", "/decode", tei.decode, "tei", "embed"),
+    Contract("GET", "/info", tei.info, "tei", "embed"),
+    Contract("GET", "/health", tei.health, "tei", None),
+    Contract("GET", "/", tei.health, "tei", None),
+    Contract("GET", "/ping", tei.health, "tei", None),
+    Contract("GET", "/health/live", tei.alive, "tei", None),
+    # rerank: TEI, vLLM, Cohere, Jina
+    Contract("POST", "/rerank", rerank.tei_or_vllm, "tei", "embed"),
+    Contract("POST", "/v1/rerank", rerank.v1, "cohere", "embed"),
+    Contract("POST", "/v2/rerank", rerank.v2, "cohere", "embed"),
+    # vLLM
+    Contract("POST", "/pooling", pooling.pooling, "vllm", "embed"),
+    Contract("POST", "/score", pooling.score, "vllm", "embed"),
+    Contract("POST", "/v1/score", pooling.score, "vllm", "embed"),
 )
 
 

@@ -46,6 +46,11 @@ class RowEncoder(Protocol):
         """What is put before a text, by name: `query`, `document`."""
         ...
 
+    @property
+    def pooling(self) -> str:
+        """How the dense vector is read from the states: cls, mean or last."""
+        ...
+
     def encode_tokens(self, tokens: Tokens, outputs: Sequence[Sequence[Output]]) -> list[Row]:
         """One row per text; each head only for the texts that ask for it."""
         ...
@@ -107,6 +112,7 @@ class Embedder:
     card: ModelCard
     tokenizer: Tokenizer
     prompts: Mapping[str, str]
+    pooling: str
 
     def __init__(
         self,
@@ -123,6 +129,7 @@ class Embedder:
     def _make(self) -> EncoderRunner:
         encoder = self._load()
         self.card, self.tokenizer, self.prompts = encoder.card, encoder.tokenizer, dict(encoder.prompts)
+        self.pooling = encoder.pooling
         return EncoderRunner(encoder)
 
     @property
@@ -159,7 +166,7 @@ class Embedder:
     def take(self, rows: Sequence[Sequence[int]]) -> Read:
         """Token ids that the caller made with this model's own tokenizer, special tokens included."""
         for i, ids in enumerate(rows):
-            if not ids or len(ids) > self.max_tokens:
+            if not 1 <= len(ids) <= self.max_tokens:
                 raise InputError(f"input {i} has {len(ids):,} token ids; from 1 to {self.max_tokens:,} are taken")
             if min(ids) < 0 or max(ids) >= self.tokenizer.vocab:
                 raise InputError(f"input {i} has ids outside the vocabulary of {self.tokenizer.vocab:,} tokens")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from threefold.errors import InputError
+from threefold.errors import InputError, MissingHeadError
 from threefold.serve.errors import RequestError
 from threefold.serve.judges import CrossJudge, HeadsJudge, Judge, Judgement, Pair
 from threefold.serve.models import Answer, Embedder, Read
@@ -95,6 +95,7 @@ class Server:
 
     async def embed(self, call: Call, read: Read, outputs: Sequence[Output], *, lane: Lane | None = None) -> Answer:
         """Representations of the texts of a request, within the limits of a request."""
+        self.check_outputs(outputs)
         self._check_size(read.tokens, outputs)
         answer = await self.embedder.embed(read, outputs, lane=lane, deadline_s=deadline_of(call))
         call.notes.update(model=self.embedder.card.name, texts=len(read.rows), tokens=read.tokens)
@@ -115,6 +116,14 @@ class Server:
         )
         call.notes.update(model=self.scorer.name, texts=len(pairs), tokens=judgement.tokens)
         return judgement
+
+    def check_outputs(self, outputs: Sequence[Output]) -> None:
+        """Refuse heads that the model does not have."""
+        card = self.embedder.card
+        for name in outputs:
+            head = "sparse" if name == "weights" else name
+            if head != "hidden" and head not in card.representations:
+                raise MissingHeadError(f"{card.name} has no {head} head; it has {', '.join(card.representations)}")
 
     def _check_size(self, tokens: int, outputs: Sequence[Output]) -> None:
         if tokens > self.config.max_request_tokens:

@@ -1,0 +1,196 @@
+"""vLLM: `POST /pooling` with a task per request, and `POST /score`.
+
+embed           the dense vector
+token_embed     the multi vectors: the first token dropped, the last kept, unit rows
+token_classify  the sparse weight of every token, the first and the last dropped; the client pairs them with the
+                ids of /tokenize
+plugin          sparse vectors by id, as the BGE-M3 plugin of vLLM's tests says them (`data` instead of `input`)
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
+
+from threefold.serve import wire
+from threefold.serve.errors import RequestError
+from threefold.serve.http import Call, parse, parse_any
+from threefold.serve.inputs import inputs_of
+from threefold.serve.judges import Pair
+from threefold.serve.models import Answer
+from threefold.serve.openai import take_ids
+from threefold.serve.schedule import Lane
+from threefold.types import Floats, Output, Row
+
+Task = Literal["embed", "token_embed", "token_classify"]
+
+_OUTPUT: dict[Task, Output] = {"embed": "dense", "token_embed": "multi", "token_classify": "weights"}
+_DTYPES = {"float32": "f4", "float16": "f2"}
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    model: str | None = None
+    user: str | None = None
+    priority: int = 0
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
+
+
+class PoolingBody(_Body):
+    """`/pooling` on texts."""
+
+    input: Any
+    task: Task = "token_embed"
+    encoding_format: Literal["float", "base64"] = "float"
+    embed_dtype: Literal["float32", "float16"] = "float32"
+    endianness: Literal["native", "little", "big"] = "native"
+    add_special_tokens: Literal[True] = True
+    normalize: Literal[True] | None = None
+    use_activation: Literal[True] | None = None
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+
+
+class PluginData(BaseModel):
+    """What the plugin reads."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    input: Any
+    return_tokens: bool = False
+
+
+class PluginBody(_Body):
+    """`/pooling` through the plugin."""
+
+    data: PluginData
+
+
+class ScoreBody(_Body):
+    """`/score`: two lists, under any of the names that vLLM has given them."""
+
+    text_1: Any = None
+    text_2: Any = None
+    data_1: Any = None
+    data_2: Any = None
+    queries: Any = None
+    documents: Any = None
+    items: Any = None
+    use_activation: bool = True
+
+
+async def pooling(call: Call) -> Response:
+    """`POST /pooling`."""
+    raw = await call.raw()
+    given = parse_any(raw)
+    if "messages" in given:
+        raise RequestError("messages are not taken: the model reads texts, in `input`", param="messages")
+    if "data" in given:
+        return await _plugin(call, parse(PluginBody, raw))
+    body = parse(PoolingBody, raw)
+    call.server.check_dimensions(body.dimensions)
+    answer = await call.wait_for(_embed(call, body, body.input, _OUTPUT[body.task]))
+    data = [
+        {"index": i, "object": "pooling", "data": _encoded(body, _vectors(call, body, row))}
+        for i, row in enumerate(answer.rows)
+    ]
+    return wire.json_response(
+        {
+            "id": f"pool-{call.id}",
+            "object": "list",
+            "created": int(time.time()),
+            "model": body.model or call.server.embedder.card.name,
+            "data": data,
+            "usage": _usage(answer.read.tokens),
+        }
+    )
+
+
+async def _plugin(call: Call, body: PluginBody) -> Response:
+    answer = await call.wait_for(_embed(call, body, body.data.input, "sparse"))
+    tokenizer = call.server.embedder.tokenizer if body.data.return_tokens else None
+    data = []
+    for i, row in enumerate(answer.rows):
+        assert row.sparse is not None
+        terms = [
+            {"token_id": id, "weight": weight, **({"token": tokenizer.token(id)} if tokenizer else {})}
+            for id, weight in zip(row.sparse[0].tolist(), row.sparse[1], strict=True)
+        ]
+        data.append({"index": i, "object": "sparse-embedding", "sparse_embedding": terms})
+    inner = {"data": data, "usage": _usage(answer.read.tokens)}
+    return wire.json_response({"request_id": call.id, "created_at": int(time.time()), "data": inner})
+
+
+async def _embed(call: Call, body: _Body, given: Any, wanted: Output) -> Answer:
+    call.server.check_model(body.model)
+    inputs = inputs_of(given, "input", call.server.config.max_inputs, ids_allowed=call.server.config.token_ids)
+    lane: Lane | None = "bulk" if body.priority > 0 else None
+    if inputs.ids:
+        return await call.server.embed(call, take_ids(call, inputs.ids), [wanted], lane=lane)
+    cut = body.truncate_prompt_tokens
+    most = cut if cut is not None and cut > 0 else None
+    read = await call.server.read(inputs.texts, truncate="none" if cut is None else "end", max_tokens=most)
+    return await call.server.embed(call, read, [wanted], lane=lane)
+
+
+def _vectors(call: Call, body: PoolingBody, row: Row) -> Floats:
+    if row.dense is not None:
+        return call.server.cut_dense(row.dense, body.dimensions)
+    if row.multi is not None:
+        return row.multi
+    assert row.weights is not None
+    return row.weights[1:-1]
+
+
+def _encoded(body: PoolingBody, array: Floats) -> Any:
+    if body.encoding_format == "float":
+        return wire.floats(array, as_base64=False)
+    order = {"native": "=", "little": "<", "big": ">"}[body.endianness]
+    return base64.b64encode(bytes(np.ascontiguousarray(array, order + _DTYPES[body.embed_dtype]))).decode()
+
+
+def _usage(tokens: int) -> dict[str, int]:
+    return {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0}
+
+
+# ---- score -------------------------------------------------------------------------------------------------
+
+
+async def score(call: Call) -> Response:
+    """`POST /score`: one text against several, or pairs. As rerank, by the cross-encoder or by the three heads."""
+    body = await call.read(ScoreBody)
+    call.server.check_model(body.model)
+    pairs = _pairs(body, call.server.config.max_inputs)
+    lane: Lane | None = "bulk" if body.priority > 0 else None
+    work = call.server.judge(call, pairs, truncate=body.truncate_prompt_tokens is not None, lane=lane)
+    judgement = await call.wait_for(work)
+    scores = judgement.unit if body.use_activation else judgement.raw
+    return wire.json_response(
+        {
+            "id": f"score-{call.id}",
+            "object": "list",
+            "created": int(time.time()),
+            "model": body.model or call.server.scorer.name,
+            "data": [{"index": i, "object": "score", "score": value} for i, value in enumerate(scores)],
+            "usage": _usage(judgement.tokens),
+        }
+    )
+
+
+def _pairs(body: ScoreBody, most: int) -> list[Pair]:
+    first = next((value for value in (body.text_1, body.data_1, body.queries) if value is not None), None)
+    second = next((v for v in (body.text_2, body.data_2, body.documents, body.items) if v is not None), None)
+    if first is None or second is None:
+        raise RequestError("two sides are needed: text_1 and text_2, or queries and documents")
+    left = inputs_of(first, "text_1", most, ids_allowed=False).texts
+    right = inputs_of(second, "text_2", most, ids_allowed=False).texts
+    if len(left) == 1:
+        left = left * len(right)
+    if len(left) != len(right):
+        raise RequestError(f"{len(left)} texts against {len(right)}: give one against several, or as many on each side")
+    return list(zip(left, right, strict=True))
