@@ -1,0 +1,184 @@
+"""An OpenAI-compatible endpoint as an encoder, dense only: OpenAI, Novita, Venice, vLLM, or another threefold.
+
+    POST {url}/embeddings   {"model": ..., "input": [...], "encoding_format": "float"}
+
+Texts leave the machine, to the address that the caller gives and nowhere else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Final, Self
+
+import numpy as np
+
+from threefold.errors import InputError, MissingExtraError, MissingHeadError, NumericalError, OfflineError
+from threefold.text.protocol import ModelCard
+from threefold.text.tokenizer import Tokenizer, Truncate
+from threefold.types import Encoded, Floats, Representation
+
+#: Answers that are worth asking again: too many requests, and failures of the other side.
+RETRIED: Final = frozenset({408, 409, 429, 500, 502, 503, 504})
+ATTEMPTS: Final = 5
+#: Longest wait between two attempts.
+PATIENCE_S: Final = 30.0
+
+
+class RemoteEncoder:
+    """Texts in, unit dense vectors out, over HTTP.
+
+    url         up to and without `/embeddings`, such as https://api.openai.com/v1
+    model       the model's name there
+    api_key     sent as a bearer token; None: no header
+    dimensions  asks for shorter vectors, where the endpoint can
+    query_prompt, document_prompt   put before every text
+    max_tokens  what the model there reads; for the card only, since the endpoint cuts (or refuses) by itself
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        api_key: str | None = None,
+        dimensions: int | None = None,
+        query_prompt: str = "",
+        document_prompt: str = "",
+        max_tokens: int = 8_192,
+        batch_size: int = 64,
+        timeout_s: float = 60.0,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._client = _client(url, api_key, timeout_s)
+        self._model, self._dimensions, self._batch_size, self._sleep = model, dimensions, batch_size, sleep
+        self._prompts = {"query": query_prompt, "document": document_prompt}
+        made_of = f"{url.rstrip('/')}|{model}|{dimensions}|{query_prompt}|{document_prompt}"
+        self._card = ModelCard(
+            name=model,
+            hash=hashlib.sha256(made_of.encode()).hexdigest()[:16],
+            tokenizer_hash="",
+            dense_dim=len(self._ask(["dimension"])[0]),
+            multi_dim=0,
+            vocab=0,
+            max_tokens=max_tokens,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    @property
+    def card(self) -> ModelCard:
+        """The hash is of address, name and settings: what the endpoint's weights are, nobody outside knows."""
+        return self._card
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """There is none."""
+        raise InputError(
+            f"the endpoint of {self._model} has no tokenizer to offer: bm25 is not possible, bm25-words is"
+        )
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        outputs: Sequence[Representation] | None = None,
+        max_tokens: int | None = None,
+        truncate: Truncate = "end",
+    ) -> Encoded:
+        """Without a prompt. `tokens` are 0: the endpoint does not say them per text."""
+        other = [name for name in outputs or () if name != "dense"]
+        if other:
+            raise MissingHeadError(f"the endpoint of {self._model} makes dense vectors only, not {other[0]}")
+        if truncate != "end":
+            raise InputError(f"truncate={truncate!r} is not possible over an endpoint, which cuts by itself")
+        rows: list[list[float]] = []
+        for first in range(0, len(texts), self._batch_size):
+            rows += self._ask(list(texts[first : first + self._batch_size]))
+        dense = _unit(np.array(rows, dtype=np.float32).reshape(len(texts), self._card.dense_dim))
+        return Encoded(dense, None, None, np.zeros(len(texts), np.int32), np.zeros(len(texts), np.bool_))
+
+    def encode_queries(self, texts: Sequence[str], **options: Any) -> Encoded:
+        """With the prompt for queries."""
+        return self.encode([self._prompts["query"] + text for text in texts], **options)
+
+    def encode_documents(self, texts: Sequence[str], **options: Any) -> Encoded:
+        """With the prompt for documents."""
+        return self.encode([self._prompts["document"] + text for text in texts], **options)
+
+    def _ask(self, texts: list[str]) -> list[list[float]]:
+        body: dict[str, Any] = {"model": self._model, "input": texts, "encoding_format": "float"}
+        if self._dimensions is not None:
+            body["dimensions"] = self._dimensions
+        answer = self._post(body)
+        try:
+            rows = sorted(answer["data"], key=lambda row: row["index"])
+            vectors = [[float(value) for value in row["embedding"]] for row in rows]
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{self._client.base_url} answered in another format: {str(answer)[:200]}") from error
+        if [row["index"] for row in rows] != list(range(len(texts))):
+            raise InputError(f"{self._client.base_url} answered {len(rows)} vectors for {len(texts)} texts")
+        if len({len(vector) for vector in vectors}) > 1:
+            raise InputError(f"{self._client.base_url} answered vectors of different lengths")
+        return vectors
+
+    def _post(self, body: dict[str, Any]) -> Any:
+        import httpx
+
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                response = self._client.post("embeddings", json=body)
+            except httpx.TransportError as error:
+                if attempt == ATTEMPTS:
+                    raise OfflineError(f"{self._client.base_url} cannot be reached: {error}") from error
+                self._sleep(min(2.0**attempt, PATIENCE_S))
+                continue
+            if response.status_code in RETRIED and attempt < ATTEMPTS:
+                self._sleep(_wait(response.headers.get("retry-after"), attempt))
+                continue
+            if response.is_error:
+                raise InputError(
+                    f"{self._client.base_url}embeddings answered {response.status_code}: {response.text[:300]}"
+                )
+            try:
+                return response.json()
+            except ValueError as error:
+                raise InputError(f"{self._client.base_url} answered no JSON: {response.text[:200]}") from error
+        raise AssertionError("unreachable")
+
+
+def _wait(said: str | None, attempt: int) -> float:
+    """Seconds that the endpoint asks for, or twice as long each time."""
+    seconds = float(said) if said is not None and said.replace(".", "", 1).isdecimal() else 2.0**attempt
+    return min(seconds, PATIENCE_S)
+
+
+def _unit(rows: Floats) -> Floats:
+    if not np.isfinite(rows).all():
+        raise NumericalError("the endpoint answered vectors with NaN or infinity")
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    unit: Floats = rows / np.where(lengths > 0, lengths, np.float32(1))
+    return unit
+
+
+def _client(url: str, api_key: str | None, timeout_s: float) -> Any:
+    try:
+        import httpx
+    except ImportError as error:
+        raise MissingExtraError("httpx", "evaluate", "a remote endpoint") from error
+    if not url.startswith(("http://", "https://")):
+        raise InputError(f"the endpoint must be an address like https://host/v1; got {url!r}")
+    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+    return httpx.Client(base_url=url.rstrip("/") + "/", headers=headers, timeout=timeout_s)

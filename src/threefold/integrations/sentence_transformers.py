@@ -1,0 +1,155 @@
+"""Any sentence-transformers model as an encoder, dense only: for evaluation and collections beside our own models.
+
+Models of the BERT and XLM-R families need not come this way: `Encoder` loads them itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer as Backend
+
+from threefold.errors import InputError, MissingExtraError, MissingHeadError
+from threefold.text.protocol import ModelCard
+from threefold.text.tokenizer import Tokenizer, Truncate
+from threefold.types import Encoded, Representation
+
+
+class SentenceTransformerEncoder:
+    """Texts in, unit dense vectors out, with the model's own prompts.
+
+    model       name on the hub, folder, or a loaded `SentenceTransformer`
+    batch_size  texts in one forward pass
+    options     passed to `SentenceTransformer`, such as device or revision
+    """
+
+    def __init__(self, model: str | Any, *, batch_size: int = 32, **options: Any) -> None:
+        self._model = _load(model, options) if isinstance(model, str) else model
+        self._batch_size = batch_size
+        self._lock = Lock()  # max_seq_length is a setting of the model
+        self._longest = int(self._model.max_seq_length or 512)
+        backend = Backend.from_str(self._model.tokenizer.backend_tokenizer.to_str())
+        self._counter = backend
+        backend.no_truncation()
+        backend.no_padding()
+        name = (
+            model if isinstance(model, str) else str(self._model.model_card_data.base_model or "sentence-transformer")
+        )
+        self._card = ModelCard(
+            name=name,
+            hash=_fingerprint(self._model),
+            tokenizer_hash=hashlib.sha256(backend.to_str().encode()).hexdigest()[:16],
+            dense_dim=int(self._model.get_embedding_dimension()),
+            multi_dim=0,
+            vocab=0,
+            max_tokens=self._longest,
+        )
+
+    @property
+    def card(self) -> ModelCard:
+        return self._card
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer, if it has the special tokens of BERT or XLM-R."""
+        return Tokenizer(Backend.from_str(self._counter.to_str()), name=self._card.name)
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        outputs: Sequence[Representation] | None = None,
+        max_tokens: int | None = None,
+        truncate: Truncate = "end",
+    ) -> Encoded:
+        """Without a prompt."""
+        return self._run(self._model.encode, texts, outputs, max_tokens, truncate, prompt="")
+
+    def encode_queries(
+        self,
+        texts: Sequence[str],
+        *,
+        outputs: Sequence[Representation] | None = None,
+        max_tokens: int | None = None,
+        truncate: Truncate = "end",
+    ) -> Encoded:
+        """With the model's prompt for queries, if it has one."""
+        return self._run(self._model.encode_query, texts, outputs, max_tokens, truncate)
+
+    def encode_documents(
+        self,
+        texts: Sequence[str],
+        *,
+        outputs: Sequence[Representation] | None = None,
+        max_tokens: int | None = None,
+        truncate: Truncate = "end",
+    ) -> Encoded:
+        """With the model's prompt for documents, if it has one."""
+        return self._run(self._model.encode_document, texts, outputs, max_tokens, truncate)
+
+    def _run(
+        self,
+        encode: Any,
+        texts: Sequence[str],
+        outputs: Sequence[Representation] | None,
+        max_tokens: int | None,
+        truncate: Truncate,
+        **options: Any,
+    ) -> Encoded:
+        dense_only(outputs, self._card.name)
+        limit = self._limit(max_tokens)
+        lengths = np.array([len(one) for one in self._counter.encode_batch(list(texts))], dtype=np.int32)
+        long = lengths > limit
+        if truncate == "start" or (truncate == "none" and long.any()):
+            raise InputError(
+                f"{self._card.name} keeps the first {limit} tokens of a text; truncate={truncate!r} is refused"
+            )
+        if not len(lengths):
+            return Encoded(np.zeros((0, self._card.dense_dim), np.float32), None, None, lengths, long)
+        with self._lock:
+            self._model.max_seq_length = limit
+            try:
+                rows = encode(
+                    list(texts),
+                    batch_size=self._batch_size,
+                    normalize_embeddings=True,
+                    convert_to_numpy=True,
+                    show_progress_bar=False,
+                    **options,
+                )
+            finally:
+                self._model.max_seq_length = self._longest
+        return Encoded(np.asarray(rows, dtype=np.float32), None, None, np.minimum(lengths, limit), long)
+
+    def _limit(self, max_tokens: int | None) -> int:
+        if max_tokens is not None and max_tokens > self._longest:
+            raise InputError(f"{self._card.name} reads at most {self._longest} tokens; got max_tokens={max_tokens}")
+        return max_tokens or self._longest
+
+
+def dense_only(outputs: Sequence[Representation] | None, name: str) -> None:
+    """Refuse what only a model with three heads can make."""
+    other = [output for output in outputs or () if output != "dense"]
+    if other:
+        raise MissingHeadError(f"{name} makes dense vectors only, not {other[0]}")
+
+
+def _load(name: str, options: dict[str, Any]) -> Any:
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise MissingExtraError("sentence-transformers", "evaluate", "a sentence-transformers model") from error
+    return SentenceTransformer(name, **options)
+
+
+def _fingerprint(model: Any) -> str:
+    """Hash of all weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
