@@ -13,17 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import machine
 
 from threefold.config import Manifest
 from threefold.score.fuse import Weights, weighted_sum
@@ -125,18 +122,6 @@ def phases(store: EdgeStore, queries: list[Encoded]) -> dict[str, dict[str, floa
         "dense": percentiles(lambda query: store.search("dense", query, RESULTS), queries),
         "sparse": percentiles(lambda query: store.search("sparse", query, RESULTS), queries),
         "hybrid": percentiles(lambda query: hybrid(store, query), queries),
-    }
-
-
-def machine() -> dict[str, Any]:
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("numpy", "qdrant-edge-py", "threefold")},
-        "load": [round(one, 2) for one in os.getloadavg()],
     }
 
 
