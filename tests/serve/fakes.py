@@ -12,8 +12,6 @@ import uvicorn
 from tests.fakes import FakeEncoder
 
 from threefold.serve.app import build
-from threefold.serve.judges import CrossJudge
-from threefold.serve.models import Embedder
 from threefold.serve.server import Server
 from threefold.serve.settings import ServeConfig
 from threefold.text.tokenizer import Tokenizer, Tokens
@@ -76,10 +74,7 @@ class FakeCross:
 
 
 def make_server(encoder: ServedEncoder, config: ServeConfig | None = None, cross: FakeCross | None = None) -> Server:
-    config = config or ServeConfig()
-    embedder = Embedder(lambda: encoder, config.limits, max_tokens=config.max_input_tokens)
-    judge = CrossJudge(lambda: cross, config.limits) if cross is not None else None
-    return Server(config, embedder, judge)
+    return Server(config or ServeConfig(), lambda: encoder, (lambda: cross) if cross is not None else None)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """`threefold`: the command line. It says in other words what the library does, and adds nothing of its own.
 
 Exit status: 0 success, 1 nothing found or a failure without a better number, 2 bad input or usage, 3 model,
-4 collection, 5 evaluation, 6 numbers, 7 a package is missing, 8 offline, 9 a worker process ended, 130 interrupted (see `threefold.errors`).
+4 collection, 5 evaluation, 6 numbers, 7 a package is missing, 8 offline, 9 a worker process ended, 130 interrupted
+(see `threefold.errors`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import typer
 
 from threefold import __version__
-from threefold.cli import collections, encode, evaluate, inspect, rerank
+from threefold.cli import collections, encode, evaluate, inspect, rerank, serve, tune
 from threefold.cli.show import complain
 from threefold.errors import ThreefoldError
 
@@ -38,6 +39,9 @@ app.command("rerank")(rerank.rerank)
 app.command("compare")(inspect.compare)
 app.command("info")(inspect.info)
 app.command("evaluate")(evaluate.evaluate)
+app.command("tune")(tune.tune)
+app.command("serve")(serve.serve)
+app.add_typer(serve.keys_app, name="keys")
 
 
 def _version(value: bool) -> None:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from threefold.serve import openai, pooling, rerank, tei
@@ -47,6 +49,7 @@ CONTRACTS: tuple[Contract, ...] = (
     Contract("GET", "/", tei.health, "tei", None),
     Contract("GET", "/ping", tei.health, "tei", None),
     Contract("GET", "/health/live", tei.alive, "tei", None),
+    Contract("GET", "/metrics", tei.metrics, "tei", "metrics"),
     # rerank: TEI, vLLM, Cohere, Jina
     Contract("POST", "/rerank", rerank.tei_or_vllm, "tei", "embed"),
     Contract("POST", "/v1/rerank", rerank.v1, "cohere", "embed"),
@@ -70,7 +73,27 @@ def build(server: Server) -> Starlette:
             await server.stop()
 
     routes = [
-        Route(one.path, endpoint(one.handler, server, one.dialect, one.scope), methods=[one.method])
+        Route(one.path, endpoint(one.handler, server, one.path, one.dialect, one.scope), methods=[one.method])
         for one in CONTRACTS
     ]
-    return Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: on_http_exception})
+    return Starlette(
+        routes=routes,
+        middleware=_cors(server.config.cors_origins),
+        lifespan=lifespan,
+        exception_handlers={HTTPException: on_http_exception},
+    )
+
+
+def _cors(origins: tuple[str, ...]) -> list[Middleware]:
+    """Which web pages may call. Without origins, none: browsers refuse."""
+    if not origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=list(origins),
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
+    ]

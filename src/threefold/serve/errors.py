@@ -109,6 +109,7 @@ _OPENAI = {
     403: ("invalid_request_error", "insufficient_permissions"),
     404: ("invalid_request_error", "not_found"),
     405: ("invalid_request_error", "method_not_allowed"),
+    408: ("invalid_request_error", "timeout"),
     409: ("invalid_request_error", "conflict"),
     413: ("invalid_request_error", "request_too_large"),
     429: ("rate_limit_error", "rate_limit_exceeded"),
@@ -136,7 +137,7 @@ def _tei(problem: Problem, request_id: str) -> Response:
         return Response(status_code=401)
     if problem.status == 413:
         return PlainTextResponse(problem.message, 413)
-    status = problem.status if problem.status in (403, 404, 405, 504) else _TEI[problem.tei]
+    status = problem.status if problem.status in (403, 404, 405, 408, 409, 504) else _TEI[problem.tei]
     return _json(status, {"error": problem.message, "error_type": problem.tei})
 
 

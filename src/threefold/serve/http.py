@@ -23,6 +23,7 @@ from starlette.responses import Response
 from threefold.serve.errors import ClientGone, Dialect, Problem, RequestError, problem_of, respond
 
 if TYPE_CHECKING:
+    from threefold.serve.keys import Key
     from threefold.serve.server import Server
 
 T = TypeVar("T")
@@ -41,6 +42,7 @@ log = logging.getLogger("threefold.serve")
 class Call:
     """One request.
 
+    route    the path as it is declared, for metrics and the log
     id       shown to the client and in the log
     dialect  of errors; a handler that answers several may change it
     notes    for the log: model, tokens, texts, ...
@@ -48,8 +50,10 @@ class Call:
 
     request: Request
     server: Server
+    route: str
     id: str
     dialect: Dialect
+    key: Key | None = None
     began: float = field(default_factory=time.perf_counter)
     notes: dict[str, Any] = field(default_factory=dict)
 
@@ -62,13 +66,16 @@ class Call:
         parts: list[bytes] = []
         size = 0
         try:
-            async for part in self.request.stream():
-                size += len(part)
-                if size > most:
-                    raise _too_long(size, most)
-                parts.append(part)
+            async with asyncio.timeout(self.server.config.body_s):
+                async for part in self.request.stream():
+                    size += len(part)
+                    if size > most:
+                        raise _too_long(size, most)
+                    parts.append(part)
         except ClientDisconnect:
             raise ClientGone from None
+        except TimeoutError:
+            raise RequestError("the body did not arrive in time", status=408) from None
         return b"".join(parts)
 
     async def read(self, schema: type[Body]) -> Body:
@@ -132,12 +139,12 @@ def parse_any(raw: bytes) -> dict[str, Any]:
 
 
 def endpoint(
-    handler: Handler, server: Server, dialect: Dialect, scope: str | None
+    handler: Handler, server: Server, route: str, dialect: Dialect, scope: str | None
 ) -> Callable[[Request], Awaitable[Response]]:
     """A Starlette endpoint. `scope` is what an API key must allow; None: the route is public."""
 
     async def answer(request: Request) -> Response:
-        call = Call(request, server, request_id(request), dialect)
+        call = Call(request, server, route, request_id(request), dialect)
         try:
             if scope is not None:
                 server.authorize(call, scope)

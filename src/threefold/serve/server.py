@@ -6,15 +6,20 @@ Every contract is a thin reading and writing of the same two calls: `embed` and 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from threefold.errors import InputError, MissingHeadError
 from threefold.serve.errors import RequestError
-from threefold.serve.judges import CrossJudge, HeadsJudge, Judge, Judgement, Pair
-from threefold.serve.models import Answer, Embedder, Read
+from threefold.serve.judges import CrossJudge, HeadsJudge, Judge, Judgement, Pair, PairEncoder
+from threefold.serve.keys import Keys
+from threefold.serve.logs import log_request
+from threefold.serve.meters import Meters
+from threefold.serve.models import Answer, Embedder, Read, RowEncoder
+from threefold.serve.queue import Engine
 from threefold.serve.schedule import Lane
 from threefold.serve.settings import ServeConfig
 from threefold.text.tokenizer import Truncate
@@ -23,6 +28,9 @@ from threefold.types import Floats, Output
 if TYPE_CHECKING:
     from threefold.serve.http import Call
 
+Load = Callable[[], RowEncoder]
+LoadCross = Callable[[], PairEncoder]
+
 #: A request may say how long it can wait.
 TIMEOUT_HEADER = "x-timeout-ms"
 
@@ -30,17 +38,28 @@ TIMEOUT_HEADER = "x-timeout-ms"
 class Server:
     """One encoder, and perhaps a cross-encoder, behind every route."""
 
-    def __init__(self, config: ServeConfig, embedder: Embedder, cross: CrossJudge | None = None) -> None:
+    def __init__(self, config: ServeConfig, load: Load, load_cross: LoadCross | None = None) -> None:
         self.config = config
-        self.embedder = embedder
-        self.cross = cross
-        self.scorer: Judge = cross or HeadsJudge(embedder)
+        self.meters = Meters()
+        limits, observer = config.limits, self.meters.batches("encoder")
+        self.embedder = Embedder(load, limits, max_tokens=config.max_input_tokens, observer=observer)
+        self.meters.watch("encoder", cast("Engine[object]", self.embedder.engine))
+        self.cross: CrossJudge | None = None
+        if load_cross is not None:
+            self.cross = CrossJudge(load_cross, limits, observer=self.meters.batches("reranker"))
+            self.meters.watch("reranker", cast("Engine[object]", self.cross.engine))
+        self.scorer: Judge = self.cross or HeadsJudge(self.embedder)
+        self.keys = Keys(Path(config.keys_file)) if config.keys_file else None
         self.created = int(time.time())
+        self._running = False
 
     # ---- life --------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Load and warm up every model."""
+        """Load and warm up every model. A second call does nothing."""
+        if self._running:
+            return
+        self._running = True
         await self.embedder.engine.start()
         if self.cross is not None:
             await self.cross.engine.start()
@@ -58,10 +77,27 @@ class Server:
     # ---- who and what ------------------------------------------------------------------------------------
 
     def authorize(self, call: Call, scope: str) -> None:
-        """Refuse who may not call."""
+        """Refuse who may not call. Without a file of keys everybody may."""
+        if self.keys is None:
+            return
+        secret = _secret(call)
+        if secret is None:
+            raise RequestError("no API key: send the header Authorization: Bearer <key>", status=401)
+        call.key = self.keys.find(secret)
+        if call.key is None:
+            raise RequestError("the API key is not known, or was revoked", status=401)
+        if scope not in call.key.scopes:
+            raise RequestError(f"this API key may not {scope}; it may {', '.join(call.key.scopes)}", status=403)
 
     def finished(self, call: Call, status: int) -> None:
         """Count and log one request."""
+        seconds = time.perf_counter() - call.began
+        key = call.key.id if call.key else ""
+        self.meters.request(call.route, status, seconds)
+        if status < 300 and "tokens" in call.notes:
+            self.meters.tokens(call.notes["model"], key, call.notes["tokens"])
+        facts = {"method": call.request.method, "route": call.route, "status": status, "ms": round(1000 * seconds, 1)}
+        log_request(facts | {"id": call.id} | ({"key": key} if key else {}) | call.notes)
 
     def names(self) -> tuple[str, ...]:
         """The names under which the models answer."""
@@ -164,3 +200,11 @@ def deadline_of(call: Call) -> float | None:
     if not said.isdigit() or not int(said):
         raise InputError(f"{TIMEOUT_HEADER} must be a number of milliseconds; got {said!r}")
     return int(said) / 1000
+
+
+def _secret(call: Call) -> str | None:
+    """The key of a request: `Authorization: Bearer ...`, or `x-api-key`."""
+    kind, _, secret = call.request.headers.get("authorization", "").partition(" ")
+    if kind.lower() == "bearer" and secret:
+        return secret.strip()
+    return call.request.headers.get("x-api-key")

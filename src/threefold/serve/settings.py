@@ -27,7 +27,10 @@ class ServeConfig(Settings):
     max_multi_tokens     tokens of one request that asks for a vector per token (4 KB each with bge-m3)
     token_ids            whether arrays of numbers are taken as token ids of the model; by default they are refused
     truncate             what TEI routes do with a text that is too long and does not say: cut it (as TEI), or refuse
+    body_s               seconds in which a body must have arrived
     drain_s              seconds that running requests get when the server is told to stop
+    log_format           lines for people, or JSON
+    tls_cert, tls_key    PEM files; both or none
     limits               the queue
     """
 
@@ -49,14 +52,21 @@ class ServeConfig(Settings):
     max_multi_tokens: int = 65_536
     token_ids: bool = False
     truncate: bool = True
+    body_s: float = 60.0
     drain_s: int = 30
     log_format: Literal["text", "json"] = "text"
+    tls_cert: str = ""
+    tls_key: str = ""
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         for name in ("max_body_bytes", "max_inputs", "max_request_tokens", "max_multi_tokens", "drain_s"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if self.body_s <= 0:
+            raise ConfigError(f"body_s must be above 0; got {self.body_s}")
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise ConfigError("tls_cert and tls_key belong together; give both or none")
         if self.max_input_tokens is not None and self.max_input_tokens < 3:
             raise ConfigError(f"max_input_tokens must be at least 3; got {self.max_input_tokens}")
         if not 0 <= self.port <= 65_535:

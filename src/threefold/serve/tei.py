@@ -313,6 +313,11 @@ async def alive(call: Call) -> Response:
     return Response()
 
 
+async def metrics(call: Call) -> Response:
+    """`GET /metrics`: for Prometheus. With API keys it needs one, because it counts by key."""
+    return Response(call.server.meters.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
 # ---- headers -----------------------------------------------------------------------------------------------
 
 

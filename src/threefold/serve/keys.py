@@ -1,0 +1,123 @@
+"""API keys: who may call, and what. Only hashes are kept; a key is shown once, when it is made.
+
+A key is 256 random bits, so a plain SHA-256 is as good as any slow hash. The file is read again when it changes: a
+key that is revoked stops at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from threefold.config import Settings
+from threefold.errors import ConfigError, InputError
+
+#: What a key may be allowed: embed (and rerank, score), search collections, write to collections, read metrics.
+SCOPES = ("embed", "search", "write", "metrics")
+
+PREFIX = "tf-"
+
+
+@dataclass(frozen=True, slots=True)
+class Key(Settings):
+    """One key without its secret.
+
+    id         shown in logs and metrics
+    namespace  collections of other namespaces do not exist for it
+    created    unix seconds
+    """
+
+    id: str
+    name: str
+    hash: str
+    scopes: tuple[str, ...]
+    namespace: str = "default"
+    created: int = 0
+
+    def __post_init__(self) -> None:
+        unknown = [scope for scope in self.scopes if scope not in SCOPES]
+        if unknown:
+            raise ConfigError(f"unknown scope {unknown[0]!r}; known are {', '.join(SCOPES)}")
+        if not self.namespace.replace("-", "").replace("_", "").isalnum():
+            raise ConfigError(f"a namespace is letters, digits, - and _; got {self.namespace!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class KeyFile(Settings):
+    """The file as it is on disk."""
+
+    keys: tuple[Key, ...] = ()
+
+
+def hashed(secret: str) -> str:
+    """What is kept of a secret."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+class Keys:
+    """The keys of one file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stamp: tuple[int, int] | None = None
+        self._by_hash: dict[str, Key] = {}
+        self._refresh()
+
+    def find(self, secret: str) -> Key | None:
+        """The key with this secret."""
+        self._refresh()
+        return self._by_hash.get(hashed(secret))
+
+    def _refresh(self) -> None:
+        try:
+            facts = self._path.stat()
+        except OSError as error:
+            raise ConfigError(f"{self._path}: the file of API keys cannot be read: {error.strerror}") from error
+        stamp = (facts.st_mtime_ns, facts.st_size)
+        if stamp != self._stamp:
+            self._by_hash = {key.hash: key for key in read_keys(self._path)}
+            self._stamp = stamp
+
+
+def read_keys(path: Path) -> tuple[Key, ...]:
+    """The keys of a file, oldest first."""
+    try:
+        return KeyFile.from_dict(json.loads(path.read_text(encoding="utf-8")), str(path)).keys
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} is not a file of API keys: {error}") from error
+
+
+def create_key(path: Path, name: str, scopes: Sequence[str], namespace: str = "default") -> tuple[str, Key]:
+    """A new key in the file (made if needed); returns the secret, which is kept nowhere."""
+    if not name.strip():
+        raise InputError("a key needs a name, so that it can be told from others")
+    kept = read_keys(path) if path.exists() else ()
+    secret = PREFIX + secrets.token_urlsafe(32)
+    id = "key-" + secrets.token_hex(4)
+    key = Key(id, name, hashed(secret), tuple(scopes), namespace, int(time.time()))
+    _write(path, (*kept, key))
+    return secret, key
+
+
+def revoke_key(path: Path, id: str) -> Key:
+    """Take a key out of the file."""
+    kept = read_keys(path)
+    gone = [key for key in kept if key.id == id]
+    if not gone:
+        raise InputError(f"{path} has no key {id!r}; it has {', '.join(key.id for key in kept) or 'none'}")
+    _write(path, tuple(key for key in kept if key.id != id))
+    return gone[0]
+
+
+def _write(path: Path, keys: tuple[Key, ...]) -> None:
+    """Whole or not at all, readable by its owner alone."""
+    draft = path.with_name(path.name + ".new")
+    with open(draft, "w", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        json.dump(KeyFile(keys).to_dict(), file, indent=2)
+    os.replace(draft, path)

@@ -1,0 +1,86 @@
+"""Run a server until it is told to stop: load the models, listen, drain.
+
+SIGTERM and SIGINT: no new connections, running requests get `drain_s` seconds, exit status 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable
+from typing import cast
+
+import uvicorn
+
+from threefold.encoder.cross import CrossEncoder
+from threefold.encoder.encoder import Encoder
+from threefold.encoder.precision import Precision
+from threefold.errors import InputError
+from threefold.serve import logs
+from threefold.serve.app import build
+from threefold.serve.server import Load, LoadCross, Server
+from threefold.serve.settings import ServeConfig
+
+#: Connections that the system holds before they are taken.
+BACKLOG = 2_048
+
+
+def make_server(config: ServeConfig) -> Server:
+    """The server that the settings describe; its models are loaded when it starts, and when a worker dies."""
+    precision = cast(Precision, config.precision)
+
+    def load() -> Encoder:
+        return Encoder(config.model, device=config.device, precision=precision, revision=config.revision)
+
+    def load_cross() -> CrossEncoder:
+        return CrossEncoder(cast(str, config.reranker), device=config.device, precision=precision)
+
+    with_cross: LoadCross | None = load_cross if config.reranker else None
+    with_encoder: Load = load
+    return Server(config, with_encoder, with_cross)
+
+
+def serve(config: ServeConfig, on_ready: Callable[[Server, str], None]) -> None:
+    """Run until SIGTERM or SIGINT. `on_ready` is told the address when requests are answered."""
+    logs.configure(config.log_format)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)  # uvicorn repeats the signal when it is done; by then it is answered
+    asyncio.run(_serve(make_server(config), on_ready))
+
+
+async def _serve(server: Server, on_ready: Callable[[Server, str], None]) -> None:
+    config = server.config
+    listener = _listen(config)
+    with listener:
+        await server.start()  # before anything listens: what cannot be loaded ends the command with one line
+        inside = uvicorn.Server(
+            uvicorn.Config(
+                build(server),
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                lifespan="on",
+                backlog=BACKLOG,
+                timeout_graceful_shutdown=config.drain_s,
+                ssl_certfile=config.tls_cert or None,
+                ssl_keyfile=config.tls_key or None,
+            )
+        )
+        host, port = listener.getsockname()[:2]
+        on_ready(server, f"{'https' if config.tls_cert else 'http'}://{host}:{port}")
+        await inside.serve([listener])
+
+
+def _listen(config: ServeConfig) -> socket.socket:
+    """The socket, bound before the models are loaded, so that a port that is taken is known at once."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((config.host, config.port))
+    except OSError as error:
+        listener.close()
+        where = f"{config.host}:{config.port}"
+        raise InputError(f"cannot listen on {where}: {error.strerror}. Choose another --port") from error
+    return listener

@@ -1,0 +1,288 @@
+"""Keys, limits, load, clients that go, logs, metrics and health, over a socket."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import httpx
+import pytest
+from tests.serve.fakes import START_S, ServedEncoder, make_server, serving
+
+from threefold.serve.keys import create_key, revoke_key
+from threefold.serve.logs import FACTS, JsonLines, Lines
+from threefold.serve.queue import Limits
+from threefold.serve.server import Server
+from threefold.serve.settings import ServeConfig
+from threefold.text.tokenizer import Tokenizer, Tokens
+from threefold.types import Output, Row
+
+
+class HeldEncoder(ServedEncoder):
+    """Waits inside a batch until it is released."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__(tokenizer, name="held", max_tokens=64)
+        self.free = threading.Event()
+        self.free.set()
+        self.began = threading.Semaphore(0)
+        self.batches: list[int] = []
+
+    def encode_tokens(self, tokens: Tokens, outputs: Sequence[Sequence[Output]]) -> list[Row]:
+        self.batches.append(len(tokens))
+        self.began.release()
+        assert self.free.wait(START_S)
+        return super().encode_tokens(tokens, outputs)
+
+    def hold(self) -> None:
+        """From now on batches stay; those of warming up are over."""
+        while self.began.acquire(blocking=False):
+            pass
+        self.batches.clear()
+        self.free.clear()
+
+
+@contextmanager
+def client_of(server: Server) -> Iterator[httpx.Client]:
+    with serving(server) as url, httpx.Client(base_url=url, timeout=START_S) as client:
+        yield client
+
+
+@pytest.fixture
+def held(tokenizer: Tokenizer) -> HeldEncoder:
+    return HeldEncoder(tokenizer)
+
+
+def embed(client: httpx.Client, text: str = "a fox", **options: Any) -> httpx.Response:
+    return client.post("/v1/embeddings", json={"model": "held", "input": text}, **options)
+
+
+# ---- load --------------------------------------------------------------------------------------------------
+
+
+def test_too_much_is_refused_in_every_dialect_with_the_time_to_come_back(held: HeldEncoder) -> None:
+    server = make_server(held, ServeConfig(limits=Limits(queued_tokens=20)))
+    with client_of(server) as client, ThreadPoolExecutor() as pool:
+        held.hold()
+        running = pool.submit(embed, client)
+        assert held.began.acquire(timeout=START_S)
+        waiting = pool.submit(embed, client, "fox " * 15)
+        while server.embedder.engine.queued_tokens == 0:
+            pass
+        refused = {
+            "openai": embed(client, "fox " * 10),
+            "tei": client.post("/embed", json={"inputs": "fox " * 10}),
+            "cohere": client.post("/v1/rerank", json={"query": "a", "documents": ["fox " * 10]}),
+            "vllm": client.post("/pooling", json={"input": "fox " * 10, "task": "embed"}),
+        }
+        held.free.set()
+        assert running.result().status_code == waiting.result().status_code == 200
+    for response in refused.values():
+        assert response.status_code == 429
+        assert int(response.headers["retry-after"]) >= 1
+    assert refused["openai"].json()["error"]["code"] == "rate_limit_exceeded"
+    assert refused["tei"].json()["error_type"] == "Overloaded"
+    assert set(refused["cohere"].json()) == {"message", "id"}
+    assert refused["vllm"].json()["error"]["code"] == 429
+
+
+def test_a_client_that_goes_frees_its_place(held: HeldEncoder) -> None:
+    server = make_server(held)
+    with client_of(server) as client, ThreadPoolExecutor() as pool:
+        held.hold()
+        running = pool.submit(embed, client)
+        assert held.began.acquire(timeout=START_S)
+        body = json.dumps({"model": "held", "input": "fox " * 10}).encode()
+        with socket.create_connection(("127.0.0.1", client.base_url.port or 0)) as raw:
+            head = f"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+            raw.sendall(head.encode() + body)
+            while server.embedder.engine.queued_tokens == 0:
+                pass
+        while server.embedder.engine.queued_tokens:  # closed: its text leaves the queue, the batch still runs
+            pass
+        held.free.set()
+        assert running.result().status_code == 200
+    assert held.batches == [1]
+
+
+def test_concurrent_requests_share_batches_and_get_their_own_answers(held: HeldEncoder, tokenizer: Tokenizer) -> None:
+    words = ["fox", "dog", "box", "head", "folder", "chunk", "score", "pass"]
+    with client_of(make_server(held)) as client, ThreadPoolExecutor(9) as pool:
+        alone = {word: embed(client, word).json() for word in words}
+        held.hold()
+        first = pool.submit(embed, client)
+        assert held.began.acquire(timeout=START_S)
+        others = {word: pool.submit(embed, client, word) for word in words}
+        done = threading.Event()
+        while not done.wait(0.01):
+            server_waits = sum(not one.done() for one in others.values())
+            if server_waits == len(words) and _queued(client) >= sum(tokenizer.count(words)):
+                done.set()
+        held.free.set()
+        assert first.result().status_code == 200
+        assert {word: one.result().json() for word, one in others.items()} == alone
+    assert held.batches == [1, len(words)]
+
+
+def _queued(client: httpx.Client) -> float:
+    text = client.get("/metrics").text
+    return next(float(line.split()[-1]) for line in text.splitlines() if line.startswith("threefold_queued_tokens{"))
+
+
+def test_a_deadline_is_504(held: HeldEncoder) -> None:
+    with client_of(make_server(held)) as client:
+        held.hold()
+        response = embed(client, headers={"x-timeout-ms": "20"})
+        held.free.set()
+    assert response.status_code == 504
+    assert "no answer within 0.02 s" in response.json()["error"]["message"]
+
+
+# ---- limits ------------------------------------------------------------------------------------------------
+
+
+def test_limits_of_a_request(held: HeldEncoder) -> None:
+    config = ServeConfig(max_body_bytes=2_000, max_request_tokens=100, max_multi_tokens=40, max_input_tokens=30)
+    with client_of(make_server(held, config)) as client:
+        big = embed(client, "x" * 3_000)
+        assert big.status_code == 413
+        assert big.json()["error"]["code"] == "request_too_large"
+        plain = client.post("/embed", content=b"x" * 3_000)
+        assert plain.status_code == 413
+        assert plain.headers["content-type"].startswith("text/plain")
+        chunked = client.post("/v1/embeddings", content=iter([b"x" * 1_500] * 2))
+        assert chunked.status_code == 413
+        many = client.post("/embed", json={"inputs": ["fox " * 25] * 5})
+        assert "the limit is 100" in many.json()["error"]
+        multi = client.post("/embed_all", json={"inputs": ["fox " * 25] * 2})
+        assert "with a vector for each the limit is 40" in multi.json()["error"]
+        assert client.get("/info").json()["max_input_length"] == 30
+
+
+def test_a_slow_body_does_not_hold_a_place_for_ever(held: HeldEncoder) -> None:
+    with client_of(make_server(held, ServeConfig(body_s=0.05))) as client:
+        with socket.create_connection(("127.0.0.1", urlparse(str(client.base_url)).port or 0)) as raw:
+            raw.sendall(b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+            raw.settimeout(START_S)
+            assert raw.recv(100).startswith(b"HTTP/1.1 408 ")
+        assert embed(client).status_code == 200
+
+
+def test_a_head_that_the_model_lacks(tokenizer: Tokenizer) -> None:
+    encoder = ServedEncoder(tokenizer, name="held", heads=("dense",), max_tokens=64)
+    with client_of(make_server(encoder)) as client:
+        ours = client.post("/v1/embeddings", json={"model": "held", "input": "a", "embedding_types": ["sparse"]})
+        assert ours.status_code == 400
+        assert ours.json()["error"]["message"] == "held has no sparse head; it has dense"
+        tei = client.post("/embed_sparse", json={"inputs": "a"})
+        assert tei.status_code == 424
+        assert tei.json()["error_type"] == "Backend"
+        heads = client.post("/rerank", json={"query": "a", "texts": ["a", "fox"]})  # by the one head it has
+        assert heads.json()[0]["index"] == 0
+
+
+# ---- keys --------------------------------------------------------------------------------------------------
+
+
+def test_keys_and_scopes(held: HeldEncoder, tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    secret, key = create_key(path, "someone", ["embed"])
+    with client_of(make_server(held, ServeConfig(keys_file=str(path)))) as client:
+        bearer = {"authorization": f"Bearer {secret}"}
+        assert embed(client, headers=bearer).status_code == 200
+        assert embed(client, headers={"x-api-key": secret}).status_code == 200
+        nobody = embed(client)
+        assert nobody.status_code == 401
+        assert nobody.json()["error"]["code"] == "invalid_api_key"
+        assert embed(client, headers={"authorization": "Bearer tf-wrong"}).status_code == 401
+        bare = client.post("/embed", json={"inputs": "a"})
+        assert (bare.status_code, bare.text) == (401, "")
+        metrics = client.get("/metrics", headers=bearer)
+        assert metrics.status_code == 403
+        assert client.get("/health").status_code == 200
+        revoke_key(path, key.id)
+        assert embed(client, headers=bearer).status_code == 401
+
+
+# ---- what can be seen --------------------------------------------------------------------------------------
+
+
+def test_the_log_has_facts_and_never_texts_or_keys(
+    held: HeldEncoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "keys.json"
+    secret, key = create_key(path, "someone", ["embed"])
+    with caplog.at_level(logging.INFO), client_of(make_server(held, ServeConfig(keys_file=str(path)))) as client:
+        headers = {"authorization": f"Bearer {secret}", "x-request-id": "r-1"}
+        embed(client, "confidential words", headers=headers)
+        client.post("/v1/embeddings", json={"model": "held", "input": ["confidential", 5]}, headers=headers)
+        client.post("/v1/embeddings", content=b'{"confidential', headers=headers)
+    facts = [getattr(record, FACTS) for record in caplog.records if hasattr(record, FACTS)]
+    assert [one["status"] for one in facts] == [200, 400, 400]
+    assert facts[0] | {"ms": 0} == {
+        "method": "POST", "route": "/v1/embeddings", "status": 200, "ms": 0, "id": "r-1", "key": key.id,
+        "model": "held", "texts": 1, "tokens": held.tokenizer.count(["confidential words"])[0],
+    }  # fmt: skip
+    everything = "".join(JsonLines().format(one) + Lines().format(one) for one in caplog.records)
+    assert "confidential" not in everything
+    assert secret not in everything
+
+
+def test_json_lines_have_time_level_facts_and_errors() -> None:
+    record = logging.LogRecord("threefold.x", logging.INFO, "", 0, "said %s", ("so",), None)
+    setattr(record, FACTS, {"route": "/embed", "status": 200})
+    line = json.loads(JsonLines().format(record))
+    assert line["message"] == "said so"
+    assert (line["level"], line["logger"], line["route"], line["status"]) == ("info", "threefold.x", "/embed", 200)
+    assert line["time"].endswith("Z")
+    assert Lines().format(record).endswith("INFO said so")
+
+
+def test_metrics_count_requests_tokens_and_batches(held: HeldEncoder) -> None:
+    with client_of(make_server(held)) as client:
+        tokens = sum(embed(client, text).json()["usage"]["total_tokens"] for text in ("a fox", "a dog"))
+        embed(client, "")
+        text = client.get("/metrics").text
+    assert 'threefold_requests_total{route="/v1/embeddings",status="200"} 2.0' in text
+    assert 'threefold_requests_total{route="/v1/embeddings",status="400"} 1.0' in text
+    assert f'threefold_tokens_total{{key="",model="held"}} {float(tokens)}' in text
+    assert 'threefold_batch_texts_count{model="encoder"} 2.0' in text
+    assert 'threefold_ready{model="encoder"} 1.0' in text
+    assert 'threefold_worker_restarts{model="encoder"} 0.0' in text
+
+
+def test_health_is_red_with_the_reason(held: HeldEncoder) -> None:
+    config = ServeConfig(limits=Limits(stall_s=0.01))
+    with client_of(make_server(held, config)) as client, ThreadPoolExecutor() as pool:
+        assert client.get("/health").status_code == 200
+        held.hold()
+        running = pool.submit(embed, client)
+        assert held.began.acquire(timeout=START_S)
+        while (red := client.get("/health")).status_code == 200:
+            pass
+        alive = client.get("/health/live")
+        held.free.set()
+        assert running.result().status_code == 200
+    assert red.status_code == 503
+    assert red.json()["error_type"] == "Unhealthy"
+    assert red.json()["error"].startswith("a batch has been running for")
+    assert alive.status_code == 200
+
+
+def test_cors_only_for_the_origins_that_were_named(held: HeldEncoder) -> None:
+    ask = {"origin": "https://a.example", "access-control-request-method": "POST"}
+    with client_of(make_server(held)) as client:
+        assert "access-control-allow-origin" not in embed(client, headers=ask).headers
+    with client_of(make_server(held, ServeConfig(cors_origins=("https://a.example",)))) as client:
+        assert client.options("/v1/embeddings", headers=ask).status_code == 200
+        assert embed(client, headers=ask).headers["access-control-allow-origin"] == "https://a.example"
+        other = embed(client, headers={**ask, "origin": "https://b.example"})
+        assert "access-control-allow-origin" not in other.headers

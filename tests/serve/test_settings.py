@@ -1,0 +1,123 @@
+"""Settings from a file, the environment and flags; API keys on disk."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from threefold.errors import ConfigError, InputError
+from threefold.serve.keys import Keys, create_key, hashed, read_keys, revoke_key
+from threefold.serve.load import load_config
+from threefold.serve.settings import ServeConfig
+
+# ---- settings ----------------------------------------------------------------------------------------------
+
+
+def test_later_sources_win(tmp_path: Path) -> None:
+    file = tmp_path / "serve.toml"
+    file.write_text(
+        '[serve]\nport = 1\nhost = "::1"\nmax_inputs = 3\n[serve.limits]\nbatch_s = 0.5\n', encoding="utf-8"
+    )
+    environment = {"THREEFOLD_SERVE_PORT": "2", "THREEFOLD_SERVE_LIMITS_QUEUED_TOKENS": "77", "OTHER": "x"}
+    config = load_config(file, environment, {"port": 4, "host": None, "limits.stall_s": 9.0})
+    assert (config.port, config.host, config.max_inputs) == (4, "::1", 3)
+    assert (config.limits.batch_s, config.limits.queued_tokens, config.limits.stall_s) == (0.5, 77, 9.0)
+
+
+def test_text_becomes_the_type_of_the_setting() -> None:
+    flags = {"served_names": "a, b", "truncate": "off", "max_input_tokens": "64", "limits.batch_s": "1", "model": "m"}
+    config = load_config(None, {"THREEFOLD_SERVE_CONFIG": "names the file"}, flags)
+    assert config.served_names == ("a", "b")
+    assert config.truncate is False
+    assert config.max_input_tokens == 64
+    assert config.limits.batch_s == 1.0
+    assert config.model == "m"
+
+
+def test_nothing_given_is_the_default() -> None:
+    assert load_config(None, {}, {}) == ServeConfig()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"prot": "1"}, r"prot: unknown setting 'prot'; known are host, port"),
+        ({"limits.foo": "1"}, r"limits\.foo: unknown setting"),
+        ({"queue.foo": "1"}, r"there is no section 'queue'"),
+        ({"limits": "1"}, r"unknown setting 'limits'"),
+        ({"port": "http"}, r"port: expected a number, got 'http'"),
+        ({"truncate": "maybe"}, r"truncate: expected true or false, got 'maybe'"),
+        ({"port": "70000"}, r"port must be from 0 .* to 65535; got 70000"),
+        ({"tls_cert": "a"}, r"tls_cert and tls_key belong together"),
+        ({"max_inputs": "0"}, r"max_inputs must be at least 1"),
+        ({"max_input_tokens": "1"}, r"max_input_tokens must be at least 3"),
+        ({"body_s": "0"}, r"body_s must be above 0"),
+    ],
+)
+def test_a_wrong_setting_is_named(flags: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, {}, flags)
+
+
+def test_a_file_that_is_not_toml_is_named(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.toml"
+    bad.write_text("port = ", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"bad\.toml is not a TOML file"):
+        load_config(bad, {}, {})
+    bad.write_text("serve = 1", encoding="utf-8")
+    with pytest.raises(ConfigError, match="serve must be a table"):
+        load_config(bad, {}, {})
+    with pytest.raises(ConfigError, match=r"no\.toml is not a TOML file"):
+        load_config(tmp_path / "no.toml", {}, {})
+
+
+# ---- keys --------------------------------------------------------------------------------------------------
+
+
+def test_only_the_hash_is_kept_and_only_the_owner_reads_it(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    secret, key = create_key(path, "someone", ["embed"], "team-a")
+    assert secret.startswith("tf-")
+    assert len(secret) > 40
+    assert secret not in path.read_text(encoding="utf-8")
+    assert key.hash == hashed(secret)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert read_keys(path) == (key,)
+    found = Keys(path).find(secret)
+    assert found == key
+    assert Keys(path).find(secret + "x") is None
+
+
+def test_a_running_server_sees_new_and_revoked_keys(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    first, _ = create_key(path, "first", ["embed"])
+    keys = Keys(path)
+    second, key = create_key(path, "second", ["search", "write"])
+    assert keys.find(second) == key
+    revoke_key(path, key.id)
+    assert keys.find(second) is None
+    assert keys.find(first) is not None
+
+
+def test_wrong_keys_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    with pytest.raises(ConfigError, match="unknown scope 'root'; known are embed, search, write, metrics"):
+        create_key(path, "a", ["root"])
+    with pytest.raises(ConfigError, match="a namespace is letters"):
+        create_key(path, "a", ["embed"], "../other")
+    with pytest.raises(InputError, match="a key needs a name"):
+        create_key(path, " ", ["embed"])
+    assert not path.exists()
+    with pytest.raises(ConfigError, match="cannot be read"):
+        Keys(path)
+    path.write_text("[]", encoding="utf-8")
+    with pytest.raises(ConfigError, match="expected a table"):
+        Keys(path)
+    path.write_text("{", encoding="utf-8")
+    with pytest.raises(ConfigError, match="is not a file of API keys"):
+        Keys(path)
+    _, key = create_key(tmp_path / "other.json", "a", ["embed"])
+    with pytest.raises(InputError, match=f"has no key 'key-x'; it has {key.id}"):
+        revoke_key(tmp_path / "other.json", "key-x")
