@@ -100,7 +100,8 @@ def serve(
 def _say_ready(server: Server, address: str) -> None:
     card, limits = server.embedder.card, server.config.limits
     rate = server.embedder.engine.pace.rate
-    err.print(f"serving {card.name} ({card.precision}, {', '.join(card.representations)}) at {address}")
+    heads = ", ".join(card.representations)
+    err.print(f"serving {card.name} ({card.precision}, {heads}) at {address}", soft_wrap=True)
     if server.cross is not None:
         note(f"rerank and score by {server.cross.name}")
     note(f"{rate:,.0f} tokens/s when warming up; up to {limits.queued_tokens:,} tokens wait, then 429")

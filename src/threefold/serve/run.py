@@ -44,8 +44,6 @@ def make_server(config: ServeConfig) -> Server:
 def serve(config: ServeConfig, on_ready: Callable[[Server, str], None]) -> None:
     """Run until SIGTERM or SIGINT. `on_ready` is told the address when requests are answered."""
     logs.configure(config.log_format)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)  # uvicorn repeats the signal when it is done; by then it is answered
     asyncio.run(_serve(make_server(config), on_ready))
 
 
@@ -69,6 +67,8 @@ async def _serve(server: Server, on_ready: Callable[[Server, str], None]) -> Non
         )
         host, port = listener.getsockname()[:2]
         on_ready(server, f"{'https' if config.tls_cert else 'http'}://{host}:{port}")
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)  # uvicorn repeats it when it is done; by then it is answered
         await inside.serve([listener])
 
 
