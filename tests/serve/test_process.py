@@ -1,0 +1,129 @@
+"""`threefold serve` as a process: a real encoder on a tiny checkpoint, signals, errors of the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from tests.encoder.checkpoints import bge_m3
+
+from threefold.cli.main import main
+from threefold.encoder.encoder import Encoder
+
+WAIT_S = 90.0
+TEXTS = ["The quick brown fox", "搜索引擎把文档切成段落。"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return bge_m3(tmp_path_factory.mktemp("models") / "tiny-m3")
+
+
+@contextmanager
+def process(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The command on a free port, and its address."""
+    command = [sys.executable, "-m", "threefold", "serve", "--port", "0", "--device", "cpu", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as running:
+        assert running.stderr is not None
+        said = ""
+        address = None
+        for line in running.stderr:
+            said += line
+            address = re.search(r"at\s+(http://\S+)", said)
+            if address:
+                break
+        assert address, said
+        try:
+            yield running, address.group(1)
+        finally:
+            running.kill()
+
+
+def test_a_real_encoder_behind_every_contract(folder: Path) -> None:
+    encoder = Encoder(folder, device="cpu", precision="float32")
+    expected = encoder.encode(TEXTS)
+    assert expected.dense is not None
+    assert expected.sparse is not None
+    name = encoder.card.name
+    with process("--model", str(folder), "--precision", "float32") as (_, url), httpx.Client(base_url=url) as client:
+        body = {"model": name, "input": TEXTS, "embedding_types": ["dense", "sparse", "multi_vector"]}
+        data = client.post("/v1/embeddings", json=body).json()["data"]
+        np.testing.assert_allclose([item["embedding"] for item in data], expected.dense, atol=1e-5)
+        for i, item in enumerate(data):
+            sparse = item["sparse_embedding"]
+            found = dict(zip(sparse["indices"], sparse["values"], strict=True))
+            assert found == pytest.approx(expected.sparse.row(i), abs=1e-5)
+        states = client.post("/embed_all", json={"inputs": TEXTS[0]}).json()[0]
+        first = np.array(states[0]) / np.linalg.norm(states[0])
+        np.testing.assert_allclose(first, expected.dense[0], atol=1e-5)
+        ranks = client.post("/rerank", json={"query": TEXTS[0], "texts": TEXTS}).json()
+        assert ranks[0]["index"] == 0
+
+
+def test_sigterm_answers_what_is_running_and_ends_well(folder: Path) -> None:
+    with process("--model", str(folder)) as (running, url), httpx.Client(base_url=url, timeout=WAIT_S) as client:
+        name = client.get("/v1/models").json()["data"][0]["id"]
+        body = {"model": name, "input": ["fox dog box " * 300] * 12, "priority": "bulk"}
+        with ThreadPoolExecutor() as pool:
+            request = pool.submit(client.post, "/v1/embeddings", json=body)
+            while 'threefold_ready{model="encoder"}' in (text := httpx.get(f"{url}/metrics").text):
+                batches = re.search(r'threefold_batch_texts_count\{model="encoder"\} (\S+)', text)
+                waiting = re.search(r'threefold_queued_tokens\{model="encoder"\} (\S+)', text)
+                if (waiting and float(waiting[1]) > 0) or (batches and float(batches[1]) > 0):
+                    break
+            running.send_signal(signal.SIGTERM)
+            response = request.result(WAIT_S)
+        assert response.status_code == 200
+        assert len(response.json()["data"]) == 12
+        assert running.wait(WAIT_S) == 0
+
+
+def test_a_port_that_is_taken_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        assert main(["serve", "--model", str(folder), "--port", str(port)]) == 2
+    assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
+
+
+def test_keys_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(tmp_path / "keys.json")
+    assert main(["keys", "create", "someone", "--file", file, "--scopes", "embed", "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert main(["keys", "create", "other", "--file", file]) == 0
+    assert capsys.readouterr().out.startswith("tf-")
+    assert main(["keys", "list", "--file", file, "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [key["name"] for key in listed] == ["someone", "other"]
+    assert made["key"] not in json.dumps(listed)
+    assert main(["keys", "revoke", made["id"], "--file", file]) == 0
+    assert main(["keys", "list", "--file", file]) == 0
+    assert made["id"] not in capsys.readouterr().out
+
+
+def test_settings_by_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--show-config", "--port", "9", "--set", "limits.batch_s=0.5", "--cors", "*"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["port"], shown["limits"]["batch_s"], shown["cors_origins"]) == (9, 0.5, ["*"])
+    assert main(["serve", "--show-config", "--set", "port"]) == 2
+    assert "--set port: expected name=value" in capsys.readouterr().err
+
+
+def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("threefold.cli.serve.find_spec", lambda name: None if name == "uvicorn" else object())
+    assert main(["serve"]) == 7
+    assert 'pip install "threefold[server]"' in capsys.readouterr().err.replace("\n", " ")
