@@ -47,13 +47,13 @@ def index(
     revision: options.Revision = None,
     device: options.Device = "auto",
     precision: options.PrecisionOption = "auto",
+    devices: options.Devices = "",
     as_json: options.Json = False,
 ) -> None:
     """Read files into a collection. Run it again: unchanged files are skipped, changed ones replaced."""
     from threefold.collection import Collection
     from threefold.text.documents import Loading
 
-    encoder = options.open_encoder(model or _model_of(into, url), revision, device, precision)
     given = {"max_tokens": max_tokens, "overlap": overlap}
     chunking = (
         Chunking(**{key: value for key, value in given.items() if value is not None})
@@ -61,7 +61,10 @@ def index(
         else None
     )
     storage = cast("MultiStorage | None", multi)
-    with Collection(into, encoder, chunking=chunking, multi_storage=storage, url=url) as collection:
+    with (
+        options.opened_encoder(model or _model_of(into, url), revision, device, precision, devices) as encoder,
+        Collection(into, encoder, chunking=chunking, multi_storage=storage, url=url) as collection,
+    ):
         with progress_bar("indexing", quiet=as_json) as bar:
             report = collection.add_files(
                 paths,

@@ -30,6 +30,7 @@ def encode(
     revision: options.Revision = None,
     device: options.Device = "auto",
     precision: options.PrecisionOption = "auto",
+    devices: options.Devices = "",
     as_json: options.Json = False,
 ) -> None:
     """Encode texts into a Parquet file. The file appears when it is complete."""
@@ -40,9 +41,11 @@ def encode(
         raise InputError(f"--truncate {truncate!r}: expected end, start or none")
     bad: list[str] = []
     rows = file_rows(file, text_field, id_field, bad)
-    encoder = options.open_encoder(model, revision, device, precision)
-    start = time.perf_counter()
-    with progress_bar(f"encoding {file.name}", quiet=as_json) as bar:
+    with (
+        options.opened_encoder(model, revision, device, precision, devices) as encoder,
+        progress_bar(f"encoding {file.name}", quiet=as_json) as bar,
+    ):
+        start = time.perf_counter()
         written = write_parquet(
             output,
             rows,
@@ -52,7 +55,7 @@ def encode(
             truncate=cast(Truncate, truncate),
             progress=bar.update,
         )
-    seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - start
     if as_json:
         summary = {"file": str(output), **written._asdict(), "skipped": bad, "seconds": round(seconds, 3)}
         print_json(summary | {"model": encoder.card.name, "precision": encoder.card.precision})

@@ -18,6 +18,8 @@ from threefold.cli import collections, encode, evaluate, inspect, rerank, serve,
 from threefold.cli.show import complain
 from threefold.errors import ThreefoldError
 
+INTERRUPTED = "interrupted; what was finished before is kept"
+
 #: What a wrong option raises: click's class, which newer versions of typer carry inside themselves.
 UsageError: type[Any] = typer.BadParameter.__mro__[1]
 
@@ -71,11 +73,13 @@ def main(arguments: list[str] | None = None) -> int:
         error.show()
         return 2
     except (KeyboardInterrupt, typer.Abort):
-        complain("interrupted; what was finished before is kept")
+        complain(INTERRUPTED)
         return 130
     except BrokenPipeError:  # `threefold search ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    if status == 130:  # newer versions of typer make this of Ctrl-C, and say nothing
+        complain(INTERRUPTED)
     return status if isinstance(status, int) else 0
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -14,6 +16,7 @@ from threefold.score import Weights
 if TYPE_CHECKING:
     from threefold.encoder.cross import CrossEncoder
     from threefold.encoder.encoder import Encoder
+    from threefold.encoder.pool import EncoderPool
 
 Model = Annotated[
     str | None,
@@ -29,6 +32,9 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", envva
 PrecisionOption = Annotated[
     str, typer.Option(help="auto, float32, bfloat16, float16 or int8.", envvar="THREEFOLD_PRECISION")
 ]
+Devices = Annotated[
+    str, typer.Option(help="Several at once: GPUs such as cuda:0,cuda:1, or a number of processes on the CPU.")
+]
 RERANKER_ENV = "THREEFOLD_RERANKER"
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 
@@ -41,6 +47,29 @@ def open_encoder(
     from threefold.encoder.precision import Precision
 
     return Encoder(model, revision=revision, device=device, precision=cast(Precision, precision))
+
+
+@contextmanager
+def opened_encoder(
+    model: str | None, revision: str | None, device: str, precision: str, devices: str
+) -> Iterator[Encoder | EncoderPool]:
+    """The encoder that the options name; with `--devices` a pool, whose processes end with the block."""
+    if not devices:
+        yield open_encoder(model, revision, device, precision)
+        return
+    if device != "auto":
+        raise InputError(f"--devices {devices} and --device {device}: give one of them")
+    from threefold.encoder.pool import EncoderPool
+    from threefold.encoder.precision import Precision
+
+    chosen = cast(Precision, precision)
+    if devices.isdecimal():
+        pool = EncoderPool(model, processes=int(devices), revision=revision, precision=chosen)
+    else:
+        names = [name.strip() for name in devices.split(",")]
+        pool = EncoderPool(model, devices=names, revision=revision, precision=chosen)
+    with pool:
+        yield pool
 
 
 def open_reranker(
