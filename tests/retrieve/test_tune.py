@@ -74,9 +74,9 @@ def test_tuned_weights_refuse_their_own_queries_and_other_models(encoder: FakeEn
     assert set(rest.qrels) == set(task.qrels) - set(development(task, 0.5).qrels)
     assert rest.warnings == {"queries used for tuning, not run": 4}
     assert again.unseen(make_task(seed=9)).warnings == {}
-    assert again.applied(Protocol(), encoder.card.hash) == {"weights": tuned.weights}
+    assert again.applied(encoder.card.hash) == {"weights": tuned.weights}
     with pytest.raises(ConfigError, match="the weights were tuned for fake"):
-        again.applied(Protocol(), "other")
+        again.applied("other")
     with pytest.raises(EvaluationError, match="no queries"):
         tune([task], encoder, step=1).unseen(task)
 

@@ -1,102 +1,268 @@
-"""`threefold evaluate`: retrieval figures of a model on data sets in BEIR layout."""
+"""`threefold evaluate`: retrieval figures of a model on named benchmarks and on data sets in BEIR layout."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, cast
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.table import Table
 
 from threefold import __version__
-from threefold.cli import options
+from threefold.cli import judged, options
 from threefold.cli.show import err, note, out, print_json, progress_bar
 from threefold.errors import InputError
-from threefold.score import Weights
+
+if TYPE_CHECKING:
+    from threefold.evaluate.compare import Contrast, Detail
+    from threefold.evaluate.report import Row
+    from threefold.evaluate.task import Task
+    from threefold.retrieve.modes import Protocol
+    from threefold.text.protocol import TextEncoder
 
 
 def evaluate(
-    paths: Annotated[
-        list[Path], typer.Argument(help="Folders or archives in BEIR layout, or folders of such folders.")
+    sets: Annotated[
+        list[str],
+        typer.Argument(
+            help="Benchmarks (miracl:sw,yo  mldr  mkqa:th  narrativeqa  beir:scifact  mteb:NAME), or folders and "
+            "archives in BEIR layout."
+        ),
     ],
     modes: Annotated[
-        str, typer.Option(help="dense, sparse, multi, dense+sparse, hybrid, bm25. Default: all possible.")
+        str,
+        typer.Option(
+            help="dense, sparse, multi, dense+sparse, hybrid, bm25, bm25-words, rrf, dbsf, dense@128 (cut vectors). "
+            "Default: what the model can do."
+        ),
     ] = "",
-    measures: Annotated[str, typer.Option(help="Such as nDCG@10,Recall@100. Default: the usual five.")] = "",
-    weights: Annotated[str, typer.Option(help="Weights of hybrid: dense,sparse,multi.")] = "",
-    multi_depth: Annotated[int, typer.Option(help="multi reranks so many of dense; 0 scores every document.")] = 200,
+    measures: Annotated[str, typer.Option(help="Such as nDCG@10,Recall@100. Default: the benchmark's.")] = "",
+    weights: Annotated[
+        str, typer.Option(help="Of fusion: 1,0.3,1 or dense=1,sparse=0.3; a published name; model; @FILE of tune.")
+    ] = "",
+    multi_depth: Annotated[
+        int | None,
+        typer.Option(help="multi reranks so many of dense, 0: scores all. Default: by benchmark, or 200."),
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest document in tokens. Default: the model's.")] = None,
+    split: judged.Split = "",
+    data: judged.Data = None,
+    language: judged.Language = "",
     lenient: Annotated[bool, typer.Option(help="Count broken judgements instead of refusing them.")] = False,
     per_set: Annotated[bool, typer.Option("--per-set/--averages", help="A row per set, or only averages.")] = True,
-    cache: Annotated[Path | None, typer.Option(help="Folder that keeps encoded texts between runs.")] = None,
+    baseline: Annotated[
+        str, typer.Option(help="Test the other modes against this one; or a folder of --runs: against those.")
+    ] = "",
+    store: Annotated[bool, typer.Option(help="Run dense, sparse, multi through the embedded store as well.")] = False,
+    cache: judged.Cache = None,
+    stream: Annotated[bool, typer.Option(help="Keep vectors in files of the cache, not in memory.")] = False,
     runs: Annotated[Path | None, typer.Option(help="Folder for the runs in TREC format.")] = None,
     save: Annotated[Path | None, typer.Option("--save", help="Write the report as JSON to this file.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the report as a page with charts to this file.")] = None,
     model: options.Model = None,
     revision: options.Revision = None,
     device: options.Device = "auto",
     precision: options.PrecisionOption = "auto",
+    vectors: judged.Vectors = "",
+    endpoint: judged.Endpoint = "",
+    api_key: judged.ApiKey = "",
+    sentence_transformer: judged.SentenceTransformer = False,
     as_json: options.Json = False,
 ) -> None:
     """Measure retrieval in every mode, exactly (brute force), in one process."""
-    from threefold.evaluate.beir import iter_tasks
-    from threefold.evaluate.report import Report, Row
-    from threefold.evaluate.trec import write_run
-    from threefold.retrieve.experiment import run_task
+    from threefold.evaluate.report import Report
 
-    for target in (save,) if save else ():
-        options.require_folder_of(target)
-    encoder = options.open_encoder(model, revision, device, precision)
-    protocol = _protocol(encoder.card, modes, measures, weights, multi_depth, max_tokens)
+    for target in (save, html):
+        if target is not None:
+            options.require_folder_of(target)
+    encoder = judged.open_judged(
+        model,
+        revision,
+        device,
+        precision,
+        vectors=vectors,
+        endpoint=endpoint,
+        api_key=api_key,
+        sentence_transformer=sentence_transformer,
+    )
+    settings = _Settings(encoder, modes, measures, weights, multi_depth, max_tokens)
     rows: list[Row] = []
+    details: list[Detail] = []
+    protocols: dict[str, Any] = {}
     with progress_bar("evaluating", quiet=as_json) as bar:
-        for path in paths:
-            for task in iter_tasks(path, strict=not lenient):
-                outcome = run_task(task, encoder, protocol, cache=cache)
-                rows += outcome.rows
-                if runs is not None:
-                    for mode, run in outcome.runs.items():
-                        target = runs / mode / f"{task.name}.trec"
-                        target.parent.mkdir(parents=True, exist_ok=True)
-                        write_run(target, run, f"threefold-{mode}")
-                bar.update(len(rows) // len(protocol.modes), 0)
+        for number, source in enumerate(
+            judged.sources(sets, split=split, data=data, lenient=lenient, language=language), start=1
+        ):
+            task, protocol = settings.unseen(source.task), settings.protocol(source)
+            found, detail = _run(task, encoder, protocol, cache=cache, stream=stream, store=store)
+            rows += found
+            if runs is not None:
+                _write_runs(runs, detail)
+            if html is not None or baseline:
+                details.append(detail)
+            protocols[source.benchmark.name if source.benchmark else "given"] = protocol.to_dict()
+            bar.update(number, 0)
     card = encoder.card
     about = {"threefold": __version__, "model": card.name, "model_hash": card.hash, "precision": card.precision}
-    report = Report(tuple(rows), about | {"protocol": protocol.to_dict()})
+    report = Report(tuple(rows), about | {"protocol": protocols})
+    contrasts = list(_contrasts(details, baseline, report.measures[0])) if baseline else []
+    found_all = report.to_dict() | ({"comparisons": [one.to_dict() for one in contrasts]} if baseline else {})
     if save is not None:
-        save.write_text(json.dumps(report.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        save.write_text(json.dumps(found_all, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if html is not None:
+        from threefold.evaluate.html import html_report
+
+        html.write_text(html_report(report, details, contrasts if Path(baseline).is_dir() else ()), encoding="utf-8")
     if as_json:
-        print_json(report.to_dict())
+        print_json(found_all)
     else:
         _show(report, per_set)
+        _show_contrasts(contrasts)
 
 
-def _protocol(card: Any, modes: str, measures: str, weights: str, multi_depth: int, max_tokens: int | None) -> Any:
-    from threefold.retrieve.experiment import MODES, Protocol, available_modes
+class _Settings:
+    """What the options say about every task, on top of what its benchmark says."""
 
-    names = tuple(name.strip() for name in modes.split(",") if name.strip()) or available_modes(card)
-    unknown = [name for name in names if name not in MODES]
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        modes: str,
+        measures: str,
+        weights: str,
+        multi_depth: int | None,
+        max_tokens: int | None,
+    ) -> None:
+        self.card = encoder.card
+        self.weights = judged.weights_of(weights, self.card)
+        self.given: dict[str, Any] = judged.settings_of(self.weights, self.card)
+        if modes:
+            self.given["modes"] = _modes(modes)
+        if measures:
+            self.given["measures"] = tuple(name.strip() for name in measures.split(","))
+        if multi_depth is not None:
+            self.given["multi_depth"] = multi_depth or None
+        if max_tokens is not None:
+            self.given["max_tokens"] = max_tokens
+
+    def protocol(self, source: judged.Source) -> Protocol:
+        from threefold.retrieve.modes import Protocol, available_modes
+        from threefold.retrieve.papers import paper_protocol
+        from threefold.score import Weights
+
+        if source.benchmark is not None:
+            return paper_protocol(source.benchmark, self.card, **self.given)
+        usual = {"modes": available_modes(self.card), "weights": Weights(*self.card.fusion)}
+        return Protocol(**{**usual, **self.given})
+
+    def unseen(self, task: Task) -> Task:
+        """Without the queries that the weights were tuned on."""
+        from threefold.retrieve.tune import Tuned
+
+        return self.weights.unseen(task) if isinstance(self.weights, Tuned) else task
+
+
+def _modes(text: str) -> tuple[str, ...]:
+    from threefold.retrieve.modes import MODES, cut_of
+
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    unknown = [name for name in names if name not in MODES and cut_of(name) is None]
     if unknown:
-        raise InputError(f"unknown mode {unknown[0]!r}; known are {', '.join(MODES)}")
-    settings: dict[str, Any] = {"modes": names, "multi_depth": multi_depth or None, "max_tokens": max_tokens}
-    if measures:
-        settings["measures"] = tuple(name.strip() for name in measures.split(","))
-    settings["weights"] = options.parse_weights(weights) or Weights(*card.fusion)
-    return Protocol.from_dict(settings)
+        raise InputError(f"unknown mode {unknown[0]!r}; known are {', '.join(MODES)}, dense@N")
+    return names
+
+
+def _run(
+    task: Task, encoder: TextEncoder, protocol: Protocol, *, cache: Path | None, stream: bool, store: bool
+) -> tuple[Sequence[Row], Detail]:
+    from threefold.evaluate.answers import judge_task
+    from threefold.evaluate.compare import Detail
+    from threefold.retrieve.experiment import run_task
+
+    outcome = run_task(task, encoder, protocol, cache=cache, stream=stream)
+    rows, all_runs, judgements = list(outcome.rows), dict(outcome.runs), dict(outcome.judgements)
+    if store:
+        from threefold.opening import manifest_for
+        from threefold.retrieve.through_store import run_through_store
+        from threefold.store.edge import EdgeStore
+
+        with TemporaryDirectory(prefix="threefold-") as folder:
+            manifest = manifest_for(encoder, None, None)
+            more, found = run_through_store(
+                task, encoder, protocol, manifest, lambda kept: EdgeStore.create(Path(folder) / "store", kept)
+            )
+        rows += more
+        all_runs |= found
+        judgements |= {mode: judge_task(task, run, protocol.measures) for mode, run in found.items()}
+    return rows, Detail(task, all_runs, judgements)
+
+
+def _write_runs(folder: Path, detail: Detail) -> None:
+    from threefold.evaluate.trec import write_run
+
+    for mode, run in detail.runs.items():
+        name = mode.replace(" (store)", "-store")
+        target = folder / name / f"{detail.task.name}.trec"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_run(target, run, f"threefold-{name}")
+
+
+def _contrasts(details: Sequence[Detail], baseline: str, measure: str) -> Iterator[Contrast]:
+    from threefold.evaluate.compare import contrasts, contrasts_with_saved
+
+    comparable = [one for one in details if any(measure in judgement.values for judgement in one.judgements.values())]
+    if Path(baseline).is_dir():
+        yield from contrasts_with_saved(comparable, measure, Path(baseline))
+    else:
+        yield from contrasts(comparable, measure, baseline)
+
+
+# ---- terminal -----------------------------------------------------------------------------------------------
 
 
 def _show(report: Any, per_set: bool) -> None:
     for measure in report.measures:
         cells = cast("list[list[str]]", report.cells(measure))
         header, *body = cells
-        table = Table(title=measure, title_justify="left", header_style="bold", box=None, pad_edge=False)
-        for i, name in enumerate(header):
-            table.add_column(name, justify="left" if i == 0 else "right")
-        for row in body:
-            if per_set or row[0] not in report.tasks:
-                table.add_row(*row)
-        out.print(table)
-        out.print()
-    for task, counts in report.warnings.items():
+        rows = [row for row in body if per_set or row[0] not in report.tasks]
+        rows += _published(report, measure) if per_set else []
+        _print_table(measure, header, rows)
+    warnings: Mapping[str, Mapping[str, int]] = report.warnings
+    for task, counts in warnings.items():
         note(f"{task}: " + ", ".join(f"{count:,} {what}" for what, count in counts.items()))
     err.print(f"{report.about['model']}, {report.about['precision']}; figures in percent")
+
+
+def _published(report: Any, measure: str) -> list[list[str]]:
+    """bge-m3 as the papers report it, under the same modes."""
+    from threefold.evaluate.published import published
+
+    rows = []
+    for task in report.tasks:
+        known = {one.mode: one.value for one in published(task, measure) if one.mode in report.modes}
+        if known:
+            cells = [f"{100 * known[mode]:.1f}" if mode in known else "" for mode in report.modes]
+            rows.append([f"{task}, published", *cells])
+    return rows
+
+
+def _show_contrasts(contrasts: Sequence[Contrast]) -> None:
+    for one in contrasts:
+        rows = [
+            [name, *(f"{100 * x:+.1f}" for x in (by.difference, by.low, by.high)), f"{by.p:.4f}", *map(str, by.counts)]
+            for name, by in one.sets.items()
+        ]
+        header = ["set", "difference", "95 % from", "to", "p (Holm)", "better", "equal", "worse"]
+        _print_table(f"{one.a} against {one.b}, {one.measure}", header, rows)
+
+
+def _print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for i, name in enumerate(header):
+        table.add_column(name, justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+    out.print()

@@ -129,10 +129,9 @@ def _contrasts(details: Sequence[Detail], measure: str) -> Iterator[str]:
 def _contrast(one: Contrast) -> str:
     rows = []
     for name, by in one.sets.items():
-        ties = by.queries - by.wins - by.losses
         cells = [f"{100 * by.difference:+.1f}", f"{100 * by.low:+.1f} … {100 * by.high:+.1f}", _p(by.p)]
         numbers = "".join(f"<td>{cell}</td>" for cell in cells)
-        rows.append(f"<tr><td>{escape(name)}</td>{numbers}<td>{strip(by.wins, ties, by.losses)}</td></tr>")
+        rows.append(f"<tr><td>{escape(name)}</td>{numbers}<td>{strip(*by.counts)}</td></tr>")
     head = "<thead><tr><th>set</th><th>difference</th><th>95 % interval</th><th>p</th><th>queries</th></tr></thead>"
     summary = (
         f"{escape(one.a)} against {escape(one.b)}, {escape(one.measure)}: {100 * one.difference:+.1f}; "

@@ -37,6 +37,11 @@ class Comparison:
     losses: int
     queries: int
 
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Queries won, tied and lost."""
+        return self.wins, self.queries - self.wins - self.losses, self.losses
+
 
 def compare(a: Mapping[str, float], b: Mapping[str, float], *, confidence: float = 0.95, seed: int = 0) -> Comparison:
     """Compare the values of one measure, query by query (`Judgement.values[measure]`)."""

@@ -63,7 +63,7 @@ class Tuned(Settings):
             raise InputError(f"cannot read tuned weights from {path}: {error}") from error
         return cls.from_dict(data, str(path))
 
-    def applied(self, protocol: Protocol, model_hash: str) -> dict[str, Weights]:
+    def applied(self, model_hash: str) -> dict[str, Weights]:
         """The settings of a protocol that these weights are."""
         if model_hash != self.model_hash:
             raise ConfigError(

@@ -8,8 +8,8 @@ from tests.fakes import FakeEncoder
 from tests.retrieve.test_experiment import make_task
 
 from threefold.errors import InputError, MissingHeadError
+from threefold.integrations.saved import SavedVectors
 from threefold.retrieve.experiment import Protocol, run_task
-from threefold.retrieve.vectors import SavedVectors
 from threefold.shards import write_parquet
 from threefold.text.tokenizer import Tokenizer
 

@@ -1,0 +1,130 @@
+"""What `evaluate`, `tune` and `choose` share: the encoder that is judged, the tasks, the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+from threefold.cli import options
+from threefold.errors import InputError
+from threefold.score import PUBLISHED, Weights
+
+if TYPE_CHECKING:
+    from threefold.evaluate.task import Task
+    from threefold.evaluate.tasks import Benchmark
+    from threefold.retrieve.tune import Tuned
+    from threefold.text.protocol import ModelCard, TextEncoder
+
+Vectors = Annotated[
+    str,
+    typer.Option(help="Saved vectors instead of a model: DOCUMENTS.parquet,QUERIES.parquet of `threefold encode`."),
+]
+Endpoint = Annotated[
+    str, typer.Option(help="OpenAI-compatible address instead of a model here, such as https://host/v1; with --model.")
+]
+ApiKey = Annotated[str, typer.Option(help="Key of the endpoint.", envvar=["THREEFOLD_API_KEY", "OPENAI_API_KEY"])]
+SentenceTransformer = Annotated[
+    bool, typer.Option("--sentence-transformer", help="Load --model by sentence-transformers (dense only).")
+]
+Split = Annotated[str, typer.Option(help="Split of the judgements. Default: the one that papers report, or test.")]
+Data = Annotated[
+    Path | None, typer.Option(help="Folder of copies of hub data sets, FOLDER/owner/name; nothing is downloaded then.")
+]
+Language = Annotated[
+    str, typer.Option(help="Language of the sets for bm25-words, such as de; `name`: the last part of a set's name.")
+]
+Cache = Annotated[Path | None, typer.Option(help="Folder that keeps encoded texts between runs.")]
+
+
+class Source(NamedTuple):
+    """A task and the benchmark that it belongs to, if it has a name."""
+
+    task: Task
+    benchmark: Benchmark | None
+
+
+def open_judged(
+    model: str | None,
+    revision: str | None,
+    device: str,
+    precision: str,
+    *,
+    vectors: str = "",
+    endpoint: str = "",
+    api_key: str = "",
+    sentence_transformer: bool = False,
+) -> TextEncoder:
+    """The encoder that the options name: ours unless they say otherwise."""
+    chosen = [name for name, on in (("--vectors", vectors), ("--endpoint", endpoint)) if on]
+    if len(chosen) + sentence_transformer > 1:
+        raise InputError("--vectors, --endpoint and --sentence-transformer exclude each other")
+    if vectors:
+        from threefold.integrations.saved import SavedVectors
+
+        return SavedVectors(*(Path(part.strip()) for part in vectors.split(",")[:2]))
+    if (endpoint or sentence_transformer) and not model:
+        raise InputError("--endpoint and --sentence-transformer need the name of a --model")
+    if endpoint and model:
+        from threefold.integrations.openai import RemoteEncoder
+
+        return RemoteEncoder(endpoint, model, api_key=api_key or None)
+    if sentence_transformer and model:
+        from threefold.integrations.sentence_transformers import SentenceTransformerEncoder
+
+        return SentenceTransformerEncoder(model, device=None if device == "auto" else device, revision=revision)
+    return options.open_encoder(model, revision, device, precision)
+
+
+def sources(
+    names: list[str], *, split: str = "", data: Path | None = None, lenient: bool = False, language: str = ""
+) -> Iterator[Source]:
+    """Every task that the arguments name, one at a time: `miracl:sw`, `mteb:NFCorpus`, or a path in BEIR layout."""
+    from threefold.evaluate.beir import iter_tasks
+    from threefold.evaluate.tasks import is_name, named_tasks
+
+    for name in names:
+        if is_name(name) and not Path(name).exists():
+            for named in named_tasks(name):
+                yield Source(named.load(split or None, data), named.benchmark)
+        elif name.startswith("mteb:"):
+            from threefold.integrations.mteb import load_mteb
+
+            for task in load_mteb(name.removeprefix("mteb:"), split=split or None):
+                yield Source(_speaking(task, language), None)
+        else:
+            for task in iter_tasks(Path(name), split=split or "test", strict=not lenient):
+                yield Source(_speaking(task, language), None)
+
+
+def weights_of(text: str, card: ModelCard) -> Weights | Tuned | None:
+    """`@file` of `threefold tune`, `model`, the name of a published set, or numbers; None where nothing is said."""
+    if text.startswith("@"):
+        from threefold.retrieve.tune import Tuned
+
+        return Tuned.load(Path(text[1:]))
+    if text == "model":
+        return Weights(*card.fusion)
+    return PUBLISHED.get(text) or options.parse_weights(text)
+
+
+def settings_of(weights: Weights | Tuned | None, card: ModelCard) -> dict[str, Any]:
+    """The settings of a protocol that they are."""
+    if weights is None:
+        return {}
+    if isinstance(weights, Weights):
+        return {"weights": weights, "dense_sparse": weights.only("dense", "sparse") if _both(weights) else None}
+    return dict(weights.applied(card.hash))
+
+
+def _both(weights: Weights) -> bool:
+    return weights.dense > 0 or weights.sparse > 0
+
+
+def _speaking(task: Task, language: str) -> Task:
+    """The task with its language."""
+    from dataclasses import replace
+
+    return replace(task, language=task.name.rpartition("/")[2] if language == "name" else language)

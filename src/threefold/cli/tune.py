@@ -1,0 +1,91 @@
+"""`threefold tune`: weights of fusion from development queries, saved for `threefold evaluate --weights @FILE`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from threefold.cli import judged, options
+from threefold.cli.show import err, out, print_json
+from threefold.errors import InputError
+
+if TYPE_CHECKING:
+    from threefold.evaluate.task import Task
+    from threefold.retrieve.tune import Tuned
+
+#: The split of a benchmark that is tuned on, where it has one besides that of the papers.
+_DEVELOPMENT = {"miracl": "train", "mldr": "dev"}
+
+
+def tune(
+    sets: Annotated[list[str], typer.Argument(help="Benchmarks or paths, as in `threefold evaluate`.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File for the weights.")],
+    mode: Annotated[str, typer.Option(help="hybrid or dense+sparse.")] = "hybrid",
+    measure: Annotated[str, typer.Option(help="What is made as large as possible.")] = "nDCG@10",
+    step: Annotated[float, typer.Option(help="Of the grid over weights that add up to 1.")] = 0.1,
+    share: Annotated[
+        float, typer.Option(help="Share of the queries to tune on; evaluate leaves them out. Needed for a test split.")
+    ] = 1.0,
+    split: judged.Split = "",
+    data: judged.Data = None,
+    multi_depth: Annotated[int, typer.Option(help="hybrid reranks so many of dense.")] = 200,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest document in tokens. Default: the model's.")] = None,
+    cache: judged.Cache = None,
+    model: options.Model = None,
+    revision: options.Revision = None,
+    device: options.Device = "auto",
+    precision: options.PrecisionOption = "auto",
+    as_json: options.Json = False,
+) -> None:
+    """Choose fusion weights on development queries, never on those that are reported."""
+    from threefold.retrieve.modes import Protocol
+    from threefold.retrieve.tune import tune as choose
+
+    options.require_folder_of(output)
+    encoder = options.open_encoder(model, revision, device, precision)
+    found = choose(
+        _tasks(sets, split, data, share),
+        encoder,
+        mode=mode,
+        measure=measure,
+        step=step,
+        share=share,
+        protocol=Protocol(multi_depth=multi_depth, max_tokens=max_tokens),
+        cache=cache,
+    )
+    found.save(output)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        _show(found, output)
+
+
+def _tasks(sets: list[str], split: str, data: Path | None, share: float) -> Iterator[Task]:
+    for name in sets:
+        benchmark = name.partition(":")[0]
+        chosen = split or (_DEVELOPMENT.get(benchmark, "") if share == 1 else "")
+        for source in judged.sources([name], split=chosen, data=data):
+            reported = source.benchmark.splits[0] if source.benchmark else "test"
+            if share == 1 and (chosen or reported) == reported:
+                raise InputError(
+                    f"{source.task.name}: {reported!r} is the split that figures are reported on. Tune on another "
+                    "--split, or on a --share of the queries, such as 0.5; evaluate leaves those out"
+                )
+            yield source.task
+
+
+def _show(found: Tuned, output: Path) -> None:
+    weights = found.weights
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    table.add_column("weights")
+    table.add_column(found.measure, justify="right")
+    table.add_row(f"tuned: {weights.dense:g}, {weights.sparse:g}, {weights.multi:g}", f"{100 * found.value:.1f}")
+    for name, value in found.compared.items():
+        table.add_row(f"published: {name}", f"{100 * value:.1f}")
+    out.print(table)
+    count = sum(len(queries) for queries in found.queries.values())
+    err.print(f"{count:,} queries of {len(found.sets)} sets; saved to {output}, use with --weights @{output}")

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.evaluate import copies
+
+from threefold.cli.main import main
+from threefold.encoder.checkpoint import Model, ModelConfig, save
+from threefold.encoder.heads import HeadsConfig
+from threefold.encoder.network import NetworkConfig, initialise
+from threefold.text.tokenizer import Tokenizer
+
+DOCUMENTS = ["The quick brown fox", "The lazy dog", "five dozen liquor jugs", "dense sparse multi", "a folder on disk"]
+QUERIES = ["lazy dog", "quick fox", "liquor jugs", "sparse head", "disk folder", "brown fox", "five dozen", "the dog"]
+RELEVANT = [1, 0, 2, 3, 4, 0, 2, 1]
+
+
+@pytest.fixture(autouse=True)
+def model(tokenizer: Tokenizer, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny random model, which every command takes."""
+    folder = tmp_path / "model"
+    network = NetworkConfig(vocab=tokenizer.vocab, hidden=16, layers=1, heads=2, ffn=32, positions=66, first_position=2)
+    random = Model(ModelConfig(network, HeadsConfig(multi_dim=8), max_tokens=64))
+    initialise(random, std=0.2)
+    save(random, folder)
+    tokenizer.save(folder / "tokenizer.json")
+    monkeypatch.setenv("THREEFOLD_MODEL", str(folder))
+    return folder
+
+
+@pytest.fixture
+def beir(tmp_path: Path) -> Path:
+    folder = tmp_path / "pets"
+    rows = [{"_id": f"d{i}", "title": "", "text": text} for i, text in enumerate(DOCUMENTS)]
+    copies.write(folder / "corpus.jsonl", copies.json_lines(rows))
+    asked = [{"_id": f"q{i}", "text": text} for i, text in enumerate(QUERIES)]
+    copies.write(folder / "queries.jsonl", copies.json_lines(asked))
+    judged = "".join(f"q{i}\td{document}\t1\n" for i, document in enumerate(RELEVANT))
+    copies.write(folder / "qrels/test.tsv", f"query-id\tcorpus-id\tscore\n{judged}")
+    copies.write(folder / "qrels/dev.tsv", f"query-id\tcorpus-id\tscore\n{judged}")
+    return folder
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def run_json(capsys: pytest.CaptureFixture[str], *arguments: object) -> Any:
+    code, out, err = run(capsys, *arguments, "--json")
+    assert code == 0, err
+    return json.loads(out)
+
+
+def test_a_benchmark_by_name_with_its_protocol(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copies.miracl(tmp_path / "data")
+    copies.mkqa(tmp_path / "data")
+    report = run_json(capsys, "evaluate", "miracl:sw", "mkqa:th", "--data", tmp_path / "data", "--modes", "bm25,hybrid")
+    assert [(row["task"], row["mode"]) for row in report["rows"]] == [
+        ("miracl/sw", "bm25"),
+        ("miracl/sw", "hybrid"),
+        ("mkqa/th", "bm25"),
+        ("mkqa/th", "hybrid"),
+    ]
+    assert report["rows"][0]["values"] == {"nDCG@10": 1.0, "Recall@100": 1.0}
+    assert set(report["rows"][2]["values"]) == {"answer@20", "answer@100"}
+    assert report["about"]["protocol"]["mkqa"]["multi_depth"] == 100
+    code, out, _ = run(capsys, "evaluate", "miracl:sw", "--data", tmp_path / "data", "--modes", "bm25")
+    assert code == 0
+    assert re.search(r"miracl/sw, published +35\.1", out)
+
+
+def test_the_page_and_the_comparison(beir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page, runs = tmp_path / "report.html", tmp_path / "runs"
+    common = ["evaluate", beir, "--modes", "bm25,dense,dense@8,bm25-words", "--language", "en"]
+    report = run_json(capsys, *common, "--html", page, "--baseline", "bm25", "--runs", runs)
+    assert [(one["a"], one["b"]) for one in report["comparisons"]] == [
+        ("dense", "bm25"),
+        ("dense@8", "bm25"),
+        ("bm25-words", "bm25"),
+    ]
+    assert "lazy dog" in page.read_text()
+    code, out, _ = run(capsys, *common, "--baseline", runs, "--html", page)
+    assert code == 0
+    assert "dense against dense (saved), nDCG@10" in out
+    assert "dense against dense (saved)" in page.read_text()
+
+
+def test_a_store_beside_exact_scores(beir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = run_json(
+        capsys, "evaluate", beir, "--modes", "dense", "--store", "--stream", "--cache", tmp_path / "cache"
+    )
+    exact, through = report["rows"]
+    assert through["mode"] == "dense (store)"
+    assert through["values"]["kept@10"] == 1.0
+    assert through["values"]["nDCG@10"] == pytest.approx(exact["values"]["nDCG@10"], abs=0.1)
+    assert list((tmp_path / "cache").glob("*.blocks/dense"))
+
+
+def test_tuned_weights_are_never_judged_on_their_own_queries(
+    beir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = tmp_path / "weights.json"
+    tuned = run_json(capsys, "tune", beir, "--share", "0.5", "--step", "0.5", "-o", weights)
+    assert json.loads(weights.read_text()) == tuned
+    report = run_json(capsys, "evaluate", beir, "--weights", f"@{weights}", "--modes", "hybrid")
+    (row,) = report["rows"]
+    assert (row["queries"], row["warnings"]["queries used for tuning, not run"]) == (4, 4)
+    code, out, err = run(capsys, "tune", beir, "--split", "dev", "--mode", "dense+sparse", "--step", "1", "-o", weights)
+    assert (code, "tuned: " in out) == (0, True)
+    assert "8 queries of 1 sets" in err
+
+
+def test_saved_vectors_instead_of_a_model(beir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, texts in (("docs", DOCUMENTS), ("queries", QUERIES)):
+        copies.write(tmp_path / f"{name}.jsonl", copies.json_lines([{"text": text} for text in texts]))
+        run_json(capsys, "encode", tmp_path / f"{name}.jsonl", "-o", tmp_path / f"{name}.parquet")
+    saved = f"{tmp_path / 'docs.parquet'},{tmp_path / 'queries.parquet'}"
+    (theirs,) = run_json(capsys, "evaluate", beir, "--modes", "dense", "--vectors", saved)["rows"]
+    (ours,) = run_json(capsys, "evaluate", beir, "--modes", "dense")["rows"]
+    assert theirs["values"] == ours["values"]
+
+
+def test_named_weights(beir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for text, said in (("mldr", "dense 0.15, sparse 0.5, multi 0.35"), ("model", "dense 1, sparse 0.3, multi 1")):
+        (row,) = run_json(capsys, "evaluate", beir, "--modes", "hybrid", "--weights", text)["rows"]
+        assert said in row["protocol"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["evaluate", "miracl:xx"], 5, "miracl has no 'xx'"),
+        (["evaluate", "PETS", "--modes", "best"], 2, "unknown mode 'best'"),
+        (["evaluate", "PETS", "--modes", "dense@999"], 2, "have 16 dimensions"),
+        (["evaluate", "PETS", "--baseline", "multi", "--modes", "dense"], 5, "no mode 'multi' to compare with"),
+        (["evaluate", "PETS", "--stream", "--modes", "dense"], 2, "give a cache folder"),
+        (["evaluate", "PETS", "--weights", "@absent"], 2, "cannot read tuned weights"),
+        (["evaluate", "PETS", "--vectors", "a", "--endpoint", "b"], 2, "exclude each other"),
+        (["evaluate", "PETS", "--html", "absent/x.html"], 2, "absent does not exist"),
+        (["tune", "PETS", "-o", "w.json"], 2, "is the split that figures are reported on"),
+        (["tune", "PETS", "-o", "absent/w.json"], 2, "absent does not exist"),
+    ],
+)
+def test_bad_input(beir: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, said: str) -> None:
+    got, out, err = run(capsys, *[beir if argument == "PETS" else argument for argument in arguments])
+    assert (got, out) == (code, "")
+    assert said in " ".join(err.split())
+    assert "Traceback" not in err
