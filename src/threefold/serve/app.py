@@ -12,7 +12,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
-from threefold.serve import openai, pooling, rerank, tei
+from threefold.serve import collections, openai, pooling, rerank, tei
 from threefold.serve.errors import Dialect
 from threefold.serve.http import Handler, endpoint, on_http_exception
 from threefold.serve.server import Server
@@ -58,6 +58,18 @@ CONTRACTS: tuple[Contract, ...] = (
     Contract("POST", "/pooling", pooling.pooling, "vllm", "embed"),
     Contract("POST", "/score", pooling.score, "vllm", "embed"),
     Contract("POST", "/v1/score", pooling.score, "vllm", "embed"),
+    # collections
+    Contract("GET", "/collections", collections.names, "openai", "search"),
+    Contract("PUT", "/collections/{name}", collections.create, "openai", "write"),
+    Contract("GET", "/collections/{name}", collections.about, "openai", "search"),
+    Contract("DELETE", "/collections/{name}", collections.drop, "openai", "write"),
+    Contract("POST", "/collections/{name}/documents", collections.add, "openai", "write"),
+    Contract("GET", "/collections/{name}/documents", collections.documents, "openai", "search"),
+    Contract("POST", "/collections/{name}/documents/delete", collections.delete, "openai", "write"),
+    Contract("DELETE", "/collections/{name}/documents/{id:path}", collections.delete_one, "openai", "write"),
+    Contract("POST", "/collections/{name}/search", collections.search, "openai", "search"),
+    Contract("GET", "/collections/{name}/retrievers", collections.retrievers, "openai", "search"),
+    Contract("PUT", "/collections/{name}/retrievers/{id}", collections.save_retriever, "openai", "write"),
 )
 
 

@@ -5,6 +5,7 @@ Every contract is a thin reading and writing of the same two calls: `embed` and 
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,9 +14,11 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from threefold.errors import InputError, MissingHeadError
+from threefold.serve.bridge import QueuedEncoder, QueuedReranker
 from threefold.serve.errors import RequestError
 from threefold.serve.judges import CrossJudge, HeadsJudge, Judge, Judgement, Pair, PairEncoder
 from threefold.serve.keys import Keys
+from threefold.serve.library import Library
 from threefold.serve.logs import log_request
 from threefold.serve.meters import Meters
 from threefold.serve.models import Answer, Embedder, Read, RowEncoder
@@ -50,6 +53,7 @@ class Server:
             self.meters.watch("reranker", cast("Engine[object]", self.cross.engine))
         self.scorer: Judge = self.cross or HeadsJudge(self.embedder)
         self.keys = Keys(Path(config.keys_file)) if config.keys_file else None
+        self.library: Library | None = None
         self.created = int(time.time())
         self._running = False
 
@@ -63,9 +67,22 @@ class Server:
         await self.embedder.engine.start()
         if self.cross is not None:
             await self.cross.engine.start()
+        if self.config.collections:
+            self.library = self._open_library(Path(self.config.collections).expanduser())
+
+    def _open_library(self, root: Path) -> Library:
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{root} cannot be a folder of collections: {error.strerror}") from error
+        loop = asyncio.get_running_loop()
+        reranker = QueuedReranker(self.cross, loop) if self.cross else None
+        return Library(root, QueuedEncoder(self.embedder, loop), reranker)
 
     async def stop(self) -> None:
         """Finish what is running, then stop."""
+        if self.library is not None:
+            await asyncio.to_thread(self.library.close)
         await self.embedder.engine.drain(self.config.drain_s)
         if self.cross is not None:
             await self.cross.engine.drain(self.config.drain_s)

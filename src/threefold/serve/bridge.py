@@ -1,0 +1,143 @@
+"""The queue as the encoder and the reranker of collections: their threads wait for the event loop's results.
+
+So searching and adding share batches, lanes and limits with every other request: queries are interactive, documents
+bulk. Adding waits while the queue is full; searching is refused, like any other query.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from threefold.errors import OverloadedError
+from threefold.serve.judges import CrossJudge
+from threefold.serve.models import Embedder
+from threefold.serve.schedule import Lane
+from threefold.text.protocol import ModelCard
+from threefold.text.tokenizer import Tokenizer, Truncate
+from threefold.types import Encoded, Floats, Ragged, Representation, Row, Sparse
+
+#: A batch of documents may wait as long as it takes; the caller ends the wait by ending the request.
+PATIENT_S = 7 * 24 * 3600.0
+#: Seconds between two attempts at a full queue.
+AGAIN_S = 5.0
+
+
+class QueuedEncoder:
+    """A `TextEncoder` for threads other than that of the event loop."""
+
+    def __init__(self, embedder: Embedder, loop: asyncio.AbstractEventLoop) -> None:
+        self._embedder = embedder
+        self._loop = loop
+
+    @property
+    def card(self) -> ModelCard:
+        """What the model is, with the longest text that this server reads."""
+        return replace(self._embedder.card, max_tokens=self._embedder.max_tokens)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the model."""
+        return self._embedder.tokenizer
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        outputs: Sequence[Representation] | None = None,
+        max_tokens: int | None = None,
+        truncate: Truncate = "end",
+    ) -> Encoded:
+        """As they are; in the lane of their size."""
+        return self._wait(texts, outputs, max_tokens, truncate, "", None)
+
+    def encode_queries(
+        self,
+        texts: Sequence[str],
+        *,
+        outputs: Sequence[Representation] | None = None,
+        max_tokens: int | None = None,
+        truncate: Truncate = "end",
+    ) -> Encoded:
+        """Before all bulk work."""
+        return self._wait(texts, outputs, max_tokens, truncate, "query", "interactive")
+
+    def encode_documents(
+        self,
+        texts: Sequence[str],
+        *,
+        outputs: Sequence[Representation] | None = None,
+        max_tokens: int | None = None,
+        truncate: Truncate = "end",
+    ) -> Encoded:
+        """After all queries; waits for room in the queue."""
+        while True:
+            try:
+                return self._wait(texts, outputs, max_tokens, truncate, "document", "bulk")
+            except OverloadedError:
+                threading.Event().wait(AGAIN_S)
+
+    def _wait(
+        self,
+        texts: Sequence[str],
+        outputs: Sequence[Representation] | None,
+        max_tokens: int | None,
+        truncate: Truncate,
+        prompt: str,
+        lane: Lane | None,
+    ) -> Encoded:
+        wanted = self._embedder.card.representations if outputs is None else tuple(outputs)
+        work = self._encode(texts, wanted, max_tokens, truncate, prompt, lane)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    async def _encode(
+        self,
+        texts: Sequence[str],
+        wanted: tuple[Representation, ...],
+        max_tokens: int | None,
+        truncate: Truncate,
+        prompt: str,
+        lane: Lane | None,
+    ) -> Encoded:
+        said = self._embedder.prompts.get(prompt, "")
+        read = await self._embedder.read(texts, truncate=truncate, prompt=said, max_tokens=max_tokens)
+        patience = PATIENT_S if lane == "bulk" else None
+        answer = await self._embedder.embed(read, wanted, lane=lane, deadline_s=patience)
+        return encoded(answer.rows, wanted, [len(ids) for ids in read.rows], read.truncated, self._embedder.card)
+
+
+def encoded(
+    rows: Sequence[Row],
+    wanted: Sequence[Representation],
+    tokens: Sequence[int],
+    truncated: Sequence[bool],
+    card: ModelCard,
+) -> Encoded:
+    """Rows as one `Encoded`."""
+    dense = [row.dense for row in rows if row.dense is not None]
+    terms = [dict(zip(row.sparse[0].tolist(), row.sparse[1].tolist(), strict=True)) for row in rows if row.sparse]
+    multi = [row.multi for row in rows if row.multi is not None]
+    return Encoded(
+        np.stack(dense) if dense else np.zeros((0, card.dense_dim), np.float32) if "dense" in wanted else None,
+        Sparse.of(terms, card.vocab) if "sparse" in wanted else None,
+        Ragged.of(multi, card.multi_dim) if "multi" in wanted else None,
+        np.array(tokens, np.int32),
+        np.array(truncated, np.bool_),
+    )
+
+
+class QueuedReranker:
+    """The cross-encoder's queue as the reranker of a collection."""
+
+    def __init__(self, cross: CrossJudge, loop: asyncio.AbstractEventLoop) -> None:
+        self._cross = cross
+        self._loop = loop
+
+    def score(self, query: str, texts: Sequence[str]) -> Floats:
+        """(n,) logits."""
+        work = self._cross.judge([(query, text) for text in texts], lane="interactive")
+        return np.array(asyncio.run_coroutine_threadsafe(work, self._loop).result().raw, np.float32)

@@ -1,0 +1,201 @@
+"""Collections over HTTP: the same objects as in the library, in the namespace of the caller's key.
+
+Errors have the body of OpenAI's. Documents stream in, one JSON object per line; progress streams out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
+
+from threefold.collection import Collection
+from threefold.config import Chunking
+from threefold.retrieve.stages import Diversify, Group, Rerank, Retriever
+from threefold.serve import wire
+from threefold.serve.adding import Adding, LineStream
+from threefold.serve.errors import RequestError
+from threefold.serve.http import Call, parse, parse_any
+from threefold.serve.library import OPEN, Library, plain
+from threefold.types import Hit
+
+T = TypeVar("T")
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class CreateBody(_Body):
+    """How a new collection cuts and keeps; all optional."""
+
+    chunking: dict[str, Any] | None = None
+    multi_storage: Any = None
+
+
+class DeleteBody(_Body):
+    """Which documents: ids, or a filter."""
+
+    ids: list[str] | None = None
+    where: dict[str, Any] | None = None
+
+
+class SearchBody(_Body):
+    """The arguments of `Collection.search`."""
+
+    query: str
+    k: Annotated[int, Field(ge=1, le=10_000)] = 10
+    mode: Any = "hybrid"
+    where: dict[str, Any] | None = None
+    weights: dict[str, float] | None = None
+    fusion: Any = "weighted"
+    depth: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    rerank: dict[str, Any] | None = None
+    diversify: dict[str, Any] | None = None
+    group: dict[str, Any] | None = None
+    why: bool = False
+    retriever: dict[str, Any] | str | None = None
+
+
+def library_of(call: Call) -> tuple[Library, str]:
+    """The collections, and the namespace of the caller."""
+    library = call.server.library
+    if library is None:
+        raise RequestError(
+            "this server keeps no collections; start it with --collections FOLDER", status=404, code="not_found"
+        )
+    return library, call.key.namespace if call.key else OPEN
+
+
+async def _inside(call: Call, work: Callable[[Library, str, str], T]) -> T:
+    library, namespace = library_of(call)
+    return await asyncio.to_thread(work, library, namespace, call.request.path_params.get("name", ""))
+
+
+async def _with(call: Call, work: Callable[[Collection], T]) -> T:
+    return await _inside(call, lambda library, namespace, name: work(library.get(namespace, name)))
+
+
+# ---- collections -------------------------------------------------------------------------------------------
+
+
+async def names(call: Call) -> Response:
+    """`GET /collections`."""
+    found = await _inside(call, lambda library, namespace, _: library.names(namespace))
+    return wire.json_response({"collections": [{"name": name} for name in found]})
+
+
+async def create(call: Call) -> Response:
+    """`PUT /collections/{name}`."""
+    raw = await call.raw()
+    body = parse(CreateBody, raw) if raw else CreateBody()
+    chunking = Chunking.from_dict(body.chunking, "chunking") if body.chunking is not None else None
+    if body.multi_storage not in (None, "float16", "int8", "int4", "none"):
+        raise RequestError("multi_storage must be float16, int8, int4 or none", param="multi_storage")
+    info = await _inside(call, lambda library, ns, name: library.create(ns, name, chunking, body.multi_storage))
+    return wire.json_response(plain(info), status=201)
+
+
+async def about(call: Call) -> Response:
+    """`GET /collections/{name}`."""
+    return wire.json_response(plain(await _with(call, Collection.info)))
+
+
+async def drop(call: Call) -> Response:
+    """`DELETE /collections/{name}`."""
+    await _inside(call, lambda library, namespace, name: library.delete(namespace, name))
+    return wire.json_response({"deleted": True})
+
+
+# ---- documents ---------------------------------------------------------------------------------------------
+
+
+async def add(call: Call) -> Response:
+    """`POST /collections/{name}/documents`: NDJSON in, NDJSON out; the last line is the report."""
+    collection = await _with(call, lambda collection: collection)
+    adding = Adding(collection, call.request, call.server.config.max_body_bytes)
+    call.notes["collection"] = call.request.path_params["name"]
+    return LineStream(adding.run())
+
+
+async def documents(call: Call) -> Response:
+    """`GET /collections/{name}/documents`."""
+    found = await _with(call, Collection.documents)
+    return wire.json_response({"documents": [one.to_dict() for one in found]})
+
+
+async def delete(call: Call) -> Response:
+    """`POST /collections/{name}/documents/delete`: by ids or by a filter."""
+    body = await call.read(DeleteBody)
+    chunks = await _with(call, lambda collection: collection.delete(body.ids, where=body.where))
+    return wire.json_response({"deleted_chunks": chunks})
+
+
+async def delete_one(call: Call) -> Response:
+    """`DELETE /collections/{name}/documents/{id}`."""
+    id = call.request.path_params["id"]
+    chunks = await _with(call, lambda collection: collection.delete(id))
+    if not chunks:
+        raise RequestError(f"there is no document {id!r}", status=404, param="id", code="document_not_found")
+    return wire.json_response({"deleted_chunks": chunks})
+
+
+# ---- search ------------------------------------------------------------------------------------------------
+
+
+async def search(call: Call) -> Response:
+    """`POST /collections/{name}/search`."""
+    body = await call.read(SearchBody)
+    options = _options(body)
+    hits = await _with(call, lambda collection: collection.search(body.query, **options))
+    call.notes.update(collection=call.request.path_params["name"], hits=len(hits))
+    return wire.json_response({"hits": [hit_dict(hit) for hit in hits]})
+
+
+def _options(body: SearchBody) -> dict[str, Any]:
+    """The arguments of `Collection.search`; stages are built here, so that a wrong one names its path."""
+    given = body.model_fields_set
+    stages: Mapping[str, Any] = {"rerank": Rerank, "diversify": Diversify, "group": Group}
+    options: dict[str, Any] = {name: getattr(body, name) for name in given - {"query", "retriever", *stages}}
+    for name, stage in stages.items():
+        value = getattr(body, name)
+        if value is not None:
+            options[name] = stage.from_dict(value, name)
+    if isinstance(body.retriever, dict):
+        options["retriever"] = Retriever.from_dict(body.retriever, "retriever")
+        if "k" not in given:
+            options["k"] = options["retriever"].k
+    elif body.retriever is not None:
+        options["retriever"] = body.retriever
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def hit_dict(hit: Hit) -> dict[str, Any]:
+    """A hit in plain JSON."""
+    chunk = dataclasses.asdict(hit.chunk)
+    found = {"id": hit.id, "score": hit.score, "scores": dict(hit.scores), **chunk}
+    return found if hit.why is None else {**found, "why": dataclasses.asdict(hit.why)}
+
+
+# ---- retrievers --------------------------------------------------------------------------------------------
+
+
+async def retrievers(call: Call) -> Response:
+    """`GET /collections/{name}/retrievers`."""
+
+    def read(collection: Collection) -> dict[str, Any]:
+        return {name: collection.load_retriever(name).to_dict() for name in collection.retrievers()}
+
+    return wire.json_response({"retrievers": await _with(call, read)})
+
+
+async def save_retriever(call: Call) -> Response:
+    """`PUT /collections/{name}/retrievers/{id}`: the body is the retriever's JSON."""
+    retriever = Retriever.from_dict(parse_any(await call.raw()), "retriever")
+    id = call.request.path_params["id"]
+    await _with(call, lambda collection: collection.save_retriever(id, retriever))
+    return wire.json_response(retriever.to_dict(), status=201)
