@@ -65,6 +65,7 @@ async def _serve(server: Server, on_ready: Callable[[Server, str], None]) -> Non
                 ssl_keyfile=config.tls_key or None,
             )
         )
+        listener.listen(BACKLOG)  # from here on nobody is turned away
         host, port = listener.getsockname()[:2]
         on_ready(server, f"{'https' if config.tls_cert else 'http'}://{host}:{port}")
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,0 +1,130 @@
+"""The clients that people use, over a socket: nothing of them is imitated (extra `peers`)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import httpx
+import numpy as np
+import pytest
+from tests.serve.fakes import START_S, FakeCross, ServedEncoder, make_server, serving
+
+from threefold.serve.settings import ServeConfig
+from threefold.text.tokenizer import Tokenizer
+
+pytestmark = pytest.mark.peers
+
+TEXTS = ["The quick brown fox", "搜索引擎把文档切成段落。"]
+
+
+@pytest.fixture(scope="module")
+def url(served: ServedEncoder, tokenizer: Tokenizer) -> Iterator[str]:
+    """A server with a cross-encoder, under the names that the clients use."""
+    config = ServeConfig(served_names=("text-embedding-3-small", "rerank-v3.5"))
+    with serving(make_server(served, config, FakeCross(tokenizer))) as url:
+        yield url
+
+
+def test_openai(url: str, served: ServedEncoder) -> None:
+    from openai import NotFoundError, OpenAI
+
+    expected = served.encode(TEXTS)
+    assert expected.dense is not None
+    with OpenAI(base_url=f"{url}/v1", api_key="none", timeout=START_S, max_retries=0) as client:
+        answer = client.embeddings.create(model="fake-m3", input=TEXTS)  # asks for base64
+        np.testing.assert_array_equal(np.array([one.embedding for one in answer.data], np.float32), expected.dense)
+        assert answer.usage.prompt_tokens == int(expected.tokens.sum())
+        plain = client.embeddings.create(model="fake-m3", input=TEXTS, encoding_format="float")
+        np.testing.assert_allclose([one.embedding for one in plain.data], expected.dense, atol=1e-6)
+        assert next(one.id for one in client.models.list()) == "fake-m3"
+        assert client.models.retrieve("fake-m3").owned_by == "threefold"
+        with pytest.raises(NotFoundError) as error:
+            client.embeddings.create(model="missing", input="a")
+        assert error.value.code == "model_not_found"
+        assert error.value.request_id
+        more = client.embeddings.create(
+            model="fake-m3", input=TEXTS, extra_body={"embedding_types": ["dense", "sparse"], "truncate": "end"}
+        )
+        item = more.data[0].model_dump()
+        assert item["truncated"] is False
+        assert item["sparse_embedding"]["indices"]
+
+
+def test_openai_async(url: str) -> None:
+    from openai import AsyncOpenAI
+
+    async def many() -> list[int]:
+        async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=START_S, max_retries=0) as client:
+            answers = await asyncio.gather(
+                *(client.embeddings.create(model="fake-m3", input=["fox " * (1 + i % 5)]) for i in range(40))
+            )
+            return [len(answer.data[0].embedding) for answer in answers]
+
+    assert asyncio.run(many()) == [16] * 40
+
+
+def test_langchain(url: str, served: ServedEncoder) -> None:
+    from langchain_openai import OpenAIEmbeddings
+    from openai import BadRequestError, OpenAI
+    from pydantic import SecretStr
+
+    expected = served.encode(TEXTS).dense
+    assert expected is not None
+    plain = OpenAIEmbeddings(
+        model="text-embedding-3-small",
+        base_url=f"{url}/v1",
+        api_key=SecretStr("none"),
+        check_embedding_ctx_length=False,
+    )
+    np.testing.assert_array_equal(np.array(plain.embed_documents(TEXTS), np.float32), expected)
+    np.testing.assert_array_equal(np.array(plain.embed_query(TEXTS[0]), np.float32), expected[0])
+    with (
+        OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as raw,
+        pytest.raises(BadRequestError, match="check_embedding_ctx_length=False"),
+    ):  # what OpenAIEmbeddings sends by default; its own tokenizer would have to be downloaded
+        raw.embeddings.create(model="text-embedding-3-small", input=[[15339, 1917]])
+
+
+def test_cohere_v1_and_v2(url: str) -> None:
+    import cohere
+    from cohere.core import ApiError
+
+    documents = ["dog", "a fox", "搜索"]
+    with httpx.Client(timeout=START_S) as transport:
+        old = cohere.Client("none", base_url=url, httpx_client=transport)
+        first = old.rerank(model="rerank-v3.5", query="a fox", documents=documents, top_n=2, return_documents=True)
+        assert first.results[0].index == 1
+        assert len(first.results) == 2
+        assert first.results[0].document is not None
+        assert first.results[0].document.text == "a fox"
+        assert first.meta is not None
+        new = cohere.ClientV2("none", base_url=url, httpx_client=transport)
+        second = new.rerank(model="rerank-v3.5", query="a fox", documents=documents, max_tokens_per_doc=4096)
+        assert second.results[0].index == 1
+        assert [one.relevance_score for one in first.results] == [one.relevance_score for one in second.results[:2]]
+        with pytest.raises(ApiError) as error:
+            new.rerank(model="missing", query="a", documents=documents)
+        assert error.value.status_code == 404
+        assert "does not exist here" in error.value.body["message"]
+
+
+def test_huggingface_hub_against_tei_routes(url: str, served: ServedEncoder) -> None:
+    from huggingface_hub import InferenceClient
+
+    expected = served.encode(TEXTS).dense
+    assert expected is not None
+    client = InferenceClient(base_url=url, timeout=START_S)
+    found = client.feature_extraction(TEXTS, normalize=True, truncate=True, truncation_direction="right")
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert InferenceClient(model=url, provider="hf-inference", timeout=START_S).health_check()
+
+
+def test_huggingface_hub_similarity(url: str, served: ServedEncoder) -> None:
+    from huggingface_hub import InferenceClient
+
+    rows = served.encode(["a fox", *TEXTS]).dense
+    assert rows is not None
+    client = InferenceClient(model=f"{url}/similarity", timeout=START_S)
+    scores = client.sentence_similarity("a fox", TEXTS)
+    assert scores == pytest.approx((rows[1:] @ rows[0]).tolist(), abs=1e-6)
