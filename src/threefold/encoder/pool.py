@@ -3,8 +3,9 @@
     texts -> tokens -> batches of one share of tokens -> the process that is free -> the caller's order
 
 Texts become tokens here. The batches lie in one queue, longest texts first; whoever is free takes the next one, so
-a slow device gets less. Each process opens the checkpoint by itself: float32 weights of safetensors stay in the
-mapped file, of which all processes of a machine share one copy in memory; other precisions are a copy each.
+a slow device gets less. Each process opens the checkpoint by itself. On a CPU, float32 weights stay in the mapped file,
+of which all processes share one copy in memory (all but the queries, keys and values of foreign layouts, a quarter of
+each layer, which are stacked on loading); in other precisions each process has its own copy.
 
     with EncoderPool("BAAI/bge-m3", devices=["cuda:0", "cuda:1"]) as pool:
         for part in pool.iter_encode(texts):
