@@ -66,13 +66,23 @@ def test_a_short_text_overtakes_a_long_one_that_came_little_earlier_and_no_other
     assert sizes(schedule.take(1)) == [2]
 
 
-def test_interactive_goes_before_bulk_and_bulk_fills_what_is_left() -> None:
+def test_interactive_goes_before_bulk_and_bulk_joins_where_it_costs_little() -> None:
     schedule = Schedule()
-    schedule.push(item(40, "bulk"), now=0.0, rate=100.0)
-    schedule.push(item(50, "bulk"), now=0.0, rate=100.0)
-    schedule.push(item(30), now=5.0, rate=100.0)
-    assert sizes(schedule.take(80)) == [30, 40]
-    assert sizes(schedule.take(80)) == [50]
+    for tokens in (9, 6, 100):
+        schedule.push(item(tokens, "bulk"), now=0.0, rate=1e9)
+    schedule.push(item(4), now=5.0, rate=1e9)
+    assert sizes(schedule.take(80)) == [4, 6]  # up to 80 / 8 = 10 tokens
+    assert sizes(schedule.take(80)) == [9]
+    assert sizes(schedule.take(80)) == [100]
+
+
+def test_queries_join_the_batch_of_bulk_when_it_is_its_turn() -> None:
+    schedule = Schedule()
+    schedule.push(item(50, "bulk"), now=0.0, rate=1e9)
+    for _ in range(PATIENCE + 1):
+        schedule.push(item(20), now=0.0, rate=1e9)
+    assert [sizes(schedule.take(20)) for _ in range(PATIENCE)] == [[20]] * PATIENCE
+    assert sizes(schedule.take(80)) == [50, 20]
 
 
 def test_bulk_is_served_after_so_many_batches_without_it() -> None:

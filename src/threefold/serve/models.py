@@ -21,7 +21,7 @@ from threefold.text.tokenizer import Tokenizer, Tokens, Truncate
 from threefold.types import Ints, Output, Row, offsets_of
 
 #: Characters that are tokenized in one go, so that a short text does not wait for the whole of a large request.
-CHUNK_CHARACTERS = 50_000
+CHUNK_CHARACTERS = 10_000
 #: Characters per token beyond which a text is not even tokenized (as in TEI): it is longer than the model reads.
 CLIP_CHARACTERS = 250
 #: Texts and tokens of the batch that warms up and measures.

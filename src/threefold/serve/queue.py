@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 
 #: Batches in a row of which every text failed, after which the worker counts as broken.
 STRIKES = 3
+#: Tokens of a batch on a slow device, at least.
+LEAST_TOKENS = 128
 #: Seconds before a dead worker is started again: the first time, and at most (it doubles).
 RESTART_S, RESTART_MOST_S = 0.5, 30.0
 
@@ -59,7 +61,7 @@ class Limits(Settings):
     """
 
     batch_tokens: int = 16_384
-    batch_s: float = 0.1
+    batch_s: float = 0.02
     queued_tokens: int = 2_000_000
     interactive_tokens: int = 1_024
     deadline_s: float = 300.0
@@ -359,7 +361,7 @@ class Engine(Generic[R]):
         shared = self._shared
         with shared.condition:
             while not shared.stop:
-                budget = max(math.ceil(self.pace.rate * self.limits.batch_s), Pace.SMALL)
+                budget = max(math.ceil(self.pace.rate * self.limits.batch_s), LEAST_TOKENS)
                 batch = shared.schedule.take(min(budget, self.limits.batch_tokens))
                 if batch:
                     now = self._clock()

@@ -7,9 +7,9 @@ Order within a lane: by the time of arrival plus `AGEING` times the time that th
 text overtakes a long one that came little earlier, and every text waits at most so much longer than first come, first
 served: nothing that comes later than its key can overtake it.
 
-Between the lanes: interactive before bulk; bulk fills what interactive texts leave of a batch. The caller keeps batches
-so small that a query never waits for more than a fraction of a second (or for one long text). After `PATIENCE` batches
-without bulk, bulk goes first once: it cannot starve.
+Between the lanes: interactive before bulk; bulk joins an interactive batch only as far as that costs it little. The
+caller keeps batches so small that a query never waits for more than a fraction of a second (or for one long text).
+After `PATIENCE` batches without bulk, bulk goes first once: it cannot starve.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ Lane = Literal["interactive", "bulk"]
 AGEING = 4.0
 #: Batches in a row that may go without the waiting bulk lane.
 PATIENCE = 3
+#: The part of a batch up to which bulk joins interactive texts.
+JOIN = 1 / 8
 #: Texts that are tried after the first one that does not fit into a batch any more.
 LOOKAHEAD = 32
 
@@ -101,12 +103,11 @@ class Schedule:
             if not item.owner.closed:
                 self._waiting[item.owner.lane] -= item.tokens
                 return [item]
-        order: tuple[Lane, Lane] = ("interactive", "bulk")
-        if self._without_bulk >= PATIENCE:
-            order = ("bulk", "interactive")
         batch: list[Item] = []
-        for lane in order:
-            self._fill(lane, batch, budget)
+        if self._without_bulk >= PATIENCE:
+            self._fill("bulk", batch, budget)
+        self._fill("interactive", batch, budget)
+        self._fill("bulk", batch, int(budget * JOIN) if batch else budget)
         served = any(item.owner.lane == "bulk" for item in batch)
         self._without_bulk = 0 if served or not self._waiting["bulk"] else self._without_bulk + 1
         return batch
