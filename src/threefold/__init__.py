@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from threefold.client import AsyncClient, Client
     from threefold.collection import Collection
     from threefold.encoder.cross import CrossEncoder
     from threefold.encoder.encoder import Encoder
@@ -20,7 +21,9 @@ __version__ = "0.1.0"
 
 #: Public name -> module that defines it.
 _WHERE = {
+    "AsyncClient": "threefold.client",
     "Chunk": "threefold.types",
+    "Client": "threefold.client",
     "Collection": "threefold.collection",
     "CrossEncoder": "threefold.encoder.cross",
     "Document": "threefold.types",
@@ -34,9 +37,20 @@ _WHERE = {
 }
 
 __all__ = [
-    "Chunk", "Collection", "CrossEncoder", "Document", "Encoded", "Encoder", "EncoderPool", "Hit", "Ragged", "Sparse",
+    "AsyncClient",
+    "Chunk",
+    "Client",
+    "Collection",
+    "CrossEncoder",
+    "Document",
+    "Encoded",
+    "Encoder",
+    "EncoderPool",
+    "Hit",
+    "Ragged",
+    "Sparse",
     "ThreefoldError",
-]  # fmt: skip
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -12,7 +12,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
-from threefold.serve import collections, openai, pooling, rerank, tei
+from threefold.serve import about, collections, openai, pooling, rerank, tei
 from threefold.serve.errors import Dialect
 from threefold.serve.http import Handler, endpoint, on_http_exception
 from threefold.serve.server import Server
@@ -49,6 +49,7 @@ CONTRACTS: tuple[Contract, ...] = (
     Contract("GET", "/", tei.health, "tei", None),
     Contract("GET", "/ping", tei.health, "tei", None),
     Contract("GET", "/health/live", tei.alive, "tei", None),
+    Contract("GET", "/card", about.card, "openai", "embed"),
     Contract("GET", "/metrics", tei.metrics, "tei", "metrics"),
     # rerank: TEI, vLLM, Cohere, Jina
     Contract("POST", "/rerank", rerank.tei_or_vllm, "tei", "embed"),

@@ -1,0 +1,250 @@
+"""What the client asks a threefold server, and how it reads the answers; without sending anything.
+
+`threefold.client` sends: once with threads' blocking calls, once with `async`.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Generic, Literal, TypeVar
+from urllib.parse import quote
+
+import numpy as np
+
+from threefold.config import Settings
+from threefold.errors import DeadlineError, InputError, OverloadedError, ServeError, UnavailableError
+from threefold.types import (
+    Chunk,
+    Document,
+    Encoded,
+    Floats,
+    Hit,
+    Ragged,
+    Representation,
+    Sparse,
+    TermMatch,
+    TokenMatch,
+    Why,
+)
+
+T = TypeVar("T")
+
+Truncate = Literal["end", "start", "none"]
+Priority = Literal["interactive", "bulk"]
+InputType = Literal["query", "document"]
+
+_KIND: Mapping[Representation, str] = {"dense": "dense", "sparse": "sparse", "multi": "multi_vector"}
+
+
+@dataclass(frozen=True, slots=True)
+class Ask(Generic[T]):
+    """One request, and how its JSON answer is read."""
+
+    method: str
+    path: str
+    body: Any
+    read: Callable[[Any], T]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """A text that was reranked: its place in the request, and its score from 0 to 1."""
+
+    index: int
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a server serves, and how much of it in one request."""
+
+    model: str
+    dense_dim: int
+    multi_dim: int
+    vocab: int
+    max_inputs: int
+    max_input_tokens: int
+    max_request_tokens: int
+    max_multi_tokens: int
+
+
+def card() -> Ask[Served]:
+    """What is served."""
+
+    def read(body: Any) -> Served:
+        one, limits = body["card"], body["limits"]
+        return Served(one["name"], one["dense_dim"], one["multi_dim"], one["vocab"], **limits)
+
+    return Ask("GET", "/card", None, read)
+
+
+# ---- embed -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedOptions:
+    """What is wanted of texts."""
+
+    outputs: tuple[Representation, ...]
+    truncate: Truncate
+    input_type: InputType | None
+    priority: Priority | None
+
+    def ask(self, texts: Sequence[str], served: Served) -> Ask[Encoded]:
+        """One request; the caller keeps it within the limits."""
+        body = {
+            "model": served.model,
+            "input": list(texts),
+            "encoding_format": "base64",
+            "embedding_types": [_KIND[name] for name in self.outputs],
+            "multi_vector_dtype": "float32",
+            "truncate": self.truncate,
+            "input_type": self.input_type,
+            "priority": self.priority,
+        }
+        return Ask("POST", "/v1/embeddings", body, lambda answer: self._read(answer, served))
+
+    def _read(self, answer: Any, served: Served) -> Encoded:
+        items = answer["data"]
+        return Encoded(
+            np.stack([_floats(item["embedding"]) for item in items]) if "dense" in self.outputs else None,
+            Sparse.of([_terms(item["sparse_embedding"]) for item in items], served.vocab)
+            if "sparse" in self.outputs
+            else None,
+            Ragged.of([_rows(item["multi_vector"]) for item in items]) if "multi" in self.outputs else None,
+            np.array([item["tokens"] for item in items], np.int32),
+            np.array([item["truncated"] for item in items], np.bool_),
+        )
+
+
+def embed_options(
+    outputs: Sequence[Representation], truncate: Truncate, input_type: InputType | None, priority: Priority | None
+) -> EmbedOptions:
+    """The options, checked before anything is sent."""
+    unknown = [name for name in outputs if name not in _KIND]
+    if unknown or not outputs or isinstance(outputs, str):
+        raise InputError(f"outputs must be some of {', '.join(_KIND)}; got {outputs!r}")
+    return EmbedOptions(tuple(name for name in _KIND if name in outputs), truncate, input_type, priority)
+
+
+def parts(texts: Iterable[str], options: EmbedOptions, served: Served) -> Iterator[list[str]]:
+    """Texts in requests that the server takes. A text counts its characters, and not more than is read of it."""
+    if isinstance(texts, str):
+        raise InputError("expected texts, got one text; put it into a list")
+    most = served.max_multi_tokens if "multi" in options.outputs else served.max_request_tokens
+    part: list[str] = []
+    used = 0
+    for text in texts:
+        cost = min(len(text) + 2, served.max_input_tokens)
+        if part and (len(part) == served.max_inputs or used + cost > most):
+            yield part
+            part, used = [], 0
+        part.append(text)
+        used += cost
+    if part:
+        yield part
+
+
+def nothing(options: EmbedOptions, served: Served) -> Encoded:
+    """The answer for no texts."""
+    return Encoded(
+        np.zeros((0, served.dense_dim), np.float32) if "dense" in options.outputs else None,
+        Sparse.of([], served.vocab) if "sparse" in options.outputs else None,
+        Ragged.of([], served.multi_dim) if "multi" in options.outputs else None,
+        np.zeros(0, np.int32),
+        np.zeros(0, np.bool_),
+    )
+
+
+def _floats(text: str) -> Floats:
+    return np.frombuffer(base64.b64decode(text), "<f4").astype(np.float32, copy=False)
+
+
+def _terms(found: Any) -> dict[int, float]:
+    return dict(zip(found["indices"], found["values"], strict=True))
+
+
+def _rows(found: Any) -> Floats:
+    return _floats(found["data"]).reshape(found["shape"])
+
+
+def rerank(query: str, texts: Sequence[str], k: int | None) -> Ask[list[Ranked]]:
+    """Texts from the best on."""
+    body = {"query": query, "documents": list(texts), "top_n": k, "return_documents": False}
+
+    def read(answer: Any) -> list[Ranked]:
+        return [Ranked(one["index"], one["relevance_score"]) for one in answer["results"]]
+
+    return Ask("POST", "/v1/rerank", body, read)
+
+
+# ---- collections -------------------------------------------------------------------------------------------
+
+
+def collection_path(name: str, *rest: str) -> str:
+    """The path of a collection."""
+    return "/".join(["/collections", *(quote(part, safe="") for part in (name, *rest))])
+
+
+def search(name: str, query: str, options: Mapping[str, Any]) -> Ask[list[Hit]]:
+    """Hits, with reasons if they were asked for."""
+    given = {key: _plain(value) for key, value in options.items() if value is not None}
+
+    def read(answer: Any) -> list[Hit]:
+        return [_hit(one) for one in answer["hits"]]
+
+    return Ask("POST", collection_path(name, "search"), {"query": query, **given}, read)
+
+
+def _plain(value: Any) -> Any:
+    return value.to_dict() if isinstance(value, Settings) else value
+
+
+def _hit(found: dict[str, Any]) -> Hit:
+    names = Chunk.__dataclass_fields__
+    chunk = Chunk(**{name: found[name] for name in names})
+    return Hit(chunk, found["score"], found["scores"], _why(found["why"]) if "why" in found else None)
+
+
+def _why(found: dict[str, Any]) -> Why:
+    terms = tuple(TermMatch(**term) for term in found["terms"])
+    tokens = tuple(
+        TokenMatch(**{**token, "query_span": tuple(token["query_span"]), "text_span": tuple(token["text_span"])})
+        for token in found["tokens"]
+    )
+    return Why(found["scores"], found["contributions"], found["ranks"], terms, tokens)
+
+
+def document_line(document: Document | Mapping[str, Any]) -> bytes:
+    """A document as a line of the request."""
+    plain = asdict(document) if isinstance(document, Document) else dict(document)
+    plain.pop("content_hash", None)
+    return json.dumps(plain, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+
+
+# ---- errors ------------------------------------------------------------------------------------------------
+
+
+def error_of(status: int, body: bytes, retry_after: str | None) -> ServeError | InputError:
+    """The error that an answer means; the same classes as in the library."""
+    message = _message(body) or f"the server answered {status}"
+    seconds = float(retry_after) if retry_after and retry_after.isdigit() else None
+    if status == 429:
+        return OverloadedError(message, seconds)
+    if status == 503:
+        return UnavailableError(message, seconds)
+    if status == 504:
+        return DeadlineError(message)
+    return ServeError(message) if status >= 500 else InputError(message)
+
+
+def _message(body: bytes) -> str:
+    try:
+        found = json.loads(body)
+    except ValueError:
+        return body.decode("utf-8", "replace")[:200]
+    error = found.get("error", found) if isinstance(found, dict) else {}
+    return str(error.get("message", "")) if isinstance(error, dict) else str(error)

@@ -1,0 +1,210 @@
+"""The client against a server on a socket: the same values as the encoder and the collection give."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from tests.serve.fakes import ServedEncoder, make_server, serving
+
+import threefold
+from threefold.client import AsyncClient, Client
+from threefold.collection import Collection
+from threefold.config import Chunking
+from threefold.errors import DeadlineError, InputError, OverloadedError, ServeError, UnavailableError
+from threefold.remote import Ranked
+from threefold.retrieve.stages import Rerank
+from threefold.serve.settings import ServeConfig
+from threefold.text.tokenizer import Tokenizer
+from threefold.types import Document, Encoded
+
+TEXTS = ["The quick brown fox", "搜索引擎把文档切成段落。", "a " * 200, "dog", "box", "fox"]
+DOCUMENTS = [Document(str(i), text, metadata={"n": i}) for i, text in enumerate(TEXTS)]
+
+
+@pytest.fixture(scope="module")
+def served(tokenizer: Tokenizer) -> ServedEncoder:
+    return ServedEncoder(tokenizer, name="fake-m3", max_tokens=64)
+
+
+@pytest.fixture(scope="module")
+def url(served: ServedEncoder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    config = ServeConfig(
+        max_inputs=4, max_request_tokens=150, max_multi_tokens=100, collections=str(tmp_path_factory.mktemp("all"))
+    )
+    with serving(make_server(served, config)) as url:
+        yield url
+
+
+def assert_same(found: Encoded, expected: Encoded) -> None:
+    assert found.dense is not None
+    assert found.sparse is not None
+    assert found.multi is not None
+    assert expected.dense is not None
+    assert expected.sparse is not None
+    assert expected.multi is not None
+    np.testing.assert_array_equal(found.dense, expected.dense)
+    np.testing.assert_array_equal(found.sparse.indices, expected.sparse.indices)
+    np.testing.assert_allclose(found.sparse.values, expected.sparse.values, atol=1e-6)
+    np.testing.assert_array_equal(found.multi.rows, expected.multi.rows)
+    np.testing.assert_array_equal(found.multi.offsets, expected.multi.offsets)
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    np.testing.assert_array_equal(found.truncated, expected.truncated)
+
+
+def test_embed_is_what_the_encoder_says_however_it_is_split(url: str, served: ServedEncoder) -> None:
+    with Client(url) as client:
+        assert_same(client.embed(TEXTS, outputs=("dense", "sparse", "multi")), served.encode(TEXTS))
+        parts = list(client.iter_embed(iter(TEXTS)))
+        assert len(parts) > 1
+        assert sum(map(len, parts)) == len(TEXTS)
+        assert parts[0].sparse is None
+        empty = client.embed([], outputs=("dense", "sparse", "multi"))
+        assert len(empty) == 0
+        assert client.served().vocab == served.card.vocab
+
+
+def test_async_is_the_same(url: str, served: ServedEncoder) -> None:
+    async def both() -> None:
+        async with AsyncClient(url) as client:
+            found, ranks = await asyncio.gather(
+                client.embed(TEXTS, outputs=("dense", "sparse", "multi")), client.rerank("a fox", ["dog", "a fox"])
+            )
+            assert_same(found, served.encode(TEXTS))
+            assert ranks[0].index == 1
+            assert [len(part) async for part in client.iter_embed(["a"])] == [1]
+            assert len(await client.embed([])) == 0
+
+    asyncio.run(both())
+
+
+def test_rerank(url: str) -> None:
+    with Client(url) as client:
+        ranks = client.rerank("a fox", ["dog", "a fox"])
+        assert [rank.index for rank in ranks] == [1, 0]
+        assert ranks[0].score > ranks[1].score
+        assert len(client.rerank("a fox", ["dog", "a fox"], k=1)) == 1
+
+
+def test_collections_are_those_of_the_library(url: str, served: ServedEncoder, tmp_path: Path) -> None:
+    with Client(url) as client, Collection(tmp_path / "same", served, chunking=Chunking(32)) as same:
+        same.add(DOCUMENTS)
+        there = client.collection("papers")
+        there.create(chunking={"max_tokens": 32})
+        assert client.collections() == ["papers"]
+        said: list[Any] = []
+        report = there.add((document for document in DOCUMENTS), progress=said.append)
+        assert report["added"] == len(DOCUMENTS)
+        for options in ({"k": 3}, {"why": True}, {"mode": "dense"}, {"rerank": Rerank("multi")}):
+            found = there.search("a quick fox", **options)
+            expected = same.search("a quick fox", **options)
+            assert [hit.id for hit in found] == [hit.id for hit in expected]
+            assert [hit.score for hit in found] == pytest.approx([hit.score for hit in expected], abs=1e-5)
+            assert found[0].chunk == expected[0].chunk
+            assert (found[0].why is None) == (expected[0].why is None)
+        hit, other = there.search("a fox", k=1, why=True)[0], same.search("a fox", k=1, why=True)[0]
+        assert hit.why is not None
+        assert other.why is not None
+        assert [term.term for term in hit.why.terms] == [term.term for term in other.why.terms]
+        assert hit.why.tokens[0].query_span == other.why.tokens[0].query_span
+        assert there.delete(["3"]) == 1
+        assert there.delete(where={"n": 4}) == 1
+        assert there.info()["documents"] == len(DOCUMENTS) - 2
+        assert there.add([{"id": "plain", "text": "a fox"}])["added"] == 1
+        there.drop()
+        with pytest.raises(InputError, match="there is no collection 'papers'"):
+            there.info()
+        with pytest.raises(InputError, match="there is no collection 'papers'"):
+            there.add(DOCUMENTS)
+
+
+def test_errors_are_those_of_the_library(url: str) -> None:
+    with Client(url) as client:
+        with pytest.raises(InputError, match=r"input 0 has \d+ tokens, the limit is 64"):
+            client.embed(["a b " * 100], truncate="none")
+        with pytest.raises(InputError, match="outputs must be some of"):
+            client.embed(["a"], outputs=("colbert",))  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="expected texts, got one text"):
+            client.embed("a")
+
+
+# ---- retries, without a server -----------------------------------------------------------------------------
+
+
+class Scripted:
+    """Answers in order; what is slept is written down."""
+
+    def __init__(self, *answers: httpx.Response | Exception) -> None:
+        self.answers = list(answers)
+        self.slept: list[float] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def client(self, **options: Any) -> Client:
+        client = Client("http://server", transport=httpx.MockTransport(self), **options)
+        client._sleep = self.slept.append
+        return client
+
+
+def busy(status: int = 429, after: str | None = "7") -> httpx.Response:
+    body = {"error": {"message": "full"}}
+    return httpx.Response(status, json=body, headers={"retry-after": after} if after else {})
+
+
+FINE = {"results": [{"index": 0, "relevance_score": 0.5}]}
+
+
+def test_the_wait_is_what_the_server_says() -> None:
+    script = Scripted(busy(), busy(503, "2"), httpx.Response(200, json=FINE))
+    with script.client() as client:
+        assert client.rerank("a", ["b"]) == [Ranked(0, 0.5)]
+    assert script.slept == [7.0, 2.0]
+
+
+def test_a_broken_connection_is_tried_again() -> None:
+    script = Scripted(httpx.ConnectError("refused"), httpx.ReadError("broke"), httpx.Response(200, json=FINE))
+    with script.client() as client:
+        client.rerank("a", ["b"])
+    assert script.slept == [0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "message"),
+    [
+        (busy(429, "500"), OverloadedError, "full"),  # longer than the client waits
+        (busy(429, None), OverloadedError, "full"),  # the server does not say when
+        (busy(504, None), DeadlineError, "full"),
+        (busy(500, None), ServeError, "full"),
+        (busy(400, None), InputError, "full"),
+        (httpx.Response(502, text="<html>bad gateway"), ServeError, "<html>bad gateway"),
+        (httpx.Response(413), InputError, "the server answered 413"),
+        (httpx.Response(422, json={"error": "flat", "error_type": "Validation"}), InputError, "flat"),
+        (httpx.Response(400, json={"message": "cohere", "id": "x"}), InputError, "cohere"),
+    ],
+)
+def test_what_cannot_be_repeated_is_raised(answer: httpx.Response, error: type[Exception], message: str) -> None:
+    script = Scripted(answer)
+    with script.client() as client, pytest.raises(error, match=message):
+        client.rerank("a", ["b"])
+    assert script.slept == []
+
+
+def test_attempts_are_bounded() -> None:
+    script = Scripted(*[httpx.ConnectError("refused")] * 3)
+    with script.client(retries=2) as client, pytest.raises(UnavailableError, match="cannot be reached: refused"):
+        client.rerank("a", ["b"])
+    assert script.slept == [0.5, 1.0]
+
+
+def test_the_public_names() -> None:
+    assert threefold.Client is Client
+    assert threefold.AsyncClient is AsyncClient
