@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from tests.evaluate import copies
+from tests.retrieve.test_choose import own_data
 
 from threefold.cli.main import main
 from threefold.encoder.checkpoint import Model, ModelConfig, save
@@ -124,6 +125,26 @@ def test_saved_vectors_instead_of_a_model(beir: Path, tmp_path: Path, capsys: py
     (theirs,) = run_json(capsys, "evaluate", beir, "--modes", "dense", "--vectors", saved)["rows"]
     (ours,) = run_json(capsys, "evaluate", beir, "--modes", "dense")["rows"]
     assert theirs["values"] == ours["values"]
+
+
+def test_models_side_by_side_on_own_data(
+    model: Path, tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    changed = Model(ModelConfig.from_dict(json.loads((model / "threefold.json").read_text())))
+    initialise(changed, std=0.2, seed=1)
+    save(changed, other)
+    tokenizer.save(other / "tokenizer.json")
+    folder = own_data(tmp_path / "mine")
+    found = run_json(capsys, "choose", folder, "--model", model, "--model", other)
+    assert [one["model"] for one in found["models"]] == [str(model), str(other)]
+    assert len(found["against_best"]) == 1
+    code, out, err = run(capsys, "choose", folder)
+    assert code == 0, err
+    for said in ("similarity, Spearman", "clustering, V-measure", "texts/s", "mine/web"):
+        assert said in out
+    assert run(capsys, "choose", folder, "-m", model, "-m", model)[0] == 2
+    assert run(capsys, "choose", tmp_path / "absent")[0] == 5
 
 
 def test_named_weights(beir: Path, capsys: pytest.CaptureFixture[str]) -> None:

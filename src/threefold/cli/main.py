@@ -14,7 +14,7 @@ from typing import Any
 import typer
 
 from threefold import __version__
-from threefold.cli import collections, encode, evaluate, inspect, rerank, serve, tune
+from threefold.cli import choose, collections, encode, evaluate, inspect, rerank, serve, tune
 from threefold.cli.show import complain
 from threefold.errors import ThreefoldError
 
@@ -42,6 +42,7 @@ app.command("compare")(inspect.compare)
 app.command("info")(inspect.info)
 app.command("evaluate")(evaluate.evaluate)
 app.command("tune")(tune.tune)
+app.command("choose")(choose.choose)
 app.command("serve")(serve.serve)
 app.add_typer(serve.keys_app, name="keys")
 
