@@ -19,9 +19,9 @@ LAYERS = [
     "types config",
     "text score evaluate",
     "encoder store",
-    "ingest opening retrieve shards",
+    "ingest opening remote retrieve shards",
     "collection",
-    "analyze train serve integrations",
+    "analyze client train serve integrations",
     "cli",
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names.split()}
@@ -33,6 +33,9 @@ ONLY_IN = {
     "qdrant_client": {"store"},
     "fastapi": {"serve"},
     "starlette": {"serve"},
+    "pydantic": {"serve"},
+    "orjson": {"serve"},
+    "prometheus_client": {"serve"},
     "uvicorn": {"serve"},
     "typer": {"cli"},
     "rich": {"cli"},
