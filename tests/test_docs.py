@@ -20,7 +20,8 @@ def blocks(path: Path, language: str) -> list[str]:
 
 
 def options(command: str) -> set[str]:
-    known = typer.main.get_command(app).commands[command].params  # type: ignore[attr-defined]
+    top = typer.main.get_command(app).commands[command]  # type: ignore[attr-defined]
+    known = [parameter for one in [top, *getattr(top, "commands", {}).values()] for parameter in one.params]
     return {name for parameter in known for name in [*parameter.opts, *parameter.secondary_opts]} | {"--help"}
 
 
