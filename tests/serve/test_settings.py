@@ -26,6 +26,15 @@ def test_later_sources_win(tmp_path: Path) -> None:
     assert (config.limits.batch_s, config.limits.queued_tokens, config.limits.stall_s) == (0.5, 77, 9.0)
 
 
+def test_the_variables_of_every_command_are_the_weakest(tmp_path: Path) -> None:
+    file = tmp_path / "serve.toml"
+    file.write_text('device = "cuda"', encoding="utf-8")
+    environment = {"THREEFOLD_MODEL": "m", "THREEFOLD_DEVICE": "cpu", "THREEFOLD_PRECISION": ""}
+    config = load_config(file, environment, {})
+    assert (config.model, config.device, config.precision) == ("m", "cuda", "auto")
+    assert load_config(None, environment | {"THREEFOLD_SERVE_MODEL": "n"}, {}).model == "n"
+
+
 def test_text_becomes_the_type_of_the_setting() -> None:
     flags = {"served_names": "a, b", "truncate": "off", "max_input_tokens": "64", "limits.batch_s": "1", "model": "m"}
     config = load_config(None, {"THREEFOLD_SERVE_CONFIG": "names the file"}, flags)

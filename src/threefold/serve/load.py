@@ -1,5 +1,7 @@
 """Settings from a TOML file, the environment and flags, in this order: what comes later wins.
 
+Before all of them come the variables that every command knows: `THREEFOLD_MODEL`, `_DEVICE`, `_PRECISION`.
+
 Every setting of `ServeConfig` has one name in all three: `max_inputs`, `THREEFOLD_SERVE_MAX_INPUTS`,
 `--set max_inputs=64`; those of the queue are `limits.queued_tokens`, `THREEFOLD_SERVE_LIMITS_QUEUED_TOKENS`.
 """
@@ -18,6 +20,8 @@ from threefold.serve.queue import Limits
 from threefold.serve.settings import ServeConfig
 
 PREFIX = "THREEFOLD_SERVE_"
+#: Variables of every command, the weakest of all.
+SHARED = {"THREEFOLD_MODEL": "model", "THREEFOLD_DEVICE": "device", "THREEFOLD_PRECISION": "precision"}
 #: Names the file, so it is no setting of the file.
 FILE_VARIABLE = PREFIX + "CONFIG"
 
@@ -27,7 +31,8 @@ def load_config(file: Path | None, environment: Mapping[str, str], flags: Mappin
 
     flags  dotted names; a value that is text is read as the setting's type, None is not given
     """
-    table = _read(file) if file else {}
+    shared = {name: environment[variable] for variable, name in SHARED.items() if environment.get(variable)}
+    table = shared | (_read(file) if file else {})
     for variable, text in sorted(environment.items()):
         if variable.startswith(PREFIX) and variable != FILE_VARIABLE:
             _put(table, _name_of(variable), text, variable)
