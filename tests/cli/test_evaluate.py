@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.encoder.cross_checkpoints import bge_reranker
 from tests.evaluate import copies
 from tests.retrieve.test_choose import own_data
 
@@ -125,6 +126,17 @@ def test_saved_vectors_instead_of_a_model(beir: Path, tmp_path: Path, capsys: py
     (theirs,) = run_json(capsys, "evaluate", beir, "--modes", "dense", "--vectors", saved)["rows"]
     (ours,) = run_json(capsys, "evaluate", beir, "--modes", "dense")["rows"]
     assert theirs["values"] == ours["values"]
+
+
+def test_a_second_stage(beir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cross, runs = bge_reranker(tmp_path / "cross"), tmp_path / "runs"
+    second = ["--rerank", "bm25", "--rerank-depth", "2", "--reranker", cross]
+    report = run_json(capsys, "evaluate", beir, "--modes", "bm25", *second, "--runs", runs)
+    assert [row["mode"] for row in report["rows"]] == ["bm25", "bm25 + cross"]
+    assert report["rows"][1]["protocol"] == f"bm25, its top 2 reordered by {cross}"
+    assert list((runs / "bm25-cross").rglob("*.trec"))
+    report = run_json(capsys, "evaluate", beir, "--modes", "bm25", *second, "--baseline", runs)
+    assert [one["difference"] for one in report["comparisons"]] == [0, 0]
 
 
 def test_models_side_by_side_on_own_data(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -57,6 +57,13 @@ def evaluate(
         str, typer.Option(help="Test the other modes against this one; or a folder of --runs: against those.")
     ] = "",
     store: Annotated[bool, typer.Option(help="Run dense, sparse, multi through the embedded store as well.")] = False,
+    rerank: Annotated[
+        str, typer.Option(help="Modes whose best are reordered by a cross-encoder as well, such as dense,hybrid.")
+    ] = "",
+    rerank_depth: Annotated[int, typer.Option(help="So many of each query.")] = 100,
+    reranker: Annotated[
+        str, typer.Option(help="Cross-encoder, by folder or hub name.", envvar=options.RERANKER_ENV)
+    ] = "BAAI/bge-reranker-v2-m3",
     cache: judged.Cache = None,
     stream: Annotated[bool, typer.Option(help="Keep vectors in files of the cache, not in memory.")] = False,
     runs: Annotated[Path | None, typer.Option(help="Folder for the runs in TREC format.")] = None,
@@ -88,6 +95,7 @@ def evaluate(
         api_key=api_key,
         sentence_transformer=sentence_transformer,
     )
+    second = _second_stage(rerank, rerank_depth, reranker, device, precision) if rerank else None
     settings = _Settings(encoder, modes, measures, weights, multi_depth, max_tokens)
     rows: list[Row] = []
     details: list[Detail] = []
@@ -98,6 +106,9 @@ def evaluate(
         ):
             task, protocol = settings.unseen(source.task), settings.protocol(source)
             found, detail = _run(task, encoder, protocol, cache=cache, stream=stream, store=store)
+            if second is not None:
+                more, detail = second(detail, protocol.measures)
+                found = [*found, *more]
             rows += found
             if runs is not None:
                 _write_runs(runs, detail)
@@ -199,11 +210,37 @@ def _run(
     return rows, Detail(task, all_runs, judgements)
 
 
+def _second_stage(
+    rerank: str, depth: int, reranker: str, device: str, precision: str
+) -> Callable[[Detail, Sequence[str]], tuple[Sequence[Row], Detail]]:
+    """Adds `MODE + cross` to what was run on a task."""
+    from threefold.evaluate.compare import Detail
+    from threefold.retrieve.cross import reranked
+
+    cross = options.open_reranker(reranker, None, device, precision)
+    modes = [name.strip() for name in rerank.split(",") if name.strip()]
+
+    def add(detail: Detail, measures: Sequence[str]) -> tuple[Sequence[Row], Detail]:
+        rows, runs, judgements = reranked(
+            detail.task,
+            detail.runs,
+            lambda query, texts: cross.score(query, list(texts)),
+            measures,
+            name=cross.name,
+            modes=modes,
+            depth=depth,
+        )
+        return rows, Detail(detail.task, {**detail.runs, **runs}, {**detail.judgements, **judgements})
+
+    return add
+
+
 def _write_runs(folder: Path, detail: Detail) -> None:
+    from threefold.evaluate.compare import run_folder
     from threefold.evaluate.trec import write_run
 
     for mode, run in detail.runs.items():
-        name = mode.replace(" (store)", "-store")
+        name = run_folder(mode)
         target = folder / name / f"{detail.task.name}.trec"
         target.parent.mkdir(parents=True, exist_ok=True)
         write_run(target, run, f"threefold-{name}")

@@ -86,7 +86,7 @@ def contrasts_with_saved(details: Sequence[Detail], measure: str, folder: Path) 
     for mode in dict.fromkeys(mode for detail in details for mode in detail.judgements):
         sets: dict[str, Comparison] = {}
         for detail in details:
-            path = folder / mode / f"{detail.task.name}.trec"
+            path = folder / run_folder(mode) / f"{detail.task.name}.trec"
             if path.is_file() and mode in detail.judgements:
                 saved = judge_task(detail.task, read_run(path), [measure])
                 sets[detail.task.name] = compare(_values(detail, mode, measure), next(iter(saved.values.values())))
@@ -95,6 +95,11 @@ def contrasts_with_saved(details: Sequence[Detail], measure: str, folder: Path) 
     if not found:
         raise EvaluationError(f"{folder}: no run of these modes and sets; expected files such as MODE/SET.trec")
     return found
+
+
+def run_folder(mode: str) -> str:
+    """Where the runs of a mode are kept: its name without spaces."""
+    return mode.replace(" (store)", "-store").replace(" + ", "-")
 
 
 def best_mode(details: Sequence[Detail], measure: str) -> str:
