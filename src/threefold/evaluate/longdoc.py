@@ -13,6 +13,7 @@ jina-embeddings-v2, which is mteb's `NarrativeQARetrieval`, whose revision and c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from threefold.errors import EvaluationError
 from threefold.evaluate.hub import HubFiles, fetch, matches
 from threefold.evaluate.rows import field, json_rows, parquet_rows, put
 from threefold.evaluate.task import Task
+from threefold.evaluate.texts import Texts
 
 #: Documents per language (M3-Embedding, arXiv 2402.03216, table 8).
 MLDR_DOCUMENTS: Final = {
@@ -38,9 +40,9 @@ def load_mldr(language: str, split: str, data: Path | None = None) -> Task:
     """One language of MLDR; the split is "test", "dev" or "train"."""
     corpus, asked = f"mldr-v1.0-{language}/corpus.jsonl.gz", f"mldr-v1.0-{language}/{split}.jsonl.gz"
     folder = fetch(HubFiles("Shitao/MLDR", "main", (corpus, asked)), data)
-    documents: dict[str, str] = {}
+    documents = Texts()
     for where, row in json_rows(folder / corpus):
-        put(documents, field(row, "docid", where), field(row, "text", where), where)
+        documents.add(field(row, "docid", where), field(row, "text", where), where)
     queries: dict[str, str] = {}
     qrels: dict[str, dict[str, int]] = {}
     for where, row in json_rows(folder / asked):
@@ -87,7 +89,7 @@ def _passages(row: Any, key: str, where: str) -> list[str]:
     return [field(passage, "docid", where) for passage in passages]
 
 
-def _odd(documents: dict[str, str], qrels: dict[str, dict[str, int]], published: int) -> dict[str, int]:
+def _odd(documents: Mapping[str, str], qrels: dict[str, dict[str, int]], published: int) -> dict[str, int]:
     counts = {
         f"documents fewer than the published {published:,}": published - len(documents),
         "judged documents that are not in the corpus, never found": sum(

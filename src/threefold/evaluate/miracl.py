@@ -20,6 +20,7 @@ from threefold.errors import EvaluationError
 from threefold.evaluate.hub import HubFiles, fetch, matches
 from threefold.evaluate.rows import field, json_rows, lines, optional, put
 from threefold.evaluate.task import Task
+from threefold.evaluate.texts import Texts
 from threefold.evaluate.trec import read_qrels
 
 #: Passages per language (project-miracl/miracl README; German and Yoruba from the paper).
@@ -43,11 +44,11 @@ def load(language: str, split: str, data: Path | None = None) -> Task:
     judged = fetch(HubFiles("miracl/miracl", QUERIES_REVISION, (topics, qrels)), data)
     corpus = HubFiles("miracl/miracl-corpus", CORPUS_REVISION, (f"miracl-corpus-v1.0-{language}/docs-*.jsonl.gz",))
     folder = fetch(corpus, data)
-    documents: dict[str, str] = {}
+    documents = Texts()
     for path in matches(folder, corpus):
         for where, row in json_rows(path):
             title, text = optional(row, "title", where), field(row, "text", where)
-            put(documents, field(row, "docid", where), TEMPLATE.format(title=title, text=text), where)
+            documents.add(field(row, "docid", where), TEMPLATE.format(title=title, text=text), where)
     grades = read_qrels(judged / qrels)
     queries = _topics(judged / topics)
     odd = {

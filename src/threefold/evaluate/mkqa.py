@@ -22,6 +22,7 @@ from threefold.evaluate.answers import without_tokens
 from threefold.evaluate.hub import HubFiles, fetch
 from threefold.evaluate.rows import field, json_rows, optional, put
 from threefold.evaluate.task import Task
+from threefold.evaluate.texts import Texts
 
 LANGUAGES: Final = (
     "ar", "da", "de", "es", "fi", "fr", "he", "hu", "it", "ja", "km", "ko", "ms",
@@ -79,11 +80,11 @@ def load(language: str, split: str, data: Path | None = None) -> Task:
     )
 
 
-def _passages(path: Path) -> dict[str, str]:
-    texts: dict[str, str] = {}
+def _passages(path: Path) -> Texts:
+    texts = Texts()
     for where, row in json_rows(path):
         text = f"{optional(row, 'title', where)}\n{field(row, 'text', where)}"
-        put(texts, field(row, "_id", where), normalize(text.lower()), where)
+        texts.add(field(row, "_id", where), normalize(text.lower()), where)
     return texts
 
 
