@@ -212,6 +212,43 @@ def test_keys_and_scopes(held: HeldEncoder, tmp_path: Path) -> None:
         assert embed(client, headers=bearer).status_code == 401
 
 
+def test_a_key_in_debt_waits(held: HeldEncoder, tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    limited, _ = create_key(path, "limited", ["embed", "search", "write"], tokens_per_minute=10)
+    free, _ = create_key(path, "free", ["embed"])
+    config = ServeConfig(keys_file=str(path), collections=str(tmp_path / "all"))
+    with client_of(make_server(held, config)) as client:
+        mine, other = ({"authorization": f"Bearer {key}"} for key in (limited, free))
+        first = embed(client, "quick brown fox " * 3, headers=mine)  # more than 10 tokens: debt
+        assert first.status_code == 200
+        assert first.headers["x-ratelimit-limit-tokens"] == "10"
+        assert first.headers["x-ratelimit-remaining-tokens"] == "0"
+        for refused in (embed(client, headers=mine), client.get("/collections", headers=mine)):
+            assert refused.status_code == 429
+            assert int(refused.headers["retry-after"]) > 1
+        assert refused.json()["error"]["message"] == "this API key has used its 10 tokens per minute"
+        unlimited = embed(client, headers=other)
+        assert unlimited.status_code == 200
+        assert "x-ratelimit-limit-tokens" not in unlimited.headers
+
+
+def test_adding_and_searching_are_paid_for(held: HeldEncoder, tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    secret, key = create_key(path, "limited", ["search", "write"], tokens_per_minute=1_000)
+    server = make_server(held, ServeConfig(keys_file=str(path), collections=str(tmp_path / "all")))
+    with client_of(server) as client:
+        mine = {"authorization": f"Bearer {secret}"}
+        client.put("/collections/papers", headers=mine, json={"chunking": {"max_tokens": 32}})
+        line = json.dumps({"id": "a", "text": "quick brown fox"}).encode()
+        added = client.post("/collections/papers/documents", content=line, headers=mine)
+        tokens = json.loads(added.text.splitlines()[-1])["report"]["tokens"]
+        client.post("/collections/papers/search", json={"query": "fox"}, headers=mine)
+        used = tokens + int(held.tokenizer.count(["fox"])[0])
+        left = server.rates.left(key)
+    assert left is not None
+    assert 1_000 - used <= left < 1_000  # a little has come back since
+
+
 # ---- what can be seen --------------------------------------------------------------------------------------
 
 

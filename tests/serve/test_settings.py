@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from threefold.errors import ConfigError, InputError
-from threefold.serve.keys import Keys, create_key, hashed, read_keys, revoke_key
+from threefold.errors import ConfigError, InputError, OverloadedError
+from threefold.serve.keys import Key, Keys, create_key, hashed, read_keys, revoke_key
 from threefold.serve.load import load_config
+from threefold.serve.rates import Rates
 from threefold.serve.settings import ServeConfig
 
 # ---- settings ----------------------------------------------------------------------------------------------
@@ -110,6 +111,27 @@ def test_a_running_server_sees_new_and_revoked_keys(tmp_path: Path) -> None:
     assert keys.find(first) is not None
 
 
+def test_a_bucket_fills_with_time_and_a_debt_is_waited_off() -> None:
+    now = [0.0]
+    rates = Rates(lambda: now[0])
+    key = Key("key-1", "a", "", ("embed",), tokens_per_minute=60)  # one per second
+    assert rates.left(key) == 60
+    rates.check(key)
+    rates.charge(key, 90)
+    with pytest.raises(OverloadedError, match="used its 60 tokens per minute") as error:
+        rates.check(key)
+    assert error.value.retry_after_s == pytest.approx(31.0)  # 30 of debt, and one to use
+    now[0] = 31.0
+    rates.check(key)
+    assert rates.left(key) == 1
+    now[0] = 1_000.0
+    assert rates.left(key) == 60  # never more than a minute's worth
+    unlimited = Key("key-2", "b", "", ("embed",))
+    rates.charge(unlimited, 10**9)
+    rates.check(unlimited)
+    assert rates.left(unlimited) is None
+
+
 def test_wrong_keys_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     with pytest.raises(ConfigError, match="unknown scope 'root'; known are embed, search, write, metrics"):
@@ -118,6 +140,8 @@ def test_wrong_keys_are_refused(tmp_path: Path) -> None:
         create_key(path, "a", ["embed"], "../other")
     with pytest.raises(InputError, match="a key needs a name"):
         create_key(path, " ", ["embed"])
+    with pytest.raises(ConfigError, match="tokens_per_minute must be at least 0"):
+        create_key(path, "a", ["embed"], tokens_per_minute=-1)
     assert not path.exists()
     with pytest.raises(ConfigError, match="cannot be read"):
         Keys(path)

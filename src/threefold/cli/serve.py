@@ -121,13 +121,14 @@ def create(
     file: KeyFileOption,
     scopes: Annotated[str, typer.Option(help="Some of embed,search,write,metrics.")] = "embed,search",
     namespace: Annotated[str, typer.Option(help="Collections of other namespaces do not exist for it.")] = "default",
+    tokens_per_minute: Annotated[int, typer.Option(help="What it may use; 0: no limit.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Make a key. It is shown once; the file keeps its hash."""
     from threefold.serve.keys import create_key
 
     wanted = [scope.strip() for scope in scopes.split(",") if scope.strip()]
-    secret, key = create_key(file, name, wanted, namespace)
+    secret, key = create_key(file, name, wanted, namespace, tokens_per_minute)
     if as_json:
         print_json({"id": key.id, "key": secret, "scopes": list(key.scopes), "namespace": key.namespace})
         return

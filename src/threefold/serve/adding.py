@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import queue
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import orjson
@@ -60,10 +60,14 @@ class LineStream(Response):
 class Adding:
     """One request that adds documents. Use once."""
 
-    def __init__(self, collection: Collection, request: Request, longest_line: int) -> None:
+    def __init__(
+        self, collection: Collection, request: Request, longest_line: int, charge: Callable[[int], None]
+    ) -> None:
         self._collection = collection
         self._request = request
         self._longest = longest_line
+        self._charge = charge  # told the tokens, on the event loop, as they are used
+        self._charged = 0
         self._lines: queue.Queue[bytes | Exception | None] = queue.Queue(WAITING_LINES)
         self._events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._skipped: list[dict[str, Any]] = []
@@ -120,6 +124,7 @@ class Adding:
     def _work(self) -> None:
         try:
             report = self._collection.add(self._documents(), progress=self._progress())
+            self._use(report.tokens)
             self._tell({"report": self._plain(report)})
         except _StoppedError:
             self._tell({"error": {"message": "the upload broke off; what was stored stays", "status": 499}})
@@ -149,6 +154,7 @@ class Adding:
 
         def tell(documents: int, chunks: int, tokens: int) -> None:
             nonlocal said
+            self._use(tokens)
             if self._stopped:
                 raise _StoppedError
             if time.monotonic() - said >= PROGRESS_S:
@@ -156,6 +162,10 @@ class Adding:
                 self._tell({"progress": {"documents": documents, "chunks": chunks, "tokens": tokens}})
 
         return tell
+
+    def _use(self, tokens: int) -> None:
+        self._loop.call_soon_threadsafe(self._charge, tokens - self._charged)
+        self._charged = tokens
 
     def _plain(self, report: AddReport) -> dict[str, Any]:
         skipped = [{"id": one.path, "reason": one.reason} for one in report.skipped]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -117,7 +118,8 @@ async def drop(call: Call) -> Response:
 async def add(call: Call) -> Response:
     """`POST /collections/{name}/documents`: NDJSON in, NDJSON out; the last line is the report."""
     collection = await _with(call, lambda collection: collection)
-    adding = Adding(collection, call.request, call.server.config.max_body_bytes)
+    charge = partial(call.server.charge, call, call.server.embedder.card.name)
+    adding = Adding(collection, call.request, call.server.config.max_body_bytes, charge)
     call.notes["collection"] = call.request.path_params["name"]
     return LineStream(adding.run())
 
@@ -152,6 +154,8 @@ async def search(call: Call) -> Response:
     body = await call.read(SearchBody)
     options = _options(body)
     hits = await _with(call, lambda collection: collection.search(body.query, **options))
+    tokens = int((await asyncio.to_thread(call.server.embedder.tokenizer.count, [body.query]))[0])
+    call.notes.update(model=call.server.embedder.card.name, tokens=tokens)
     call.notes.update(collection=call.request.path_params["name"], hits=len(hits))
     return wire.json_response({"hits": [hit_dict(hit) for hit in hits]})
 

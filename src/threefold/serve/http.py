@@ -160,6 +160,7 @@ def endpoint(
             response = respond(problem, call.dialect, call.id)
         response.headers["x-request-id"] = call.id
         server.finished(call, response.status_code)
+        response.headers.update(server.rate_headers(call))
         return response
 
     return answer

@@ -28,9 +28,10 @@ PREFIX = "tf-"
 class Key(Settings):
     """One key without its secret.
 
-    id         shown in logs and metrics
-    namespace  collections of other namespaces do not exist for it
-    created    unix seconds
+    id                 shown in logs and metrics
+    namespace          collections of other namespaces do not exist for it
+    created            unix seconds
+    tokens_per_minute  0: no limit
     """
 
     id: str
@@ -39,6 +40,7 @@ class Key(Settings):
     scopes: tuple[str, ...]
     namespace: str = "default"
     created: int = 0
+    tokens_per_minute: int = 0
 
     def __post_init__(self) -> None:
         unknown = [scope for scope in self.scopes if scope not in SCOPES]
@@ -46,6 +48,8 @@ class Key(Settings):
             raise ConfigError(f"unknown scope {unknown[0]!r}; known are {', '.join(SCOPES)}")
         if not self.namespace.replace("-", "").replace("_", "").isalnum():
             raise ConfigError(f"a namespace is letters, digits, - and _; got {self.namespace!r}")
+        if self.tokens_per_minute < 0:
+            raise ConfigError(f"tokens_per_minute must be at least 0; got {self.tokens_per_minute}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +97,16 @@ def read_keys(path: Path) -> tuple[Key, ...]:
         raise ConfigError(f"{path} is not a file of API keys: {error}") from error
 
 
-def create_key(path: Path, name: str, scopes: Sequence[str], namespace: str = "default") -> tuple[str, Key]:
+def create_key(
+    path: Path, name: str, scopes: Sequence[str], namespace: str = "default", tokens_per_minute: int = 0
+) -> tuple[str, Key]:
     """A new key in the file (made if needed); returns the secret, which is kept nowhere."""
     if not name.strip():
         raise InputError("a key needs a name, so that it can be told from others")
     kept = read_keys(path) if path.exists() else ()
     secret = PREFIX + secrets.token_urlsafe(32)
     id = "key-" + secrets.token_hex(4)
-    key = Key(id, name, hashed(secret), tuple(scopes), namespace, int(time.time()))
+    key = Key(id, name, hashed(secret), tuple(scopes), namespace, int(time.time()), tokens_per_minute)
     _write(path, (*kept, key))
     return secret, key
 

@@ -23,6 +23,7 @@ from threefold.serve.logs import log_request
 from threefold.serve.meters import Meters
 from threefold.serve.models import Answer, Embedder, Read, RowEncoder
 from threefold.serve.queue import Engine
+from threefold.serve.rates import Rates
 from threefold.serve.schedule import Lane
 from threefold.serve.settings import ServeConfig
 from threefold.text.tokenizer import Truncate
@@ -53,6 +54,7 @@ class Server:
             self.meters.watch("reranker", cast("Engine[object]", self.cross.engine))
         self.scorer: Judge = self.cross or HeadsJudge(self.embedder)
         self.keys = Keys(Path(config.keys_file)) if config.keys_file else None
+        self.rates = Rates()
         self.library: Library | None = None
         self.created = int(time.time())
         self._running = False
@@ -105,6 +107,7 @@ class Server:
             raise RequestError("the API key is not known, or was revoked", status=401)
         if scope not in call.key.scopes:
             raise RequestError(f"this API key may not {scope}; it may {', '.join(call.key.scopes)}", status=403)
+        self.rates.check(call.key)
 
     def finished(self, call: Call, status: int) -> None:
         """Count and log one request."""
@@ -112,9 +115,25 @@ class Server:
         key = call.key.id if call.key else ""
         self.meters.request(call.route, status, seconds)
         if status < 300 and "tokens" in call.notes:
-            self.meters.tokens(call.notes["model"], key, call.notes["tokens"])
+            self.charge(call, call.notes["model"], call.notes["tokens"])
         facts = {"method": call.request.method, "route": call.route, "status": status, "ms": round(1000 * seconds, 1)}
         log_request(facts | {"id": call.id} | ({"key": key} if key else {}) | call.notes)
+
+    def charge(self, call: Call, model: str, tokens: int) -> None:
+        """Count the tokens that a request has used."""
+        self.meters.tokens(model, call.key.id if call.key else "", tokens)
+        if call.key is not None:
+            self.rates.charge(call.key, tokens)
+
+    def rate_headers(self, call: Call) -> dict[str, str]:
+        """What a key with a limit is told in every answer."""
+        left = self.rates.left(call.key) if call.key is not None else None
+        if call.key is None or left is None:
+            return {}
+        return {
+            "x-ratelimit-limit-tokens": str(call.key.tokens_per_minute),
+            "x-ratelimit-remaining-tokens": str(max(left, 0)),
+        }
 
     def names(self) -> tuple[str, ...]:
         """The names under which the models answer."""
