@@ -6,69 +6,84 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
+from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.routing import Route
 
-from threefold.serve import about, collections, openai, pooling, rerank, tei
+from threefold.serve import about, collections, openai, openapi, pooling, rerank, tei, wire
 from threefold.serve.errors import Dialect
-from threefold.serve.http import Handler, endpoint, on_http_exception
+from threefold.serve.http import Call, Handler, endpoint, on_http_exception
 from threefold.serve.server import Server
 
 
 class Contract(NamedTuple):
-    """One route. `scope` is what an API key must allow; None: public."""
+    """One route.
+
+    scope   what an API key must allow; None: public
+    bodies  what it reads, for the OpenAPI document
+    """
 
     method: str
     path: str
     handler: Handler
     dialect: Dialect
     scope: str | None
+    bodies: tuple[type[BaseModel], ...] = ()
+
+
+async def openapi_json(call: Call) -> Response:
+    """`GET /openapi.json`: this list."""
+    return wire.json_response(openapi.document(CONTRACTS))
 
 
 CONTRACTS: tuple[Contract, ...] = (
     # OpenAI
-    Contract("POST", "/v1/embeddings", openai.embeddings, "openai", "embed"),
-    Contract("POST", "/embeddings", openai.embeddings, "openai", "embed"),
+    Contract("POST", "/v1/embeddings", openai.embeddings, "openai", "embed", (openai.EmbeddingsBody,)),
+    Contract("POST", "/embeddings", openai.embeddings, "openai", "embed", (openai.EmbeddingsBody,)),
     Contract("GET", "/v1/models", openai.models, "openai", "embed"),
     Contract("GET", "/v1/models/{id:path}", openai.model, "openai", "embed"),
     # text-embeddings-inference
-    Contract("POST", "/embed", tei.embed, "tei", "embed"),
-    Contract("POST", "/", tei.embed, "tei", "embed"),
-    Contract("POST", "/invocations", tei.embed, "tei", "embed"),
-    Contract("POST", "/embed_sparse", tei.embed_sparse, "tei", "embed"),
-    Contract("POST", "/embed_all", tei.embed_all, "tei", "embed"),
-    Contract("POST", "/similarity", tei.similarity, "tei", "embed"),
-    Contract("POST", "/predict", tei.predict, "tei", "embed"),
-    Contract("POST", "/tokenize", tei.tokenize, "tei", "embed"),
-    Contract("POST", "/decode", tei.decode, "tei", "embed"),
+    Contract("POST", "/embed", tei.embed, "tei", "embed", (tei.EmbedBody,)),
+    Contract("POST", "/", tei.embed, "tei", "embed", (tei.EmbedBody,)),
+    Contract("POST", "/invocations", tei.embed, "tei", "embed", (tei.EmbedBody,)),
+    Contract("POST", "/embed_sparse", tei.embed_sparse, "tei", "embed", (tei.InputsBody,)),
+    Contract("POST", "/embed_all", tei.embed_all, "tei", "embed", (tei.InputsBody,)),
+    Contract("POST", "/similarity", tei.similarity, "tei", "embed", (tei.SimilarityBody,)),
+    Contract("POST", "/predict", tei.predict, "tei", "embed", (tei.PredictBody,)),
+    Contract("POST", "/tokenize", tei.tokenize, "tei", "embed", (tei.TokenizeBody, tei.VllmTokenizeBody)),
+    Contract("POST", "/decode", tei.decode, "tei", "embed", (tei.DecodeBody,)),
     Contract("GET", "/info", tei.info, "tei", "embed"),
     Contract("GET", "/health", tei.health, "tei", None),
     Contract("GET", "/", tei.health, "tei", None),
     Contract("GET", "/ping", tei.health, "tei", None),
     Contract("GET", "/health/live", tei.alive, "tei", None),
+    Contract("GET", "/openapi.json", openapi_json, "openai", None),
     Contract("GET", "/card", about.card, "openai", "embed"),
     Contract("GET", "/metrics", tei.metrics, "tei", "metrics"),
     # rerank: TEI, vLLM, Cohere, Jina
-    Contract("POST", "/rerank", rerank.tei_or_vllm, "tei", "embed"),
-    Contract("POST", "/v1/rerank", rerank.v1, "cohere", "embed"),
-    Contract("POST", "/v2/rerank", rerank.v2, "cohere", "embed"),
+    Contract("POST", "/rerank", rerank.tei_or_vllm, "tei", "embed", (rerank.TeiRerankBody, rerank.RerankBody)),
+    Contract("POST", "/v1/rerank", rerank.v1, "cohere", "embed", (rerank.RerankBody,)),
+    Contract("POST", "/v2/rerank", rerank.v2, "cohere", "embed", (rerank.RerankBody,)),
     # vLLM
-    Contract("POST", "/pooling", pooling.pooling, "vllm", "embed"),
-    Contract("POST", "/score", pooling.score, "vllm", "embed"),
-    Contract("POST", "/v1/score", pooling.score, "vllm", "embed"),
+    Contract("POST", "/pooling", pooling.pooling, "vllm", "embed", (pooling.PoolingBody, pooling.PluginBody)),
+    Contract("POST", "/score", pooling.score, "vllm", "embed", (pooling.ScoreBody,)),
+    Contract("POST", "/v1/score", pooling.score, "vllm", "embed", (pooling.ScoreBody,)),
     # collections
     Contract("GET", "/collections", collections.names, "openai", "search"),
-    Contract("PUT", "/collections/{name}", collections.create, "openai", "write"),
+    Contract("PUT", "/collections/{name}", collections.create, "openai", "write", (collections.CreateBody,)),
     Contract("GET", "/collections/{name}", collections.about, "openai", "search"),
     Contract("DELETE", "/collections/{name}", collections.drop, "openai", "write"),
     Contract("POST", "/collections/{name}/documents", collections.add, "openai", "write"),
     Contract("GET", "/collections/{name}/documents", collections.documents, "openai", "search"),
-    Contract("POST", "/collections/{name}/documents/delete", collections.delete, "openai", "write"),
+    Contract(
+        "POST", "/collections/{name}/documents/delete", collections.delete, "openai", "write", (collections.DeleteBody,)
+    ),
     Contract("DELETE", "/collections/{name}/documents/{id:path}", collections.delete_one, "openai", "write"),
-    Contract("POST", "/collections/{name}/search", collections.search, "openai", "search"),
+    Contract("POST", "/collections/{name}/search", collections.search, "openai", "search", (collections.SearchBody,)),
     Contract("GET", "/collections/{name}/retrievers", collections.retrievers, "openai", "search"),
     Contract("PUT", "/collections/{name}/retrievers/{id}", collections.save_retriever, "openai", "write"),
 )

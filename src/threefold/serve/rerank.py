@@ -25,7 +25,7 @@ from threefold.serve.tei import Truncating, how_to_cut, judged_headers
 SEARCH_UNIT_DOCUMENTS = 100
 
 
-class TeiBody(Truncating):
+class TeiRerankBody(Truncating):
     """`/rerank` of TEI."""
 
     query: str
@@ -55,7 +55,7 @@ async def tei_or_vllm(call: Call) -> Response:
     raw = await call.raw()
     given = parse_any(raw)
     if "texts" in given or "documents" not in given:
-        return await _tei(call, parse(TeiBody, raw))
+        return await _tei(call, parse(TeiRerankBody, raw))
     call.dialect = "vllm"
     body = parse(RerankBody, raw)
     texts, judgement = await _judge(call, body)
@@ -94,7 +94,7 @@ async def v2(call: Call) -> Response:
     return wire.json_response({"id": call.id, "results": results, "meta": _meta("2", texts, judgement)})
 
 
-async def _tei(call: Call, body: TeiBody) -> Response:
+async def _tei(call: Call, body: TeiRerankBody) -> Response:
     texts = texts_of(body.texts, "texts", call.server.config.max_inputs)
     _check_query(body.query)
     pairs = [(body.query, text) for text in texts]
