@@ -97,13 +97,13 @@ def _is_number(cell: str) -> bool:
 def _curves(details: Sequence[Detail]) -> Iterator[str]:
     """Recall by rank, mean over the sets; for tasks with answer strings the share of queries with a hit."""
     lines: dict[str, dict[int, list[float]]] = {}
+    depth = max((len(scores) for one in details for run in one.runs.values() for scores in run.values()), default=0)
+    if any(one.task.answers is not None for one in details):
+        depth = min(depth, 100)  # every passage is searched for the answers
+    ranks = [rank for rank in RANKS if rank <= max(depth, 1)]  # the same for all sets, so that means can be compared
     for detail in details:
         name = "Recall" if detail.task.answers is None else "answer"
         for mode, run in detail.runs.items():
-            depth = max((len(scores) for scores in run.values()), default=0)
-            ranks = [rank for rank in RANKS if rank <= max(depth, 1)]
-            if detail.task.answers is not None:
-                ranks = [rank for rank in ranks if rank <= 100]  # every passage is searched for the answers
             means = judge_task(detail.task, run, [f"{name}@{rank}" for rank in ranks]).means
             for rank in ranks:
                 lines.setdefault(mode, {}).setdefault(rank, []).append(means[f"{name}@{rank}"])
