@@ -21,6 +21,8 @@ from tests.encoder.checkpoints import bge_m3
 
 from threefold.cli.main import main
 from threefold.encoder.encoder import Encoder
+from threefold.serve.run import listen
+from threefold.serve.settings import ServeConfig
 
 WAIT_S = 90.0
 TEXTS = ["The quick brown fox", "搜索引擎把文档切成段落。"]
@@ -89,6 +91,12 @@ def test_sigterm_answers_what_is_running_and_ends_well(folder: Path) -> None:
         assert response.status_code == 200
         assert len(response.json()["data"]) == 12
         assert running.wait(WAIT_S) == 0
+
+
+def test_small_answers_are_sent_at_once() -> None:
+    """asyncio sets TCP_NODELAY only where the protocol is TCP by name; without it every answer waits 40 ms."""
+    with listen(ServeConfig(port=0)) as listener:
+        assert listener.proto == socket.IPPROTO_TCP
 
 
 def test_a_port_that_is_taken_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

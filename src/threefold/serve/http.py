@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from threefold.errors import ThreefoldError
 from threefold.serve.errors import ClientGone, Dialect, Problem, RequestError, problem_of, respond
 
 if TYPE_CHECKING:
@@ -156,7 +157,8 @@ def endpoint(
         except Exception as error:  # whatever it is, the client gets a body in its dialect
             problem = problem_of(error)
             if problem.status >= 500:
-                log.error("request %s failed: %r", call.id, error, exc_info=error)
+                unexpected = None if isinstance(error, ThreefoldError) else error
+                log.error("request %s failed: %r", call.id, error, exc_info=unexpected)
             response = respond(problem, call.dialect, call.id)
         response.headers["x-request-id"] = call.id
         server.finished(call, response.status_code)

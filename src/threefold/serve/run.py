@@ -49,7 +49,7 @@ def serve(config: ServeConfig, on_ready: Callable[[Server, str], None]) -> None:
 
 async def _serve(server: Server, on_ready: Callable[[Server, str], None]) -> None:
     config = server.config
-    listener = _listen(config)
+    listener = listen(config)
     with listener:
         await server.start()  # before anything listens: what cannot be loaded ends the command with one line
         inside = uvicorn.Server(
@@ -73,10 +73,12 @@ async def _serve(server: Server, on_ready: Callable[[Server, str], None]) -> Non
         await inside.serve([listener])
 
 
-def _listen(config: ServeConfig) -> socket.socket:
+def listen(config: ServeConfig) -> socket.socket:
     """The socket, bound before the models are loaded, so that a port that is taken is known at once."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # The protocol by name: asyncio sends small answers at once (TCP_NODELAY) only where it is TCP by name, and
+    # waits 40 ms for the other side's acknowledgement where it is not.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((config.host, config.port))

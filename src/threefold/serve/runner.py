@@ -38,6 +38,7 @@ def outcomes_of(runner: Runner[R], batch: Sequence[Item]) -> list[R | Exception]
         results = list(runner.run([item.ids for item in batch], [item.wanted for item in batch]))
     except Exception as error:  # a model may raise anything
         if len(batch) == 1:
+            log.error("the model failed on a text of %d tokens", batch[0].tokens, exc_info=error)
             return [error]
         log.warning("a batch of %d texts failed: %r; it is halved", len(batch), error)
         middle = len(batch) // 2
