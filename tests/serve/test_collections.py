@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,19 @@ def test_an_upload_that_breaks_off_keeps_what_was_stored_and_can_be_repeated(cli
     assert report["added"] + report["unchanged"] == 3
     assert client.get("/collections/broken").json()["documents"] == 3
     client.delete("/collections/broken")
+
+
+def test_many_searches_and_uploads_at_once_do_not_wait_for_each_other(client: httpx.Client, papers: str) -> None:
+    """They have threads of their own: all of one pool, waiting for their query to be tokenized, would be a deadlock."""
+    client.put("/collections/busy")
+    with ThreadPoolExecutor(40) as pool:
+        body = {"query": "a quick fox", "k": 1}
+        searches = [pool.submit(client.post, f"/collections/{papers}/search", json=body) for _ in range(80)]
+        uploads = [pool.submit(add, client, "busy", lines([{"id": str(i), "text": "a fox"}])) for i in range(20)]
+        assert {one.result().status_code for one in searches} == {200}
+        assert all("report" in one.result() for one in uploads)
+    assert client.get("/collections/busy").json()["documents"] == 20
+    client.delete("/collections/busy")
 
 
 def test_names_are_folders_and_nothing_else(client: httpx.Client, root: Path) -> None:

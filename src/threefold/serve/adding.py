@@ -21,12 +21,15 @@ from starlette.types import Receive, Scope, Send
 from threefold.collection import Collection
 from threefold.ingest import AddReport
 from threefold.serve.errors import problem_of
+from threefold.serve.threads import Threads
 from threefold.types import Document
 
 #: Lines that wait between the body and the thread.
 WAITING_LINES = 64
 #: Seconds between two lines of progress, at least.
 PROGRESS_S = 0.5
+#: Seconds between two looks at whether the client is still there.
+LOOK_S = 0.2
 #: Reasons for what was not taken that the report names one by one.
 NAMED = 1_000
 
@@ -61,8 +64,14 @@ class Adding:
     """One request that adds documents. Use once."""
 
     def __init__(
-        self, collection: Collection, request: Request, longest_line: int, charge: Callable[[int], None]
+        self,
+        collection: Collection,
+        request: Request,
+        longest_line: int,
+        charge: Callable[[int], None],
+        threads: Threads,
     ) -> None:
+        self._threads = threads
         self._collection = collection
         self._request = request
         self._longest = longest_line
@@ -78,7 +87,7 @@ class Adding:
         """Lines of progress, then the report or the error."""
         self._loop = asyncio.get_running_loop()
         reader = asyncio.ensure_future(self._read_body())
-        worker = asyncio.ensure_future(asyncio.to_thread(self._work))
+        worker = asyncio.ensure_future(self._threads.run(self._work))
         try:
             while True:
                 event = await self._events.get()
@@ -88,8 +97,6 @@ class Adding:
         finally:  # also when the client is gone
             self._stopped = True
             reader.cancel()
-            with contextlib.suppress(queue.Full):
-                self._lines.put_nowait(_StoppedError())
             await asyncio.gather(reader, worker, return_exceptions=True)
 
     # ---- the body, on the loop -----------------------------------------------------------------------------
@@ -136,7 +143,7 @@ class Adding:
 
     def _documents(self) -> Iterator[Document]:
         number = 0
-        while (line := self._lines.get()) is not _END:
+        while (line := self._next_line()) is not _END:
             if isinstance(line, Exception):
                 raise line
             number += 1
@@ -148,6 +155,12 @@ class Adding:
                 self._bad += 1
                 if len(self._skipped) < NAMED:
                     self._skipped.append({"line": number, "reason": str(error)})
+
+    def _next_line(self) -> bytes | Exception | None:
+        while not self._stopped:
+            with contextlib.suppress(queue.Empty):
+                return self._lines.get(timeout=LOOK_S)
+        raise _StoppedError
 
     def _progress(self) -> Any:
         said = time.monotonic()

@@ -5,7 +5,6 @@ Errors have the body of OpenAI's. Documents stream in, one JSON object per line;
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -74,7 +73,8 @@ def library_of(call: Call) -> tuple[Library, str]:
 
 async def _inside(call: Call, work: Callable[[Library, str, str], T]) -> T:
     library, namespace = library_of(call)
-    return await asyncio.to_thread(work, library, namespace, call.request.path_params.get("name", ""))
+    name = call.request.path_params.get("name", "")
+    return await call.server.searching.run(lambda: work(library, namespace, name))
 
 
 async def _with(call: Call, work: Callable[[Collection], T]) -> T:
@@ -119,7 +119,8 @@ async def add(call: Call) -> Response:
     """`POST /collections/{name}/documents`: NDJSON in, NDJSON out; the last line is the report."""
     collection = await _with(call, lambda collection: collection)
     charge = partial(call.server.charge, call, call.server.embedder.card.name)
-    adding = Adding(collection, call.request, call.server.config.max_body_bytes, charge)
+    most = call.server.config.max_body_bytes
+    adding = Adding(collection, call.request, most, charge, call.server.adding)
     call.notes["collection"] = call.request.path_params["name"]
     return LineStream(adding.run())
 
@@ -154,7 +155,8 @@ async def search(call: Call) -> Response:
     body = await call.read(SearchBody)
     options = _options(body)
     hits = await _with(call, lambda collection: collection.search(body.query, **options))
-    tokens = int((await asyncio.to_thread(call.server.embedder.tokenizer.count, [body.query]))[0])
+    embedder = call.server.embedder
+    tokens = int((await embedder.threads.run(lambda: embedder.tokenizer.count([body.query])))[0])
     call.notes.update(model=call.server.embedder.card.name, tokens=tokens)
     call.notes.update(collection=call.request.path_params["name"], hits=len(hits))
     return wire.json_response({"hits": [hit_dict(hit) for hit in hits]})

@@ -5,9 +5,9 @@ Both stand behind one protocol and behind their own queue. Knows nothing of HTTP
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -18,9 +18,10 @@ from threefold.score.dense import dense_scores
 from threefold.score.fuse import TRAINING, Weights, weighted_sum
 from threefold.score.multi import maxsim
 from threefold.score.sparse import sparse_scores
-from threefold.serve.models import SAMPLE_TEXTS, SAMPLE_TOKENS, Embedder, packed
+from threefold.serve.models import SAMPLE_TEXTS, SAMPLE_TOKENS, TOKENIZING, Embedder, packed
 from threefold.serve.queue import BatchReport, Engine, Limits
 from threefold.serve.schedule import Lane
+from threefold.serve.threads import Threads
 from threefold.text.tokenizer import Tokenizer, Tokens
 from threefold.types import Floats, Ints, Ragged, Representation, Row, Sparse, offsets_of
 
@@ -118,7 +119,8 @@ class HeadsJudge:
         by_query = dict(zip(queries, answer.rows[: len(queries)], strict=True))
         by_text = dict(zip(texts, answer.rows[len(queries) :], strict=True))
         cut = dict(zip(texts, said.truncated, strict=True))
-        raw = await asyncio.to_thread(_score_pairs, pairs, by_query, by_text, weights, self._embedder.card.vocab)
+        work = partial(_score_pairs, pairs, by_query, by_text, weights, self._embedder.card.vocab)
+        raw = await self._embedder.threads.run(work)
         return Judgement(
             raw,
             [min(max(score, 0.0), 1.0) for score in raw],
@@ -218,6 +220,7 @@ class CrossJudge:
         observer: Callable[[BatchReport], None] | None = None,
     ) -> None:
         self._load = load
+        self._threads = Threads("pairs", TOKENIZING)
         self.engine: Engine[float] = Engine(self._make, limits, observer=observer)
 
     def _make(self) -> PairRunner:
@@ -237,7 +240,7 @@ class CrossJudge:
         """One score per pair; see `Judge`."""
         self.engine.admit(0, "interactive", float("inf"))
         began = time.perf_counter()
-        tokens = await asyncio.to_thread(self._tokenize, pairs, max_text_tokens)
+        tokens = await self._threads.run(partial(self._tokenize, pairs, max_text_tokens))
         seconds = time.perf_counter() - began
         truncated = [bool(cut) for cut in tokens.truncated]
         if not truncate and any(truncated):

@@ -5,10 +5,10 @@ Knows nothing of HTTP. Collections reach the same queue through `QueuedEncoder`.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from threefold.errors import InputError
 from threefold.serve.queue import BatchReport, Engine, Limits
 from threefold.serve.schedule import Lane
+from threefold.serve.threads import Threads
 from threefold.text.protocol import ModelCard
 from threefold.text.tokenizer import Tokenizer, Tokens, Truncate
 from threefold.types import Ints, Output, Row, offsets_of
@@ -24,6 +25,8 @@ from threefold.types import Ints, Output, Row, offsets_of
 CHUNK_CHARACTERS = 10_000
 #: Characters per token beyond which a text is not even tokenized (as in TEI): it is longer than the model reads.
 CLIP_CHARACTERS = 250
+#: Threads that tokenize and score.
+TOKENIZING = 4
 #: Texts and tokens of the batch that warms up and measures.
 SAMPLE_TEXTS, SAMPLE_TOKENS = 8, 64
 
@@ -124,6 +127,7 @@ class Embedder:
     ) -> None:
         self._load = load
         self._wanted_max = max_tokens
+        self.threads = Threads("tokenizer", TOKENIZING)  # for work that waits for nothing
         self.engine: Engine[Row] = Engine(self._make, limits, observer=observer)
 
     def _make(self) -> EncoderRunner:
@@ -149,7 +153,8 @@ class Embedder:
         rows: list[Ints] = []
         truncated: list[bool] = []
         for part in _parts(texts):
-            tokens, cut = await asyncio.to_thread(self._tokenize, part, limit, truncate, prompt)
+            work = partial(self._tokenize, part, limit, truncate, prompt)
+            tokens, cut = await self.threads.run(work)
             _refuse_cut(tokens, cut, truncate, limit, len(rows))
             rows += [tokens[i] for i in range(len(tokens))]
             truncated += cut

@@ -26,6 +26,7 @@ from threefold.serve.queue import Engine
 from threefold.serve.rates import Rates
 from threefold.serve.schedule import Lane
 from threefold.serve.settings import ServeConfig
+from threefold.serve.threads import Threads
 from threefold.text.tokenizer import Truncate
 from threefold.types import Floats, Output
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 Load = Callable[[], RowEncoder]
 LoadCross = Callable[[], PairEncoder]
 
+#: Threads that search collections, and that add to them; more requests wait.
+SEARCHING, ADDING = 16, 8
 #: A request may say how long it can wait.
 TIMEOUT_HEADER = "x-timeout-ms"
 
@@ -55,6 +58,7 @@ class Server:
         self.scorer: Judge = self.cross or HeadsJudge(self.embedder)
         self.keys = Keys(Path(config.keys_file)) if config.keys_file else None
         self.rates = Rates()
+        self.searching, self.adding = Threads("search", SEARCHING), Threads("add", ADDING)
         self.library: Library | None = None
         self.created = int(time.time())
         self._running = False
@@ -83,11 +87,13 @@ class Server:
 
     async def stop(self) -> None:
         """Finish what is running, then stop."""
-        if self.library is not None:
-            await asyncio.to_thread(self.library.close)
         await self.embedder.engine.drain(self.config.drain_s)
         if self.cross is not None:
             await self.cross.engine.drain(self.config.drain_s)
+        for threads in (self.searching, self.adding):
+            threads.close()
+        if self.library is not None:
+            await asyncio.to_thread(self.library.close)
 
     def problem(self) -> str | None:
         """Why the server is not ready; None when it is."""
