@@ -1,7 +1,7 @@
 """Development sets in BEIR layout from the training questions, for tuning fusion weights. Never from `bench/`.
 
     python runs/mini/devset.py --data ../shared/data --out build/mini/dev
-    threefold tune build/mini/dev ...
+    threefold tune build/mini/dev/*/* --split dev -o build/mini/weights.json
 
 One set per source and language pair: its passages are the corpus, a sample of its questions the queries. Most of the
 questions were not trained on (a run by the clock ends before its plan does), the passages may have been.
@@ -21,7 +21,7 @@ QUERIES, PASSAGES, FEWEST = 100, 600, 60
 
 
 def write(folder: Path, pairs: list[Pair], rng: random.Random) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "qrels").mkdir(parents=True, exist_ok=True)
     passages = sorted({pair.positive for pair in pairs})
     rng.shuffle(passages)
     kept = {text: f"d{i}" for i, text in enumerate(passages[:PASSAGES])}
@@ -34,7 +34,7 @@ def write(folder: Path, pairs: list[Pair], rng: random.Random) -> None:
     with (folder / "queries.jsonl").open("w", encoding="utf-8") as file:
         for i, pair in enumerate(asked):
             file.write(json.dumps({"_id": f"q{i}", "text": pair.query}, ensure_ascii=False) + "\n")
-    with (folder / "qrels.tsv").open("w", encoding="utf-8") as file:
+    with (folder / "qrels" / "dev.tsv").open("w", encoding="utf-8") as file:
         file.write("query-id\tcorpus-id\tscore\n")
         for i, pair in enumerate(asked):
             file.write(f"q{i}\t{kept[pair.positive]}\t1\n")

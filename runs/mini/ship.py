@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from corpus import read_mono
 
 from threefold.encoder.checkpoint import load, save
 from threefold.encoder.encoder import Encoder
+from threefold.retrieve.tune import Tuned
 
 LIMIT_BYTES = 40_000_000
 
@@ -25,6 +27,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--data", type=Path, help="data folder, for the comparison of float32 and one-byte vectors")
     options.add_argument("--out", type=Path, default=Path("build/mini"))
+    options.add_argument("--weights", type=Path, help="file of `threefold tune`: the model's hybrid weights")
     options.add_argument("--stage", default="trained", help="folder below --out with the checkpoint to ship")
     options.add_argument("--to", type=Path, default=Path("src/threefold/models/mini"))
     args = options.parse_args()
@@ -32,6 +35,9 @@ def main() -> None:
     state = torch.load(args.out / args.stage / "training.pt", weights_only=True)
     model.load_state_dict(state["model"])
     print(f"step {state['step']:,} after {state['elapsed_s'] / 60:.0f} minutes")
+    if args.weights:
+        tuned = Tuned.load(args.weights).weights
+        model.config = replace(model.config, fusion=(tuned.dense, tuned.sparse, tuned.multi))
     save(model, args.out / "float")
     save(model, args.to, int8=True)
     for folder in (args.out / "float", args.to):

@@ -59,9 +59,9 @@ def parts(rows: Rows) -> dict[str, tuple[Rows, str]]:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("report", type=Path)
+    options.add_argument("reports", type=Path, nargs="+")
     args = options.parse_args()
-    report = json.loads(args.report.read_text())
+    report = {"rows": [row for path in args.reports for row in json.loads(path.read_text())["rows"]]}
     modes = [mode for mode in MODES if any(row["mode"] == mode for row in report["rows"])]
     print("| sets | measure | " + " | ".join(modes) + " |")
     print("|---|---|" + "---|" * len(modes))
