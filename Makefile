@@ -23,7 +23,7 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	$(PIP) -e ".[dev,docs,cluster,server,evaluate,train,peers]"
+	$(PIP) -e ".[dev,docs,cluster,server,client,evaluate,train,peers]"
 	@touch $@
 
 demo: $(VENV)/.demo

@@ -22,9 +22,9 @@ from threefold import Collection, Encoder, Hit
 HERE = Path(__file__).parent
 SEARCHES = (
     ("same language", "Why does the sea rise and fall twice a day?"),
-    ("across languages", "How do people repair broken pottery with gold?"),
-    ("across languages", "Wie entsteht ein Erdbeben?"),
-    ("exact term", "error E-4107"),
+    ("across languages", "Why does a volcano erupt?"),
+    ("across languages", "How is coffee prepared in Turkey?"),
+    ("exact term", "TX-9000-B"),
 )
 K = 3
 
