@@ -15,6 +15,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # torch first and by version: a plain `torch` would bring several gigabytes of CUDA to machines without a GPU.
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade "pip>=25"
 	$(PIP) torch==2.13.0
 	@touch $@
 
@@ -23,7 +24,8 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	$(PIP) -e ".[dev,docs,cluster,server,client,evaluate,train,peers]"
+	$(PIP) -e ".[dev,docs,cluster,server,client,evaluate,train]"
+	$(PIP) -e ".[peers]"
 	@touch $@
 
 demo: $(VENV)/.demo
