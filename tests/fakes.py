@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 from collections.abc import Sequence
 
 import numpy as np
@@ -56,6 +57,11 @@ def wordpiece_tokenizer(corpus: Sequence[str] = CORPUS, vocab: int = 400) -> Tok
         corpus, trainers.WordPieceTrainer(vocab_size=vocab, special_tokens=specials, show_progress=False)
     )
     return Tokenizer(backend, name="wordpiece of the tests")
+
+
+def hear_interrupts() -> None:
+    """For `preexec_fn`: a job in the background of a script ignores Ctrl-C, and so would every process it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class FakeEncoder:

@@ -1,6 +1,6 @@
 """The figures of a report that people ask for first, as Markdown; and the bars that the model has to clear.
 
-    python runs/mini/summary.py results/bench-mini.json
+    python runs/mini/summary.py results/mini/*.json
 
 Reads a report of `threefold evaluate ... --save`; computes nothing but averages of its rows.
 """

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from tests.fakes import hear_interrupts
 
 from threefold.cli.main import main
 from threefold.encoder.checkpoint import Model, ModelConfig, save
@@ -179,7 +180,7 @@ def test_interrupting_an_index_run_keeps_what_was_finished(use: Path, tmp_path: 
     for i in range(4000):
         (folder / f"{i:04}.txt").write_text(f"The quick brown fox number {i} jumps over the lazy dog.")
     command = [sys.executable, "-m", "threefold", "index", str(folder), "--into", "many"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts)
     shard = use / "collections" / "many" / "shard"
     deadline = time.monotonic() + 60
     while not shard.exists() and time.monotonic() < deadline and process.poll() is None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from tests.cli.test_cli import run, run_json
 from tests.encoder.checkpoints import bge_m3
+from tests.fakes import hear_interrupts
 
 from threefold.shards import read_parquet
 
@@ -86,6 +87,7 @@ def test_ctrl_c_is_one_clear_line_and_leaves_nobody_behind(use: Path, tmp_path: 
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=hear_interrupts,
     )
     deadline = time.monotonic() + 60
     while not (tmp_path / "x.parquet.part").exists() and time.monotonic() < deadline:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from tests.encoder import jobs
+from tests.fakes import hear_interrupts
 
 from threefold.encoder.workers import Workers
 from threefold.errors import InputError, NumericalError, WorkerError
@@ -202,6 +203,7 @@ def script(tmp_path: Path, then: str) -> Iterator[tuple[subprocess.Popen[str], l
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=hear_interrupts,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert process.stdout is not None
