@@ -1,4 +1,4 @@
-"""Deterministic stand-ins for tests of any layer: tokenizers trained on the spot, an encoder without a network.
+"""Deterministic stand-ins for tests of any layer: small trained tokenizers, an encoder without a network.
 
 Reached through the fixtures `tokenizer` and `encoder` of `tests/conftest.py`.
 """
@@ -9,6 +9,7 @@ import hashlib
 import json
 import signal
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer as Backend
@@ -19,7 +20,10 @@ from threefold.text.protocol import ModelCard
 from threefold.text.tokenizer import NEVER, Tokenizer, Truncate, finish_backend
 from threefold.types import REPRESENTATIONS, Encoded, Floats, Ragged, Representation, Sparse
 
-#: What the tokenizers are trained on; several scripts, so that tests can use them.
+#: `fixtures/unigram` and `fixtures/wordpiece`: tokenizers trained on `CORPUS`. Kept as files, because training a
+#: Unigram model twice may give two, and a test must not depend on which.
+FIXTURES = Path(__file__).parent / "fixtures"
+#: Several scripts, so that tests can use them.
 CORPUS = [
     "The quick brown fox jumps over the lazy dog. Pack my box with five dozen liquor jugs!",
     "How is the sparse head trained? Dense, sparse and multi-vector scores from one forward pass.",
@@ -32,8 +36,18 @@ CORPUS = [
 SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 
 
-def unigram_tokenizer(corpus: Sequence[str] = CORPUS, vocab: int = 400) -> Tokenizer:
+def unigram_tokenizer() -> Tokenizer:
     """An XLM-R style tokenizer: Unigram, word starts marked."""
+    return Tokenizer.load(FIXTURES / "unigram")
+
+
+def wordpiece_tokenizer() -> Tokenizer:
+    """A BERT style tokenizer: WordPiece, lower case, [CLS] and [SEP]."""
+    return Tokenizer.load(FIXTURES / "wordpiece")
+
+
+def train_unigram(corpus: Sequence[str] = CORPUS, vocab: int = 400) -> Tokenizer:
+    """How `fixtures/unigram` was made."""
     backend = Backend(models.Unigram())
     backend.normalizer = normalizers.NFKC()
     backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
@@ -47,8 +61,8 @@ def unigram_tokenizer(corpus: Sequence[str] = CORPUS, vocab: int = 400) -> Token
     return Tokenizer(Backend.from_str(json.dumps(settings)), name="unigram of the tests")
 
 
-def wordpiece_tokenizer(corpus: Sequence[str] = CORPUS, vocab: int = 400) -> Tokenizer:
-    """A BERT style tokenizer: WordPiece, lower case, [CLS] and [SEP]."""
+def train_wordpiece(corpus: Sequence[str] = CORPUS, vocab: int = 400) -> Tokenizer:
+    """How `fixtures/wordpiece` was made."""
     backend = Backend(models.WordPiece(unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from tests.fakes import unigram_tokenizer, wordpiece_tokenizer
 from torch import Tensor
 
-_unigram, _wordpiece = cache(unigram_tokenizer), cache(wordpiece_tokenizer)  # training one twice may give two
+_unigram, _wordpiece = cache(unigram_tokenizer), cache(wordpiece_tokenizer)
 
 HIDDEN, LAYERS, HEADS, FFN, POSITIONS = 32, 2, 4, 64, 8194
 

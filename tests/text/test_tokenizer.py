@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.fakes import CORPUS, unigram_tokenizer
+from tests.fakes import CORPUS, train_unigram
 
 from threefold.errors import CheckpointError, InputError
 from threefold.text.spm import read_unigram
@@ -200,7 +200,7 @@ def test_saved_and_loaded_it_is_the_same(each: Tokenizer, tmp_path: Path) -> Non
 
 
 def test_another_vocabulary_has_another_fingerprint(tokenizer: Tokenizer) -> None:
-    assert unigram_tokenizer(CORPUS[:3]).fingerprint() != tokenizer.fingerprint()
+    assert train_unigram(CORPUS[:3]).fingerprint() != tokenizer.fingerprint()
 
 
 def test_damaged_and_missing_files_are_named(tmp_path: Path) -> None:
