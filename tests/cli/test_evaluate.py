@@ -159,6 +159,13 @@ def test_models_side_by_side_on_own_data(
     assert run(capsys, "choose", tmp_path / "absent")[0] == 5
 
 
+def test_documents_by_mcls(beir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "evaluate", beir, "--modes", "dense", "--mcls", "4")
+    assert code == 0
+    assert "pets" in out
+    assert "(MCLS 4)" in err
+
+
 def test_named_weights(beir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for text, said in (("mldr", "dense 0.15, sparse 0.5, multi 0.35"), ("model", "dense 1, sparse 0.3, multi 1")):
         (row,) = run_json(capsys, "evaluate", beir, "--modes", "hybrid", "--weights", text)["rows"]
@@ -175,6 +182,7 @@ def test_named_weights(beir: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["evaluate", "PETS", "--stream", "--modes", "dense"], 2, "give a cache folder"),
         (["evaluate", "PETS", "--weights", "@absent"], 2, "cannot read tuned weights"),
         (["evaluate", "PETS", "--vectors", "a", "--endpoint", "b"], 2, "exclude each other"),
+        (["evaluate", "PETS", "--vectors", "a", "--mcls", "256"], 2, "--vectors and --mcls exclude each other"),
         (["evaluate", "PETS", "--html", "absent/x.html"], 2, "absent does not exist"),
         (["tune", "PETS", "-o", "w.json"], 2, "is the split that figures are reported on"),
         (["tune", "PETS", "-o", "absent/w.json"], 2, "absent does not exist"),

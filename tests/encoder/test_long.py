@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tests.encoder.test_encoder import ALONE, TEXTS, matryoshka, same, same_weig
 from tests.fakes import CORPUS
 
 from threefold.encoder.encoder import Encoder
-from threefold.encoder.long import _marked, _room, encode_mcls, encode_windows
+from threefold.encoder.long import MclsEncoder, _marked, _room, encode_mcls, encode_windows
 from threefold.encoder.pool import EncoderPool
 from threefold.errors import InputError
 from threefold.types import Encoded
@@ -270,3 +271,21 @@ def test_both_work_on_many_devices(m3_folder: Path, m3: Encoder) -> None:
         same(encode_windows(pool, MIXED, window=30, overlap=3), encode_windows(m3, MIXED, window=30, overlap=3), ALONE)
         got: Encoded = encode_mcls(pool, MIXED, every=9)
         same(got, encode_mcls(m3, MIXED, every=9), ALONE)
+
+
+def test_an_encoder_that_reads_documents_by_mcls(m3: Encoder) -> None:
+    encoder = MclsEncoder(m3, every=5)
+    found, usual = encoder.encode_documents(TEXTS), m3.encode_documents(TEXTS)
+    same(replace(found, sparse=None, multi=None), encode_mcls(m3, TEXTS, every=5), 0.0)
+    assert found.sparse is not None
+    assert usual.sparse is not None
+    assert (found.sparse.to_scipy() - usual.sparse.to_scipy()).nnz == 0
+    same(encoder.encode_queries(TEXTS), m3.encode_queries(TEXTS), 0.0)
+    assert encoder.encode_documents(TEXTS, outputs=["sparse"]).dense is None
+    assert encoder.card.hash != m3.card.hash
+
+
+def test_mcls_needs_a_model_that_pools_by_cls(tmp_path: Path) -> None:
+    mean = Encoder(sentence_transformer(tmp_path / "bert", pooling="mean_tokens"), device="cpu")
+    with pytest.raises(InputError, match="pools by 'mean'"):
+        MclsEncoder(mean)

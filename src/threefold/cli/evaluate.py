@@ -77,6 +77,7 @@ def evaluate(
     endpoint: judged.Endpoint = "",
     api_key: judged.ApiKey = "",
     sentence_transformer: judged.SentenceTransformer = False,
+    mcls: judged.Mcls = 0,
     as_json: options.Json = False,
 ) -> None:
     """Measure retrieval in every mode, exactly (brute force), in one process."""
@@ -94,6 +95,7 @@ def evaluate(
         endpoint=endpoint,
         api_key=api_key,
         sentence_transformer=sentence_transformer,
+        mcls=mcls,
     )
     second = _second_stage(rerank, rerank_depth, reranker, device, precision) if rerank else None
     settings = _Settings(encoder, modes, measures, weights, multi_depth, max_tokens)

@@ -29,6 +29,10 @@ ApiKey = Annotated[str, typer.Option(help="Key of the endpoint.", envvar=["THREE
 SentenceTransformer = Annotated[
     bool, typer.Option("--sentence-transformer", help="Load --model by sentence-transformers (dense only).")
 ]
+Mcls = Annotated[
+    int,
+    typer.Option(help="Read documents with <s> before every so many tokens (the paper: 256); 0: as they are.", min=0),
+]
 Split = Annotated[str, typer.Option(help="Split of the judgements. Default: the one that papers report, or test.")]
 Data = Annotated[
     Path | None, typer.Option(help="Folder of copies of hub data sets, FOLDER/owner/name; nothing is downloaded then.")
@@ -56,11 +60,18 @@ def open_judged(
     endpoint: str = "",
     api_key: str = "",
     sentence_transformer: bool = False,
+    mcls: int = 0,
 ) -> TextEncoder:
     """The encoder that the options name: ours unless they say otherwise."""
-    chosen = [name for name, on in (("--vectors", vectors), ("--endpoint", endpoint)) if on]
-    if len(chosen) + sentence_transformer > 1:
-        raise InputError("--vectors, --endpoint and --sentence-transformer exclude each other")
+    ways = {
+        "--vectors": vectors,
+        "--endpoint": endpoint,
+        "--sentence-transformer": sentence_transformer,
+        "--mcls": mcls,
+    }
+    chosen = [name for name, on in ways.items() if on]
+    if len(chosen) > 1:
+        raise InputError(f"{' and '.join(chosen)} exclude each other")
     if vectors:
         from threefold.integrations.saved import SavedVectors
 
@@ -75,7 +86,12 @@ def open_judged(
         from threefold.integrations.sentence_transformers import SentenceTransformerEncoder
 
         return SentenceTransformerEncoder(model, device=None if device == "auto" else device, revision=revision)
-    return options.open_encoder(model, revision, device, precision)
+    encoder = options.open_encoder(model, revision, device, precision)
+    if mcls:
+        from threefold.encoder.long import MclsEncoder
+
+        return MclsEncoder(encoder, mcls)
+    return encoder
 
 
 def sources(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple, Protocol
 
@@ -25,6 +26,7 @@ from threefold.encoder.heads import gather_sparse
 from threefold.encoder.model import ModelConfig
 from threefold.errors import InputError
 from threefold.text.packing import plan_batches, restore_order
+from threefold.text.protocol import ModelCard, TextEncoder
 from threefold.text.tokenizer import Tokenizer, Tokens, Truncate
 from threefold.types import Encoded, Floats, Ints, Output, Ragged, Representation, Row, Sparse, offsets_of
 
@@ -32,16 +34,13 @@ from threefold.types import Encoded, Floats, Ints, Output, Ragged, Representatio
 MCLS_EVERY = 256
 
 
-class TokenEncoder(Protocol):
+class TokenEncoder(TextEncoder, Protocol):
     """An encoder that reads tokens: `Encoder` or `EncoderPool`."""
 
     budget: int
 
     @property
     def config(self) -> ModelConfig: ...
-
-    @property
-    def tokenizer(self) -> Tokenizer: ...
 
     def encode_ids(
         self,
@@ -218,6 +217,73 @@ def encode_mcls(
         tokens.lengths.astype(np.int32),
         plain.truncated,
     )
+
+
+class MclsEncoder:
+    """An encoder whose documents get their dense vectors by MCLS; queries, sparse and multi are as always.
+
+    For evaluation and collections, which know encoders by `text.protocol.TextEncoder`. Where sparse or multi are asked
+    for as well, a document is read twice: the inserted <s> would be in them.
+    """
+
+    def __init__(self, encoder: TokenEncoder, every: int = MCLS_EVERY) -> None:
+        encode_mcls(encoder, [], every=every)  # refuses a model or a step that cannot work, before any text is read
+        self.encoder, self.every = encoder, every
+
+    @property
+    def card(self) -> ModelCard:
+        """The model's, with another name and fingerprint: vectors of the two do not mix."""
+        card = self.encoder.card
+        return replace(card, name=f"{card.name} (MCLS {self.every})", hash=f"{card.hash}-mcls{self.every}")
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's."""
+        return self.encoder.tokenizer
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        outputs: Sequence[Representation] | None = None,
+        max_tokens: int | None = None,
+        truncate: Truncate = "end",
+    ) -> Encoded:
+        """As the model does it, without MCLS: what has no role is a query or a short text."""
+        return self.encoder.encode(texts, outputs=outputs, max_tokens=max_tokens, truncate=truncate)
+
+    def encode_queries(
+        self,
+        texts: Sequence[str],
+        *,
+        outputs: Sequence[Representation] | None = None,
+        max_tokens: int | None = None,
+        truncate: Truncate = "end",
+    ) -> Encoded:
+        """As the model does it."""
+        return self.encoder.encode_queries(texts, outputs=outputs, max_tokens=max_tokens, truncate=truncate)
+
+    def encode_documents(
+        self,
+        texts: Sequence[str],
+        *,
+        outputs: Sequence[Representation] | None = None,
+        max_tokens: int | None = None,
+        truncate: Truncate = "end",
+    ) -> Encoded:
+        """Dense by MCLS. `tokens` counts what the dense vector was made of, the inserted <s> included."""
+        wanted = self.card.representations if outputs is None else outputs
+        rest = [name for name in wanted if name != "dense"]
+        if len(rest) == len(wanted):
+            return self.encoder.encode_documents(texts, outputs=rest, max_tokens=max_tokens, truncate=truncate)
+        prompt = self.encoder.config.document_prompt
+        dense = encode_mcls(
+            self.encoder, texts, every=self.every, prompt=prompt, max_tokens=max_tokens, truncate=truncate
+        )
+        if not rest:
+            return dense
+        plain = self.encoder.encode_documents(texts, outputs=rest, max_tokens=max_tokens, truncate=truncate)
+        return replace(dense, sparse=plain.sparse, multi=plain.multi)
 
 
 def _room(limit: int, every: int) -> int:
