@@ -6,9 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
-from threefold.encoder.attention import Layout, _plain, attend, best_path
+from threefold.encoder.attention import Layout, attend, best_path
 
 LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=12)
 
@@ -35,17 +34,20 @@ def test_blocks_equal_one_text_at_a_time(training: bool, lengths: list[int], hea
     torch.testing.assert_close(got.double(), one_by_one(qkv, heads, lengths), atol=1e-5, rtol=1e-5)
 
 
-def test_plain_equals_the_fused_kernel_forward_and_backward() -> None:
-    q, k, v = (torch.randn(3, 2, 7, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
-    fused = scaled_dot_product_attention(q, k, v)
-    torch.testing.assert_close(_plain(q, k, v), fused)
-    gradients = [torch.autograd.grad(out.square().sum(), (q, k, v)) for out in (fused, _plain(q, k, v))]
-    torch.testing.assert_close(gradients[0], gradients[1])
+def test_gradients_are_those_of_the_formula() -> None:
+    qkv = torch.randn(9, 24, requires_grad=True)
+    got = attend(qkv, 2, Layout.of(np.array([4, 4, 1])))
+    formula = one_by_one(qkv, 2, [4, 4, 1])
+    gradients = [torch.autograd.grad(out.square().sum(), qkv)[0] for out in (got, formula)]
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-5, rtol=1e-5)
 
 
-def test_plain_may_run_in_16_bits() -> None:
-    q, k, v = (torch.randn(1, 2, 5, 4).bfloat16() for _ in range(3))
-    assert _plain(q, k, v).dtype == torch.bfloat16
+def test_training_in_16_bits_attends_in_32() -> None:
+    qkv = torch.randn(5, 24).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        got = attend(qkv.clone().requires_grad_(), 2, Layout.of(np.array([5])))
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got, one_by_one(qkv, 2, [5]).bfloat16())
 
 
 @given(lengths=st.lists(st.integers(0, 4), max_size=20))

@@ -90,15 +90,16 @@ def _blocks(split: Tensor, layout: Layout) -> Tensor:
     for run, part in layout.cut(split):
         block = part.view(run.texts, run.length, *split.shape[1:])  # (n, t, 3, heads, d_head)
         q, k, v = block.permute(2, 0, 3, 1, 4).unbind(0)  # each (n, heads, t, d_head)
-        kernel = _plain if split.requires_grad and split.device.type == "cpu" else scaled_dot_product_attention
+        kernel = _in_float32 if split.requires_grad and split.device.type == "cpu" else scaled_dot_product_attention
         outputs.append(kernel(q, k, v).transpose(1, 2).flatten(0, 1))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def _plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The formula as it stands: the backward pass of the fused CPU kernel is ten times slower (docs/log.md)."""
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (n, heads, t, t)
-    return torch.softmax(scores, dim=-1).to(v.dtype) @ v
+def _in_float32(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The kernel for training on a CPU. In bfloat16 its backward pass is five times slower, and oneDNN would compile a
+    matrix product for every new length (docs/log.md)."""
+    with torch.autocast(q.device.type, enabled=False):
+        return scaled_dot_product_attention(q.float(), k.float(), v.float()).to(v.dtype)
 
 
 def _varlen(split: Tensor, layout: Layout) -> Tensor:
