@@ -4,6 +4,7 @@ ThreefoldError
 ├── InputError            the caller can fix it: a bad argument, text, file or option (HTTP 400)
 │   ├── ConfigError       an unknown or wrong setting; names its path
 │   ├── ShapeError        arrays that do not belong together
+│   ├── DataError         a line of a training file is wrong; names file and line
 │   └── DocumentError     one document cannot be read; the rest of the job goes on
 ├── CheckpointError       a model on disk is not what its name promises
 │   └── MissingHeadError  a representation was asked for that the checkpoint cannot make
@@ -45,6 +46,10 @@ class ConfigError(InputError):
 
 class ShapeError(InputError):
     """Arrays that do not belong together."""
+
+
+class DataError(InputError):
+    """A line of a training file is wrong; the message names file and line."""
 
 
 class DocumentError(InputError):

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.train.small import tokens
 
-from threefold.errors import ConfigError
-from threefold.train.batches import PairTable, plan
+from threefold.errors import ConfigError, ShapeError
+from threefold.train.batches import PairTable, part, plan, score_bytes, without_batch
+from threefold.types import offsets_of
 
 
 def pairs(lengths: list[int], sources: list[int]) -> PairTable:
@@ -80,8 +81,135 @@ def test_texts_of_a_batch_are_of_similar_length() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"budget": 0}, "got 0 and 5"), ({"window": 0}, "got 9 and 0"), ({"shares": {0: -1.0}}, "must not be negative")],
+    [
+        ({"budget": 0}, "got 0 and 5"),
+        ({"window": 0}, "got 9 and 0"),
+        ({"shares": {0: -1.0}}, "must not be negative"),
+        ({"least": 1}, "got 1 and None"),
+        ({"memory": 0}, "got 2 and 0"),
+    ],
 )
 def test_plans_that_mean_nothing_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         plan(pairs([4, 5], [0, 0]), **({"shares": {}, "budget": 9, "window": 5, "seed": 0} | options))  # type: ignore[arg-type]
+
+
+# ---- hard negatives --------------------------------------------------------------------------------------
+
+
+def with_negatives(counts: list[int], length: int = 7) -> PairTable:
+    """Pairs of 2 + 3 tokens, each with so many hard negatives of `length` tokens."""
+    n = len(counts)
+    flags = np.zeros(n, np.int8)
+    return PairTable(
+        tokens([[0, 2]] * n), tokens([[0, 5, 2]] * n), flags, np.arange(n), flags, flags.astype(bool),
+        negative=tokens([[0] * length] * sum(counts)), negatives=offsets_of(counts),
+    )  # fmt: skip
+
+
+def test_a_pair_costs_its_hard_negatives_too() -> None:
+    table = with_negatives([0, 2, 1])
+    assert table.sizes.tolist() == [5, 5 + 14, 5 + 7]
+    assert table.negatives_of(np.array([2, 0, 1])).tolist() == [2, 0, 1]
+    assert table.negatives_in(np.array([2, 0, 1])).tolist() == [1, 0, 2]
+    assert table.negatives_of(np.array([0])).tolist() == []
+    batches = plan(with_negatives([2] * 30), shares={}, budget=4 * 19, window=30, seed=0)
+    assert sorted(len(batch) for batch in batches) == [2, *[4] * 7]
+
+
+def test_what_is_not_given_is_unknown() -> None:
+    table = pairs([4, 5], [0, 0])
+    assert table.negatives.tolist() == [0, 0, 0]
+    assert np.isnan(table.positive_score).all()
+    assert len(table.negative_score) == 0
+    assert not table.alone.any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"meaning": np.arange(3)}, "meaning has 3 entries, expected 2"),
+        ({"negative_score": np.zeros(1)}, "negative_score has 1 entries, expected 0"),
+        ({"negatives": np.array([0, 1, 2])}, "negatives must rise from 0 to 0"),
+    ],
+)
+def test_arrays_that_do_not_belong_together_are_refused(change: dict[str, object], message: str) -> None:
+    table = pairs([4, 5], [0, 0])
+    given = {name: getattr(table, name) for name in ("query", "positive", "source", "meaning", "teacher", "symmetric")}
+    with pytest.raises(ShapeError, match=message):
+        PairTable(**(given | change))
+
+
+# ---- memory ----------------------------------------------------------------------------------------------
+
+
+def test_the_memory_of_scores_by_hand() -> None:
+    # 3 pairs, 12 passages, 20 query tokens: 20 * 3 * 12 + 2 * 20 * 12 + (3 + 12) * 20 = 720 + 480 + 300 numbers
+    assert int(score_bytes(np.array(3), np.array(12), np.array(20))) == 4 * 1500
+
+
+@settings(deadline=None)
+@given(
+    counts=st.lists(st.integers(0, 3), min_size=2, max_size=50),
+    memory=st.integers(1, 20_000),
+    budget=st.integers(1, 300),
+    least=st.integers(2, 5),
+)
+def test_both_budgets_hold_and_no_batch_is_too_small(counts: list[int], memory: int, budget: int, least: int) -> None:
+    table = with_negatives(counts)
+    batches = plan(table, shares={}, budget=budget, window=50, seed=3, memory=memory, least=least)
+    found = sorted(int(i) for batch in batches for i in batch)
+    assert found == (list(range(len(counts))) if len(counts) >= least else [])
+    for batch in batches:
+        assert len(batch) >= least
+        if len(batch) >= 2 * least:  # smaller ones may be what is left, or the least
+            passages = len(batch) + len(table.negatives_of(batch))
+            assert int(table.sizes[batch].sum()) <= budget
+            assert int(score_bytes(np.array(len(batch)), np.array(passages), np.array(2 * len(batch)))) <= memory
+
+
+def test_less_memory_makes_smaller_batches() -> None:
+    table = with_negatives([1] * 200)
+    sizes = [
+        max(map(len, plan(table, shares={}, budget=10_000, window=200, seed=0, memory=memory)))
+        for memory in (None, 200_000, 20_000)
+    ]
+    assert sizes[0] == 200
+    assert 200 > sizes[1] > 2 * sizes[2]
+    used = [int(score_bytes(np.array(n), np.array(2 * n), np.array(2 * n))) for n in (sizes[1], sizes[1] + 1)]
+    assert used[0] <= 200_000 < used[1]  # as large as fits
+
+
+def test_sources_that_are_too_small_are_named() -> None:
+    table = pairs([10] * 9, [0] * 5 + [1, 2, 2, 3])
+    assert without_batch(table, plan(table, shares={}, budget=50, window=9, seed=0)) == {1: 1, 3: 1}
+    assert without_batch(table, plan(table, shares={0: 0.0}, budget=50, window=9, seed=0, least=3)) == {
+        0: 5, 1: 1, 2: 2, 3: 1,
+    }  # fmt: skip
+    assert without_batch(table, []) == {0: 5, 1: 1, 2: 2, 3: 1}
+
+
+# ---- many devices ----------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(n=st.integers(8, 90), world=st.integers(1, 8), seed=st.integers(0, 3))
+def test_the_shares_of_all_ranks_are_the_plan(n: int, world: int, seed: int) -> None:
+    lengths = np.random.default_rng(seed).integers(4, 30, size=n)
+    batches = plan(pairs(lengths.tolist(), [0] * n), shares={}, budget=100, window=n, seed=seed, least=8)
+    parts = [part(batches, rank, world) for rank in range(world)]
+    for number, batch in enumerate(batches):
+        shares = [parts[rank][number] for rank in range(world)]
+        assert sorted(np.concatenate(shares).tolist()) == sorted(batch.tolist())
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+        assert min(map(len, shares)) >= 1
+
+
+def test_more_devices_than_pairs_are_refused() -> None:
+    batches = [np.arange(5), np.arange(3)]
+    assert [rows.tolist() for rows in part(batches, 1, 3)] == [[1, 4], [1]]
+    with pytest.raises(ConfigError, match="a batch has 3 pairs for 4 devices; plan with least=4"):
+        part(batches, 0, 4)
+    with pytest.raises(ConfigError, match="rank 2 of 2"):
+        part(batches, 2, 2)
+    assert part([], 0, 2) == []
