@@ -44,11 +44,14 @@ class Opened(NamedTuple):
 
 
 def open_foreign(folder: Path, pooling: str | None) -> Opened:
-    """BGE-M3's layout if a head file is there, else sentence-transformers', else a bare backbone with `pooling`."""
+    """BGE-M3's layout if a head file is there, else sentence-transformers', else a bare backbone with `pooling`.
+
+    A folder of BGE-M3's layout may say its pooling in sentence-transformers' files; where it does not, it is `cls`.
+    """
     network = network_config(read_table(folder / "config.json"), folder / "config.json")
     backbone = read_backbone(folder)
     states = {r: read_pickle(folder / file) for r, file in HEAD_FILES.items() if (folder / file).is_file()}
-    if states or pooling is not None:
+    if pooling is not None or (states and not (folder / "modules.json").is_file()):
         how = HeadsConfig.from_dict({"pooling": pooling or "cls"}, "model")
         config = ModelConfig(network, how, network.max_tokens)
     else:
