@@ -3,7 +3,9 @@
     python runs/mini/devset.py --data ../shared/data --out build/mini/dev
     threefold tune build/mini/dev/*/* --split dev -o build/mini/weights.json
 
-One set per source and language pair: its passages are the corpus, a sample of its questions the queries. Most of the
+One set per source and language pair: its passages are the corpus, a sample of its questions the queries. And one set,
+`mixed/all`, with a part of each in one corpus: a collection of many languages, where weights that favour the language
+of the question lose the answers in another. Most of the
 questions were not trained on (a run by the clock ends before its plan does), the passages may have been.
 """
 
@@ -18,16 +20,24 @@ from pathlib import Path
 from corpus import Pair, read_pairs
 
 QUERIES, PASSAGES, FEWEST = 100, 600, 60
+#: Questions and passages of each set in the mixed one.
+MIXED_QUERIES, MIXED_PASSAGES = 12, 100
 
 
-def write(folder: Path, pairs: list[Pair], rng: random.Random) -> None:
-    (folder / "qrels").mkdir(parents=True, exist_ok=True)
-    passages = sorted({pair.positive for pair in pairs})
-    rng.shuffle(passages)
-    kept = {text: f"d{i}" for i, text in enumerate(passages[:PASSAGES])}
+def sample(pairs: list[Pair], queries: int, passages: int, rng: random.Random) -> tuple[list[str], list[Pair]]:
+    """Passages, and pairs whose positive is among them."""
+    texts = sorted({pair.positive for pair in pairs})
+    rng.shuffle(texts)
+    kept = set(texts[:passages])
     asked = [pair for pair in pairs if pair.positive in kept]
     rng.shuffle(asked)
-    asked = asked[:QUERIES]
+    return texts[:passages], asked[:queries]
+
+
+def write(folder: Path, passages: list[str], asked: list[Pair]) -> None:
+    """One set in BEIR layout. Equal passages of several sets are one document."""
+    (folder / "qrels").mkdir(parents=True, exist_ok=True)
+    kept = {text: f"d{i}" for i, text in enumerate(dict.fromkeys(passages))}
     with (folder / "corpus.jsonl").open("w", encoding="utf-8") as file:
         for text, id in kept.items():
             file.write(json.dumps({"_id": id, "title": "", "text": text}, ensure_ascii=False) + "\n")
@@ -50,10 +60,16 @@ def main() -> None:
         if pair.kind == "qa":
             sets[f"{pair.source}/{pair.query_lang}-{pair.positive_lang}"].append(pair)
     rng = random.Random(7)
+    all_passages: list[str] = []
+    all_asked: list[Pair] = []
     for name, pairs in sorted(sets.items()):
         if len(pairs) >= FEWEST:
-            write(args.out / name, pairs, rng)
+            write(args.out / name, *sample(pairs, QUERIES, PASSAGES, rng))
+            passages, asked = sample(pairs, MIXED_QUERIES, MIXED_PASSAGES, rng)
+            all_passages += passages
+            all_asked += asked
             print(name, len(pairs))
+    write(args.out / "mixed" / "all", all_passages, all_asked)
 
 
 if __name__ == "__main__":
