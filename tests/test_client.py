@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,36 @@ def test_collections_are_those_of_the_library(url: str, served: ServedEncoder, t
             there.info()
         with pytest.raises(InputError, match="there is no collection 'papers'"):
             there.add(DOCUMENTS)
+
+
+def test_async_collections_are_the_same(url: str) -> None:
+    async def stream() -> AsyncIterator[Document]:
+        for document in DOCUMENTS:
+            yield document
+
+    async def life() -> None:
+        async with AsyncClient(url) as client:
+            there = client.collection("letters")
+            assert "letters" not in await client.collections()
+            await there.create(chunking={"max_tokens": 32})
+            assert "letters" in await client.collections()
+            said: list[Any] = []
+            assert (await there.add(stream(), progress=said.append))["added"] == len(DOCUMENTS)
+            assert (await there.add(DOCUMENTS))["unchanged"] == len(DOCUMENTS)
+            hits = await there.search("a quick fox", k=3)
+            assert hits == await client.search("letters", "a quick fox", k=3)
+            assert await there.delete(["3"]) == 1
+            assert (await there.info())["documents"] == len(DOCUMENTS) - 1
+            await there.drop()
+            with pytest.raises(InputError, match="there is no collection 'letters'"):
+                await there.add(stream())
+
+    asyncio.run(life())
+
+
+def test_usage_of_a_server_that_keeps_none_is_an_error(url: str) -> None:
+    with Client(url) as client, pytest.raises(InputError, match="keeps no usage"):
+        client.usage("2026-01-01")
 
 
 def test_errors_are_those_of_the_library(url: str) -> None:

@@ -10,14 +10,13 @@ connection that cannot be made or breaks is tried again.
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
 from threefold import remote
 from threefold.errors import MissingExtraError, ServeError, UnavailableError
-from threefold.remote import Ask, InputType, Priority, Ranked, Served, Truncate
+from threefold.remote import Ask, InputType, Priority, Progress, Ranked, Served, Truncate
 from threefold.types import Document, Encoded, Hit, Representation
 
 try:
@@ -27,11 +26,13 @@ except ImportError as error:
 
 T = TypeVar("T")
 Documents = Iterable[Document | Mapping[str, Any]]
-#: Told {"documents", "chunks", "tokens"} while documents are added.
-Progress = Callable[[Mapping[str, int]], None]
+AsyncDocuments = AsyncIterable[Document | Mapping[str, Any]]
 
 #: Seconds before a broken connection is tried again: the first time (it doubles).
 AGAIN_S = 0.5
+
+
+BROKE_OFF = "the server ended before the documents were added; add them again"
 
 
 class _Settings:
@@ -75,6 +76,7 @@ class Client:
     """A server, through blocking calls. May be shared between threads; a context manager.
 
     base_url   such as "http://127.0.0.1:8000"
+    model      one of the names of `GET /v1/models`; None: what the server gives those who name none
     timeout_s  seconds for one answer
     transport  how requests are sent, for tests
     """
@@ -83,12 +85,14 @@ class Client:
         self,
         base_url: str,
         *,
+        model: str | None = None,
         api_key: str | None = None,
         timeout_s: float = 300.0,
         retries: int = 5,
         max_wait_s: float = 120.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
+        self._model = model
         self._settings = _Settings(retries, max_wait_s)
         self._http = httpx.Client(base_url=base_url, headers=_headers(api_key), timeout=timeout_s, transport=transport)
         self._served: Served | None = None
@@ -120,7 +124,7 @@ class Client:
     def served(self) -> Served:
         """What the server serves; asked once."""
         if self._served is None:
-            self._served = self.send(remote.card())
+            self._served = self.send(remote.card(self._model))
         return self._served
 
     def embed(
@@ -156,15 +160,19 @@ class Client:
 
     def rerank(self, query: str, texts: Sequence[str], *, k: int | None = None) -> list[Ranked]:
         """Texts by how well they answer the query, best first."""
-        return self.send(remote.rerank(query, texts, k))
+        return self.send(remote.rerank(query, texts, k, self._model))
 
     def collections(self) -> list[str]:
         """The names of the collections that this key sees."""
-        return self.send(Ask("GET", "/collections", None, lambda body: [one["name"] for one in body["collections"]]))
+        return self.send(remote.collections())
 
     def collection(self, name: str) -> RemoteCollection:
         """A collection of the server, there or not."""
         return RemoteCollection(self, name)
+
+    def usage(self, first: str | None = None, last: str | None = None) -> dict[str, Any]:
+        """What this key has used and has left, by default since the first of the month; days as `2026-01-31`."""
+        return self.send(remote.usage(first, last))
 
     def stream_documents(self, name: str, documents: Documents, progress: Progress | None) -> dict[str, Any]:
         """Add documents in one request; what `RemoteCollection.add` does."""
@@ -175,24 +183,11 @@ class Client:
                 if response.status_code >= 300:
                     raise remote.error_of(response.status_code, response.read(), None)
                 for line in response.iter_lines():
-                    if (report := _event(line, progress)) is not None:
+                    if (report := remote.event(line, progress)) is not None:
                         return report
         except httpx.HTTPError as error:
             raise _final(error) from error
-        raise UnavailableError("the server ended before the documents were added; add them again")
-
-
-def _event(line: str, progress: Progress | None) -> dict[str, Any] | None:
-    """The report, if this line is it."""
-    event = json.loads(line)
-    if "error" in event:
-        raise remote.error_of(event["error"]["status"], line.encode(), None)
-    if "report" in event:
-        report: dict[str, Any] = event["report"]
-        return report
-    if progress is not None:
-        progress(event["progress"])
-    return None
+        raise UnavailableError(BROKE_OFF)
 
 
 class RemoteCollection:
@@ -204,15 +199,15 @@ class RemoteCollection:
 
     def create(self, **settings: Any) -> dict[str, Any]:
         """Make it; `chunking` (a dictionary) and `multi_storage` are optional."""
-        return self._client.send(Ask("PUT", remote.collection_path(self.name), settings, _as_it_is))
+        return self._client.send(remote.create(self.name, settings))
 
     def info(self) -> dict[str, Any]:
         """What it is."""
-        return self._client.send(Ask("GET", remote.collection_path(self.name), None, _as_it_is))
+        return self._client.send(remote.info(self.name))
 
     def drop(self) -> None:
         """Delete it with all that is in it."""
-        self._client.send(Ask("DELETE", remote.collection_path(self.name), None, _as_it_is))
+        self._client.send(remote.drop(self.name))
 
     def add(self, documents: Documents, *, progress: Progress | None = None) -> dict[str, Any]:
         """Add any number of documents in one request; returns the report. A generator is read as it is sent."""
@@ -220,18 +215,11 @@ class RemoteCollection:
 
     def delete(self, ids: Sequence[str] | None = None, *, where: Mapping[str, Any] | None = None) -> int:
         """Delete documents by id or by a filter; returns how many chunks went."""
-        path = remote.collection_path(self.name, "documents", "delete")
-        body = {"ids": list(ids) if ids is not None else None, "where": where}
-        return self._client.send(Ask("POST", path, body, lambda answer: int(answer["deleted_chunks"])))
+        return self._client.send(remote.delete(self.name, ids, where))
 
     def search(self, query: str, **options: Any) -> list[Hit]:
         """The best chunks; the options of `Collection.search`."""
         return self._client.send(remote.search(self.name, query, options))
-
-
-def _as_it_is(body: Any) -> dict[str, Any]:
-    found: dict[str, Any] = body
-    return found
 
 
 class AsyncClient:
@@ -241,12 +229,14 @@ class AsyncClient:
         self,
         base_url: str,
         *,
+        model: str | None = None,
         api_key: str | None = None,
         timeout_s: float = 300.0,
         retries: int = 5,
         max_wait_s: float = 120.0,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
+        self._model = model
         self._settings = _Settings(retries, max_wait_s)
         self._http = httpx.AsyncClient(
             base_url=base_url, headers=_headers(api_key), timeout=timeout_s, transport=transport
@@ -280,7 +270,7 @@ class AsyncClient:
     async def served(self) -> Served:
         """What the server serves; asked once."""
         if self._served is None:
-            self._served = await self.send(remote.card())
+            self._served = await self.send(remote.card(self._model))
         return self._served
 
     async def embed(
@@ -316,8 +306,77 @@ class AsyncClient:
 
     async def rerank(self, query: str, texts: Sequence[str], *, k: int | None = None) -> list[Ranked]:
         """Texts by how well they answer the query, best first."""
-        return await self.send(remote.rerank(query, texts, k))
+        return await self.send(remote.rerank(query, texts, k, self._model))
 
     async def search(self, collection: str, query: str, **options: Any) -> list[Hit]:
         """The best chunks of a collection; the options of `Collection.search`."""
         return await self.send(remote.search(collection, query, options))
+
+    async def collections(self) -> list[str]:
+        """The names of the collections that this key sees."""
+        return await self.send(remote.collections())
+
+    def collection(self, name: str) -> AsyncRemoteCollection:
+        """A collection of the server, there or not."""
+        return AsyncRemoteCollection(self, name)
+
+    async def usage(self, first: str | None = None, last: str | None = None) -> dict[str, Any]:
+        """What this key has used and has left, by default since the first of the month; days as `2026-01-31`."""
+        return await self.send(remote.usage(first, last))
+
+    async def stream_documents(
+        self, name: str, documents: Documents | AsyncDocuments, progress: Progress | None
+    ) -> dict[str, Any]:
+        """Add documents in one request; what `AsyncRemoteCollection.add` does."""
+        path = remote.collection_path(name, "documents")
+        try:
+            async with self._http.stream("POST", path, content=_lines(documents)) as response:
+                if response.status_code >= 300:
+                    raise remote.error_of(response.status_code, await response.aread(), None)
+                async for line in response.aiter_lines():
+                    if (report := remote.event(line, progress)) is not None:
+                        return report
+        except httpx.HTTPError as error:
+            raise _final(error) from error
+        raise UnavailableError(BROKE_OFF)
+
+
+async def _lines(documents: Documents | AsyncDocuments) -> AsyncIterator[bytes]:
+    if isinstance(documents, AsyncIterable):
+        async for document in documents:
+            yield remote.document_line(document)
+    else:
+        for document in documents:
+            yield remote.document_line(document)
+
+
+class AsyncRemoteCollection:
+    """A collection of a server, through calls to await; see `RemoteCollection`."""
+
+    def __init__(self, client: AsyncClient, name: str) -> None:
+        self._client = client
+        self.name = name
+
+    async def create(self, **settings: Any) -> dict[str, Any]:
+        """Make it; `chunking` (a dictionary) and `multi_storage` are optional."""
+        return await self._client.send(remote.create(self.name, settings))
+
+    async def info(self) -> dict[str, Any]:
+        """What it is."""
+        return await self._client.send(remote.info(self.name))
+
+    async def drop(self) -> None:
+        """Delete it with all that is in it."""
+        await self._client.send(remote.drop(self.name))
+
+    async def add(self, documents: Documents | AsyncDocuments, *, progress: Progress | None = None) -> dict[str, Any]:
+        """Add any number of documents in one request; returns the report. Generators are read as they are sent."""
+        return await self._client.stream_documents(self.name, documents, progress)
+
+    async def delete(self, ids: Sequence[str] | None = None, *, where: Mapping[str, Any] | None = None) -> int:
+        """Delete documents by id or by a filter; returns how many chunks went."""
+        return await self._client.send(remote.delete(self.name, ids, where))
+
+    async def search(self, query: str, **options: Any) -> list[Hit]:
+        """The best chunks; the options of `Collection.search`."""
+        return await self._client.send(remote.search(self.name, query, options))

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, Literal, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import numpy as np
 
@@ -35,6 +35,8 @@ T = TypeVar("T")
 Truncate = Literal["end", "start", "none"]
 Priority = Literal["interactive", "bulk"]
 InputType = Literal["query", "document"]
+#: Told {"documents", "chunks", "tokens"} while documents are added.
+Progress = Callable[[Mapping[str, int]], None]
 
 _KIND: Mapping[Representation, str] = {"dense": "dense", "sparse": "sparse", "multi": "multi_vector"}
 
@@ -71,14 +73,14 @@ class Served:
     max_multi_tokens: int
 
 
-def card() -> Ask[Served]:
-    """What is served."""
+def card(model: str | None) -> Ask[Served]:
+    """What is served under this name, or to those who name none."""
 
     def read(body: Any) -> Served:
         one, limits = body["card"], body["limits"]
         return Served(one["name"], one["dense_dim"], one["multi_dim"], one["vocab"], **limits)
 
-    return Ask("GET", "/card", None, read)
+    return Ask("GET", f"/card?{urlencode({'model': model})}" if model else "/card", None, read)
 
 
 # ---- embed -------------------------------------------------------------------------------------------------
@@ -171,9 +173,9 @@ def _rows(found: Any) -> Floats:
     return _floats(found["data"]).reshape(found["shape"])
 
 
-def rerank(query: str, texts: Sequence[str], k: int | None) -> Ask[list[Ranked]]:
+def rerank(query: str, texts: Sequence[str], k: int | None, model: str | None) -> Ask[list[Ranked]]:
     """Texts from the best on."""
-    body = {"query": query, "documents": list(texts), "top_n": k, "return_documents": False}
+    body = {"query": query, "documents": list(texts), "top_n": k, "return_documents": False, "model": model}
 
     def read(answer: Any) -> list[Ranked]:
         return [Ranked(one["index"], one["relevance_score"]) for one in answer["results"]]
@@ -187,6 +189,43 @@ def rerank(query: str, texts: Sequence[str], k: int | None) -> Ask[list[Ranked]]
 def collection_path(name: str, *rest: str) -> str:
     """The path of a collection."""
     return "/".join(["/collections", *(quote(part, safe="") for part in (name, *rest))])
+
+
+def collections() -> Ask[list[str]]:
+    """The names of the collections."""
+    return Ask("GET", "/collections", None, lambda body: [one["name"] for one in body["collections"]])
+
+
+def create(name: str, settings: Mapping[str, Any]) -> Ask[dict[str, Any]]:
+    """Make a collection."""
+    return Ask("PUT", collection_path(name), dict(settings), _as_it_is)
+
+
+def info(name: str) -> Ask[dict[str, Any]]:
+    """What a collection is."""
+    return Ask("GET", collection_path(name), None, _as_it_is)
+
+
+def drop(name: str) -> Ask[None]:
+    """Delete a collection."""
+    return Ask("DELETE", collection_path(name), None, lambda body: None)
+
+
+def delete(name: str, ids: Sequence[str] | None, where: Mapping[str, Any] | None) -> Ask[int]:
+    """Delete documents."""
+    body = {"ids": list(ids) if ids is not None else None, "where": where}
+    return Ask("POST", collection_path(name, "documents", "delete"), body, lambda answer: int(answer["deleted_chunks"]))
+
+
+def usage(first: str | None, last: str | None) -> Ask[dict[str, Any]]:
+    """What the key has used, from one day to another."""
+    query = urlencode({name: day for name, day in (("from", first), ("to", last)) if day is not None})
+    return Ask("GET", f"/v1/usage?{query}" if query else "/v1/usage", None, _as_it_is)
+
+
+def _as_it_is(body: Any) -> dict[str, Any]:
+    found: dict[str, Any] = body
+    return found
 
 
 def search(name: str, query: str, options: Mapping[str, Any]) -> Ask[list[Hit]]:
@@ -223,6 +262,18 @@ def document_line(document: Document | Mapping[str, Any]) -> bytes:
     plain = asdict(document) if isinstance(document, Document) else dict(document)
     plain.pop("content_hash", None)
     return json.dumps(plain, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+
+
+def event(line: str, progress: Progress | None) -> dict[str, Any] | None:
+    """A line of the answer to added documents: the report if it is that, else None; progress is told, errors raised."""
+    found = json.loads(line)
+    if "error" in found:
+        raise error_of(found["error"]["status"], line.encode(), None)
+    if "report" in found:
+        return _as_it_is(found["report"])
+    if progress is not None:
+        progress(found["progress"])
+    return None
 
 
 # ---- errors ------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ import uvicorn
 from tests.fakes import FakeEncoder
 
 from threefold.serve.app import build
+from threefold.serve.connection import http_options
 from threefold.serve.server import Server
 from threefold.serve.settings import ServeConfig
 from threefold.text.tokenizer import Tokenizer, Tokens
@@ -27,8 +28,11 @@ class ServedEncoder(FakeEncoder):
 
     prompts: Mapping[str, str] = {"query": "", "document": ""}
     pooling = "mean"
+    weight_bytes = 1_000_000
 
-    def encode_tokens(self, tokens: Tokens, outputs: Sequence[Sequence[Output]]) -> list[Row]:
+    def encode_tokens(
+        self, tokens: Tokens, outputs: Sequence[Sequence[Output]], *, between: Callable[[], None] | None = None
+    ) -> list[Row]:
         return [self._row(tokens[i], wanted) for i, wanted in enumerate(outputs)]
 
     def _row(self, ids: Any, wanted: Sequence[Output]) -> Row:
@@ -59,11 +63,12 @@ class FakeCross:
 
     name = "fake-cross"
     max_tokens = 64
+    weight_bytes = 1_000_000
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
 
-    def score_tokens(self, tokens: Tokens) -> Floats:
+    def score_tokens(self, tokens: Tokens, *, between: Callable[[], None] | None = None) -> Floats:
         assert tokens.seconds is not None
         special = set(self.tokenizer.special_ids)
         shared = []
@@ -80,7 +85,8 @@ def make_server(encoder: ServedEncoder, config: ServeConfig | None = None, cross
 @contextmanager
 def serving(server: Server) -> Iterator[str]:
     """The server on a free port of 127.0.0.1, in a thread; gives its address."""
-    config = uvicorn.Config(build(server), host="127.0.0.1", port=0, log_level="warning", lifespan="on")
+    options = http_options(server.config.body_s)
+    config = uvicorn.Config(build(server), host="127.0.0.1", port=0, log_level="warning", lifespan="on", **options)
     inside = uvicorn.Server(config)
     thread = threading.Thread(target=inside.run, daemon=True)
     started = threading.Event()

@@ -20,6 +20,9 @@ class HeldRunner:
     """Results are (wanted, ids). The first id of a text decides what happens to its batch.
 
     hold     while set, a batch that has begun waits for `release`
+    before   called with the first ids when a batch has begun
+    layers   how many layers a batch has; before each, what is more urgent runs
+    layer    called in every layer with the first ids
     """
 
     FAIL, DIE, DIE_ONCE = 900, 901, 902
@@ -32,6 +35,8 @@ class HeldRunner:
         self.loads = 0
         self.load_error: BaseException | None = None
         self.before: Callable[[list[int]], None] = lambda firsts: None
+        self.layers = 0
+        self.layer: Callable[[list[int]], None] = lambda firsts: None
         self._died: set[int] = set()
 
     def make(self) -> HeldRunner:
@@ -43,7 +48,9 @@ class HeldRunner:
     def samples(self) -> tuple[Sequence[Ints], Sequence[Any]]:
         return [], []
 
-    def run(self, rows: Sequence[Ints], wanted: Sequence[Any]) -> list[tuple[Any, list[int]]]:
+    def run(
+        self, rows: Sequence[Ints], wanted: Sequence[Any], between: Callable[[], None] | None = None
+    ) -> list[tuple[Any, list[int]]]:
         firsts = [int(ids[0]) for ids in rows]
         if not firsts:
             return []
@@ -51,6 +58,10 @@ class HeldRunner:
         self.began.release()
         assert self.free.wait(PATIENCE_S)
         self.before(firsts)
+        for _ in range(self.layers):
+            if between is not None:
+                between()
+            self.layer(firsts)
         if self.FAIL in firsts:
             raise RuntimeError("secret details of the backend")
         if self.DIE in firsts:

@@ -24,7 +24,9 @@ def blocks(language: str) -> list[str]:
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_every_curl_of_the_guide(served: ServedEncoder, tmp_path: Path) -> None:
-    config = ServeConfig(served_names=("threefold-mini",), collections=str(tmp_path))
+    config = ServeConfig(
+        served_names=("threefold-mini",), collections=str(tmp_path), usage_file=str(tmp_path / "usage")
+    )
     with serving(make_server(served, config)) as url:
         for block in blocks("bash"):
             script = block.replace("http://127.0.0.1:8000", url).replace("curl -sS", "curl -sS --fail-with-body")

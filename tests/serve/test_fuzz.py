@@ -124,7 +124,7 @@ def test_deep_json_is_refused(client: httpx.Client) -> None:
 
 def test_the_server_is_still_well(client: httpx.Client, served: ServedEncoder, tmp_path: Path) -> None:
     assert client.get("/health").status_code == 200
-    assert 'worker_restarts{model="encoder"} 0.0' in client.get("/metrics").text
+    assert 'worker_restarts{model="fake-m3"} 0.0' in client.get("/metrics").text
     expected = served.encode(["a fox"]).dense
     assert expected is not None
     found = client.post("/embed", json={"inputs": "a fox"}).json()

@@ -67,7 +67,7 @@ def test_models(http: httpx.Client) -> None:
     assert set(body) == {"object", "data"}
     assert [one["id"] for one in body["data"]] == ["fake-m3", "alias"]
     for one in body["data"]:
-        assert set(one) == {"id", "object", "created", "owned_by"}
+        assert set(one) == {"id", "object", "created", "owned_by", "kind", "state", "max_model_len"}
         assert one["object"] == "model"
         assert isinstance(one["created"], int)
         assert http.get(f"/v1/models/{one['id']}").json() == one
@@ -122,6 +122,15 @@ def test_token_arrays_of_the_own_tokenizer(http: httpx.Client, served: ServedEnc
     assert "outside the vocabulary" in error_of(bad)["message"]
     long = post(http, input=[[5] * 65], input_ids_vocab="xlm-roberta")
     assert "input 0 has 65 token ids; from 1 to 64" in error_of(long)["message"]
+
+
+def test_the_limit_of_vllm_clients_cuts(http: httpx.Client, served: ServedEncoder) -> None:
+    listed = http.get("/v1/models/fake-m3").json()["max_model_len"]
+    assert listed == served.card.max_tokens
+    for limit, tokens in ((listed, listed), (8, 8), (-1, listed)):
+        body = post(http, model="fake-m3", input="fox " * 200, truncate_prompt_tokens=limit).json()
+        assert body["usage"]["total_tokens"] == tokens
+        assert set(body["data"][0]) == {"object", "index", "embedding"}
 
 
 def test_another_model_is_not_found(http: httpx.Client) -> None:

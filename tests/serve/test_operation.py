@@ -6,7 +6,7 @@ import json
 import logging
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,7 +36,9 @@ class HeldEncoder(ServedEncoder):
         self.began = threading.Semaphore(0)
         self.batches: list[int] = []
 
-    def encode_tokens(self, tokens: Tokens, outputs: Sequence[Sequence[Output]]) -> list[Row]:
+    def encode_tokens(
+        self, tokens: Tokens, outputs: Sequence[Sequence[Output]], *, between: Callable[[], None] | None = None
+    ) -> list[Row]:
         self.batches.append(len(tokens))
         self.began.release()
         assert self.free.wait(START_S)
@@ -291,9 +293,9 @@ def test_metrics_count_requests_tokens_and_batches(held: HeldEncoder) -> None:
     assert 'threefold_requests_total{route="/v1/embeddings",status="200"} 2.0' in text
     assert 'threefold_requests_total{route="/v1/embeddings",status="400"} 1.0' in text
     assert f'threefold_tokens_total{{key="",model="held"}} {float(tokens)}' in text
-    assert 'threefold_batch_texts_count{model="encoder"} 2.0' in text
-    assert 'threefold_ready{model="encoder"} 1.0' in text
-    assert 'threefold_worker_restarts{model="encoder"} 0.0' in text
+    assert 'threefold_batch_texts_count{model="held"} 2.0' in text
+    assert 'threefold_ready{model="held"} 1.0' in text
+    assert 'threefold_worker_restarts{model="held"} 0.0' in text
 
 
 def test_health_is_red_with_the_reason(held: HeldEncoder) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import numpy as np
@@ -107,6 +108,87 @@ def test_cohere_v1_and_v2(url: str) -> None:
             new.rerank(model="missing", query="a", documents=documents)
         assert error.value.status_code == 404
         assert "does not exist here" in error.value.body["message"]
+
+
+def test_cohere_embeddings(url: str, served: ServedEncoder) -> None:
+    import cohere
+
+    expected = served.encode(TEXTS).dense
+    assert expected is not None
+    with httpx.Client(timeout=START_S) as transport:
+        old = cohere.Client("none", base_url=url, httpx_client=transport)
+        plain = old.embed(texts=TEXTS, model="fake-m3", input_type="search_document")
+        np.testing.assert_allclose(np.array(plain.embeddings), expected, atol=1e-6)
+        new = cohere.ClientV2("none", base_url=url, httpx_client=transport)
+        typed = new.embed(
+            texts=TEXTS, model="fake-m3", input_type="search_query", embedding_types=["float", "binary", "ubinary"]
+        )
+        assert typed.embeddings.float_ is not None
+        np.testing.assert_allclose(typed.embeddings.float_, expected, atol=1e-6)
+        bits = np.packbits(expected > 0, axis=1)
+        np.testing.assert_array_equal(np.array(typed.embeddings.ubinary), bits)
+        np.testing.assert_array_equal(np.array(typed.embeddings.binary), bits.astype(int) - 128)
+        assert typed.meta is not None
+        assert typed.meta.billed_units is not None
+        assert typed.meta.billed_units.input_tokens == int(served.encode(TEXTS).tokens.sum())
+
+
+def test_llama_index(url: str, served: ServedEncoder) -> None:
+    from llama_index.embeddings.openai_like import OpenAILikeEmbedding
+
+    expected = served.encode(TEXTS).dense
+    assert expected is not None
+    where: dict[str, Any] = {"model_name": "fake-m3", "api_base": f"{url}/v1", "api_key": "none", "max_retries": 0}
+    with httpx.Client(timeout=START_S) as transport:
+        client = OpenAILikeEmbedding(**where, http_client=transport)
+        np.testing.assert_array_equal(np.array(client.get_text_embedding_batch(TEXTS), np.float32), expected)
+        np.testing.assert_array_equal(np.array(client.get_query_embedding(TEXTS[0]), np.float32), expected[0])
+
+    async def one() -> list[float]:
+        async with httpx.AsyncClient(timeout=START_S) as transport:
+            found: list[float] = await OpenAILikeEmbedding(**where, async_http_client=transport).aget_text_embedding(
+                TEXTS[1]
+            )
+            return found
+
+    np.testing.assert_array_equal(np.array(asyncio.run(one()), np.float32), expected[1])
+
+
+def test_mteb_by_the_routes_of_openai_and_vllm(url: str, served: ServedEncoder) -> None:
+    """Its three clients of HTTP: embeddings (also of texts that are too long), rerank, token vectors."""
+    import mteb
+    from datasets import Dataset
+    from mteb._create_dataloaders import create_dataloader
+    from mteb.models.openai_wrappers import OpenAIAPIEncodeWrapper, OpenAIAPIRerankWrapper, OpenAIAPITokenEmbedWrapper
+
+    metadata = mteb.get_task("NFCorpus").metadata
+    where: dict[str, Any] = {"task_metadata": metadata, "hf_split": "test", "hf_subset": "default"}
+    texts = [*TEXTS, "fox " * 200]
+
+    def loader(items: list[str]) -> Any:
+        return create_dataloader(Dataset.from_dict({"text": items}), task_metadata=metadata, batch_size=2)
+
+    expected = served.encode(texts, outputs=("dense", "multi"))
+    assert expected.dense is not None
+    assert expected.multi is not None
+    encode = OpenAIAPIEncodeWrapper(url, "fake-m3", use_chat_template=False)
+    assert encode.max_length == served.card.max_tokens
+    found = encode.encode(loader(texts), **where, show_progress_bar=False)
+    np.testing.assert_allclose(found, expected.dense, atol=1e-6)
+
+    rerank = OpenAIAPIRerankWrapper(url, "rerank-v3.5")
+    scores = rerank.predict(loader(["a fox", "a fox"]), loader(["dog", "a fox"]), **where, show_progress_bar=False)
+    assert scores[1] > scores[0]
+
+    tokens = OpenAIAPITokenEmbedWrapper(url, "fake-m3", use_chat_template=False)
+    corpus = Dataset.from_dict({"id": ["a", "b"], "text": TEXTS, "title": ["", ""]})
+    options: dict[str, Any] = {"encode_kwargs": {"show_progress_bar": False}, "num_proc": None}
+    tokens.index(corpus, **where, **options)
+    queries = Dataset.from_dict({"id": ["q"], "text": [TEXTS[0]]})
+    hits = tokens.search(queries, **where, **options, top_k=2)["q"]
+    rows = [expected.multi[i] for i in range(2)]
+    for name, other in zip("ab", rows, strict=True):
+        assert hits[name] == pytest.approx(float((rows[0] @ other.T).max(axis=1).sum()), abs=1e-4)
 
 
 def test_huggingface_hub_against_tei_routes(url: str, served: ServedEncoder) -> None:

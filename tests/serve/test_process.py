@@ -21,6 +21,8 @@ from tests.encoder.checkpoints import bge_m3
 
 from threefold.cli.main import main
 from threefold.encoder.encoder import Encoder
+from threefold.serve.keys import create_key
+from threefold.serve.ledger import Ledger
 from threefold.serve.run import listen
 from threefold.serve.settings import ServeConfig
 
@@ -81,9 +83,9 @@ def test_sigterm_answers_what_is_running_and_ends_well(folder: Path) -> None:
         body = {"model": name, "input": ["fox dog box " * 300] * 12, "priority": "bulk"}
         with ThreadPoolExecutor() as pool:
             request = pool.submit(client.post, "/v1/embeddings", json=body)
-            while 'threefold_ready{model="encoder"}' in (text := httpx.get(f"{url}/metrics").text):
-                batches = re.search(r'threefold_batch_texts_count\{model="encoder"\} (\S+)', text)
-                waiting = re.search(r'threefold_queued_tokens\{model="encoder"\} (\S+)', text)
+            while "threefold_ready{" in (text := httpx.get(f"{url}/metrics").text):
+                batches = re.search(r'threefold_batch_texts_count\{model="[^"]+"\} (\S+)', text)
+                waiting = re.search(r'threefold_queued_tokens\{model="[^"]+"\} (\S+)', text)
                 if (waiting and float(waiting[1]) > 0) or (batches and float(batches[1]) > 0):
                     break
             running.send_signal(signal.SIGTERM)
@@ -91,6 +93,43 @@ def test_sigterm_answers_what_is_running_and_ends_well(folder: Path) -> None:
         assert response.status_code == 200
         assert len(response.json()["data"]) == 12
         assert running.wait(WAIT_S) == 0
+
+
+def test_two_models_and_usage_that_outlives_a_kill(folder: Path, tmp_path: Path) -> None:
+    """One config file; the second model is loaded by the first request for it; what was used is on disk in a second."""
+    keys, usage = tmp_path / "keys.json", tmp_path / "usage.sqlite"
+    secret, key = create_key(keys, "ann", ["embed", "metrics"])
+    file = tmp_path / "serve.toml"
+    file.write_text(
+        f'[serve]\nmodel = "{folder}"\nkeys_file = "{keys}"\nusage_file = "{usage}"\n'
+        f"[serve.prices.second]\nembed = 1.0\n"
+        f'[[serve.models]]\npath = "{folder}"\nname = "second"\nprecision = "float32"\n',
+        encoding="utf-8",
+    )
+    headers = {"authorization": f"Bearer {secret}"}
+    with (
+        process("--config", str(file)) as (running, url),
+        httpx.Client(base_url=url, timeout=WAIT_S, headers=headers) as client,
+    ):
+        states = {one["id"]: one["state"] for one in client.get("/v1/models").json()["data"]}
+        assert states == {str(folder): "ready", "second": "unloaded"}
+        answer = client.post("/v1/embeddings", json={"model": "second", "input": TEXTS}).json()
+        expected = Encoder(folder, device="cpu", precision="float32").encode(TEXTS).dense
+        assert expected is not None
+        np.testing.assert_allclose([one["embedding"] for one in answer["data"]], expected, atol=1e-5)
+        bytes_loaded = re.search(r'model_bytes\{model="second"\} (\S+)', client.get("/metrics").text)
+        assert bytes_loaded
+        assert float(bytes_loaded[1]) > 1_000
+        ledger = Ledger(usage)
+        while not ledger.keys():
+            pass
+        running.kill()
+        running.wait(WAIT_S)
+        ((slot, amount),) = ledger.usage("2000-01-01", "2999-12-31")
+        ledger.close()
+    tokens = answer["usage"]["total_tokens"]
+    assert (slot.key, slot.model, slot.route) == (key.id, "second", "/v1/embeddings")
+    assert (amount.requests, amount.tokens, amount.picos) == (1, tokens, tokens * 1_000_000)
 
 
 def test_small_answers_are_sent_at_once() -> None:
@@ -127,6 +166,10 @@ def test_settings_by_the_command_line(capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["serve", "--show-config", "--port", "9", "--set", "limits.batch_s=0.5", "--cors", "*"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert (shown["port"], shown["limits"]["batch_s"], shown["cors_origins"]) == (9, 0.5, ["*"])
+    assert main(["serve", "--show-config", "--also", "a/b", "--also", "c/d", "--set", "model_memory_mb=7"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [one["path"] for one in shown["models"]] == ["a/b", "c/d"]
+    assert shown["model_memory_mb"] == 7
     assert main(["serve", "--show-config", "--set", "port"]) == 2
     assert "--set port: expected name=value" in capsys.readouterr().err
 

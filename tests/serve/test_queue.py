@@ -21,7 +21,7 @@ from threefold.errors import (
     OverloadedError,
     UnavailableError,
 )
-from threefold.serve import queue
+from threefold.serve import queue, worker
 from threefold.serve.queue import BatchReport, Engine, Limits
 from threefold.serve.schedule import Lane
 from threefold.types import Ints
@@ -52,10 +52,10 @@ async def started(runner: HeldRunner, limits: Limits | None = None, **options: A
         await engine.drain()
 
 
-async def busy(engine: Held, runner: HeldRunner, first: int = 1) -> asyncio.Task[Any]:
+async def busy(engine: Held, runner: HeldRunner, first: int = 1, lane: Lane | None = None) -> asyncio.Task[Any]:
     """The worker is inside a batch and stays there."""
     runner.hold()
-    task = asyncio.create_task(engine.run([text(first)], ["w"]))
+    task = asyncio.create_task(engine.run([text(first)], ["w"], lane=lane))
     await asyncio.to_thread(runner.began.acquire)
     return task
 
@@ -67,6 +67,12 @@ async def submitted(engine: Held, *firsts: int, tokens: int = 1, lane: Lane | No
     while engine.queued_tokens == before and not task.done():
         await asyncio.sleep(0)
     return task
+
+
+@pytest.fixture
+def quick_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue, "RESTART_S", 0.001)
+    monkeypatch.setattr(queue, "RESTART_MOST_S", 0.002)
 
 
 def test_results_come_in_the_order_of_the_request() -> None:
@@ -109,6 +115,136 @@ def test_interactive_goes_before_bulk_by_size_and_by_word() -> None:
             await asyncio.gather(first, *tasks)
             order = [first for batch in runner.batches for first in batch]
             assert order == [1, 4, 6, 7, 2, 3, 5]
+
+    run(test)
+
+
+def test_queries_run_between_the_layers_of_bulk_and_are_answered_first() -> None:
+    async def test() -> None:
+        runner = HeldRunner()
+        runner.layers = 4
+        async with started(runner) as engine:
+            answered: list[int] = []
+
+            def note(first: int, task: asyncio.Task[Any]) -> None:
+                task.add_done_callback(lambda _: answered.append(first))
+
+            bulk = await busy(engine, runner, 1, lane="bulk")
+            query = await submitted(engine, 2)
+            other = await submitted(engine, 3, lane="bulk")
+            for first, task in enumerate((bulk, query, other), 1):
+                note(first, task)
+            runner.release()
+            results = await asyncio.gather(bulk, query, other)
+            assert [done.results[0][1] for done in results] == [[1], [2], [3]]
+            assert answered == [2, 1, 3]
+
+    run(test)
+
+
+def test_queries_take_at_most_three_times_what_the_interrupted_batch_has_had() -> None:
+    """A layer takes 1 s and a query 4 s. Before layer n the batch has had n s; a query runs if those before it took at
+    most 3 n s: 0 of 0, not 4 of 3, 4 of 6, 8 of 9, 12 of 12, not 16 of 15.
+    """
+
+    async def test() -> None:
+        now = [0.0]
+        order: list[int] = []
+        runner = HeldRunner()
+        async with started(runner, Limits(batch_tokens=1), clock=lambda: now[0]) as engine:
+            bulk = await busy(engine, runner, 1, lane="bulk")
+            queries = [await submitted(engine, first) for first in (10, 11, 12, 13, 14)]
+            runner.layers = 6
+
+            def layer(firsts: list[int]) -> None:
+                order.append(firsts[0])
+                now[0] += 1.0 if firsts == [1] else 4.0 / 6.0
+
+            runner.layer = layer
+            runner.release()
+            await asyncio.gather(bulk, *queries)
+            assert [first for i, first in enumerate(order) if i == 0 or order[i - 1] != first] == [
+                10, 1, 11, 1, 12, 1, 13, 1, 14,
+            ]  # fmt: skip
+            assert order[:8] == [10] * 6 + [1] * 2
+
+    run(test)
+
+
+def test_a_long_query_lets_a_short_one_pass_that_came_little_later() -> None:
+    async def test() -> None:
+        runner = HeldRunner()
+        runner.layers = 2
+        async with started(runner, Limits(batch_tokens=100)) as engine:
+            engine.pace.add(2_000, 20.0)  # 100 tokens per second: the key of the long one is 40 s from now
+            runner.hold()
+            long = asyncio.create_task(engine.run([text(1, 1_000)], ["w"]))
+            await asyncio.to_thread(runner.began.acquire)
+            short = await submitted(engine, 2)
+            same = await submitted(engine, 3, tokens=1_000)
+            runner.release()
+            await asyncio.gather(long, short, same)
+            assert runner.batches == [[1], [2], [3]]
+            assert (await short).run_s <= (await long).run_s  # inside it
+
+    run(test)
+
+
+def test_a_batch_that_nobody_waits_for_is_left_in_the_middle() -> None:
+    async def test() -> None:
+        runner = HeldRunner()
+        layers: list[int] = []
+        runner.layers, runner.layer = 5, lambda firsts: layers.append(firsts[0])
+        async with started(runner) as engine:
+            gone = await busy(engine, runner, 1)
+            gone.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await gone
+            runner.release()
+            assert (await engine.run([text(2)], ["w"])).results == [("w", [2])]
+            assert layers == [2] * 5
+            assert engine.problem() is None
+            assert engine.restarts == 0
+
+    run(test)
+
+
+@pytest.mark.parametrize("first", [HeldRunner.DIE_ONCE, HeldRunner.FAIL])
+@pytest.mark.usefixtures("quick_restart")
+def test_a_query_that_fails_inside_a_bulk_batch_takes_nothing_with_it(first: int) -> None:
+    async def test() -> None:
+        runner = HeldRunner()
+        runner.layers = 3
+        async with started(runner) as engine:
+            bulk = await busy(engine, runner, 1, lane="bulk")
+            query = await submitted(engine, first)
+            runner.release()
+            assert (await bulk).results == [("w", [1])]
+            if first == HeldRunner.FAIL:
+                with pytest.raises(InputFailedError):
+                    await query
+            else:
+                assert (await query).results == [(first, [first])]
+            assert engine.queued_tokens == 0
+
+    run(test)
+
+
+@pytest.mark.usefixtures("quick_restart")
+def test_what_may_have_killed_a_worker_is_not_interrupted() -> None:
+    """The query dies inside the bulk batch; when that runs again, alone, a second deadly query must not blame it."""
+
+    async def test() -> None:
+        runner = HeldRunner()
+        runner.layers = 1
+        async with started(runner) as engine:
+            bulk = await busy(engine, runner, 1, lane="bulk")
+            deadly = [await submitted(engine, HeldRunner.DIE) for _ in range(3)]
+            runner.release()
+            assert (await bulk).results == [("w", [1])]
+            for task in deadly:
+                with pytest.raises(UnavailableError):
+                    await task
 
     run(test)
 
@@ -213,18 +349,12 @@ def test_our_own_errors_are_told_in_full() -> None:
 
         runner.before = nan
         async with started(runner) as engine:
-            for _ in range(2 * queue.STRIKES):  # on purpose: these do not make the worker a broken one
+            for _ in range(2 * worker.STRIKES):  # on purpose: these do not make the worker a broken one
                 with pytest.raises(InputFailedError, match="input 0: NaN or infinity"):
                     await engine.run([text(1)], [1])
             assert engine.restarts == 0
 
     run(test)
-
-
-@pytest.fixture
-def quick_restart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queue, "RESTART_S", 0.001)
-    monkeypatch.setattr(queue, "RESTART_MOST_S", 0.002)
 
 
 @pytest.mark.usefixtures("quick_restart")
@@ -266,7 +396,7 @@ def test_a_model_on_which_everything_fails_is_loaded_again() -> None:
     async def test() -> None:
         runner = HeldRunner()
         async with started(runner) as engine:
-            for _ in range(queue.STRIKES):
+            for _ in range(worker.STRIKES):
                 with pytest.raises(InputFailedError):
                     await engine.run([text(HeldRunner.FAIL)], [0])
             while engine.restarts == 0 or engine.state != "ready":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,13 +77,37 @@ def test_interactive_goes_before_bulk_and_bulk_joins_where_it_costs_little() -> 
     assert sizes(schedule.take(80)) == [100]
 
 
-def test_queries_join_the_batch_of_bulk_when_it_is_its_turn() -> None:
+def test_queries_do_not_join_the_batch_of_bulk_but_are_urgent_while_it_runs() -> None:
     schedule = Schedule()
     schedule.push(item(50, "bulk"), now=0.0, rate=1e9)
+    for _ in range(PATIENCE + 2):
+        schedule.push(item(20), now=0.0, rate=1e9)
+    assert [sizes(schedule.take(20)) for _ in range(PATIENCE)] == [[20]] * PATIENCE
+    assert sizes(schedule.take(80)) == [50]
+    assert sizes(schedule.urgent(80, math.inf)) == [20, 20]
+    assert schedule.urgent(80, math.inf) == []
+
+
+def test_the_turn_of_bulk_passes_when_its_clients_have_gone() -> None:
+    schedule = Schedule()
+    gone = Request("bulk")
+    schedule.push(item(50, owner=gone), now=0.0, rate=1e9)
     for _ in range(PATIENCE + 1):
         schedule.push(item(20), now=0.0, rate=1e9)
     assert [sizes(schedule.take(20)) for _ in range(PATIENCE)] == [[20]] * PATIENCE
-    assert sizes(schedule.take(80)) == [50, 20]
+    schedule.close(gone, 50)
+    assert sizes(schedule.take(80)) == [20]
+
+
+def test_what_is_urgent_has_a_smaller_key() -> None:
+    """At 100 tokens per second, keys are the time of arrival plus 4 * tokens / 100."""
+    schedule = Schedule()
+    schedule.push(item(100), now=0.0, rate=100.0)  # 4.0
+    schedule.push(item(50), now=1.0, rate=100.0)  # 3.0
+    schedule.push(item(25), now=1.0, rate=100.0)  # 2.0
+    schedule.push(item(10, "bulk"), now=0.0, rate=100.0)
+    assert sizes(schedule.urgent(1_000, 4.0)) == [25, 50]
+    assert schedule.tokens == 110
 
 
 def test_bulk_is_served_after_so_many_batches_without_it() -> None:

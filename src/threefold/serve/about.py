@@ -12,12 +12,13 @@ from threefold.serve.http import Call
 
 
 async def card(call: Call) -> Response:
-    """The model's card and the limits of a request."""
+    """The card of a model (`?model=`, else the main one) and the limits of a request."""
     server, config = call.server, call.server.config
-    found = dataclasses.asdict(server.embedder.card)
+    embedder = (await server.encoder(call, call.request.query_params.get("model"))).embedder
+    found = dataclasses.asdict(embedder.card) | {"name": embedder.name}
     limits = {
         "max_inputs": config.max_inputs,
-        "max_input_tokens": server.embedder.max_tokens,
+        "max_input_tokens": embedder.max_tokens,
         "max_request_tokens": config.max_request_tokens,
         "max_multi_tokens": config.max_multi_tokens,
     }

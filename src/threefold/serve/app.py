@@ -14,9 +14,10 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.routing import Route
 
-from threefold.serve import about, collections, openai, openapi, pooling, rerank, tei, wire
+from threefold.serve import about, cohere, collections, openai, openapi, pooling, rerank, tei, usage, vertex, wire
 from threefold.serve.errors import Dialect
 from threefold.serve.http import Call, Handler, endpoint, on_http_exception
+from threefold.serve.keys import SELF
 from threefold.serve.server import Server
 
 
@@ -24,7 +25,8 @@ class Contract(NamedTuple):
     """One route.
 
     scope   what an API key must allow; None: public
-    bodies  what it reads, for the OpenAPI document
+    bodies  what it reads, for the OpenAPI document; so with
+    query   optional parameters of the address
     """
 
     method: str
@@ -33,6 +35,7 @@ class Contract(NamedTuple):
     dialect: Dialect
     scope: str | None
     bodies: tuple[type[BaseModel], ...] = ()
+    query: tuple[str, ...] = ()
 
 
 async def openapi_json(call: Call) -> Response:
@@ -46,10 +49,12 @@ CONTRACTS: tuple[Contract, ...] = (
     Contract("POST", "/embeddings", openai.embeddings, "openai", "embed", (openai.EmbeddingsBody,)),
     Contract("GET", "/v1/models", openai.models, "openai", "embed"),
     Contract("GET", "/v1/models/{id:path}", openai.model, "openai", "embed"),
+    Contract("GET", "/v1/usage", usage.usage, "openai", SELF, query=("from", "to", "key")),
     # text-embeddings-inference
     Contract("POST", "/embed", tei.embed, "tei", "embed", (tei.EmbedBody,)),
     Contract("POST", "/", tei.embed, "tei", "embed", (tei.EmbedBody,)),
     Contract("POST", "/invocations", tei.embed, "tei", "embed", (tei.EmbedBody,)),
+    Contract("POST", "/vertex", vertex.vertex, "tei", "embed", (vertex.VertexBody,)),
     Contract("POST", "/embed_sparse", tei.embed_sparse, "tei", "embed", (tei.InputsBody,)),
     Contract("POST", "/embed_all", tei.embed_all, "tei", "embed", (tei.InputsBody,)),
     Contract("POST", "/similarity", tei.similarity, "tei", "embed", (tei.SimilarityBody,)),
@@ -62,12 +67,15 @@ CONTRACTS: tuple[Contract, ...] = (
     Contract("GET", "/ping", tei.health, "tei", None),
     Contract("GET", "/health/live", tei.alive, "tei", None),
     Contract("GET", "/openapi.json", openapi_json, "openai", None),
-    Contract("GET", "/card", about.card, "openai", "embed"),
+    Contract("GET", "/card", about.card, "openai", "embed", query=("model",)),
     Contract("GET", "/metrics", tei.metrics, "tei", "metrics"),
     # rerank: TEI, vLLM, Cohere, Jina
     Contract("POST", "/rerank", rerank.tei_or_vllm, "tei", "embed", (rerank.TeiRerankBody, rerank.RerankBody)),
     Contract("POST", "/v1/rerank", rerank.v1, "cohere", "embed", (rerank.RerankBody,)),
     Contract("POST", "/v2/rerank", rerank.v2, "cohere", "embed", (rerank.RerankBody,)),
+    # Cohere
+    Contract("POST", "/v1/embed", cohere.v1, "cohere", "embed", (cohere.EmbedTextsBody,)),
+    Contract("POST", "/v2/embed", cohere.v2, "cohere", "embed", (cohere.EmbedTextsBody,)),
     # vLLM
     Contract("POST", "/pooling", pooling.pooling, "vllm", "embed", (pooling.PoolingBody, pooling.PluginBody)),
     Contract("POST", "/score", pooling.score, "vllm", "embed", (pooling.ScoreBody,)),

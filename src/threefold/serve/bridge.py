@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
 from threefold.errors import OverloadedError
 from threefold.serve.judges import CrossJudge
+from threefold.serve.ledger import Work
 from threefold.serve.models import Embedder
 from threefold.serve.schedule import Lane
 from threefold.text.protocol import ModelCard
@@ -25,6 +29,34 @@ from threefold.types import Encoded, Floats, Ragged, Representation, Row, Sparse
 PATIENT_S = 7 * 24 * 3600.0
 #: Seconds between two attempts at a full queue.
 AGAIN_S = 5.0
+
+
+class Use(NamedTuple):
+    """Tokens that a model has read."""
+
+    model: str
+    kind: Work
+    tokens: int
+
+
+_uses: ContextVar[list[Use] | None] = ContextVar("threefold_uses", default=None)
+
+
+@contextmanager
+def metered() -> Iterator[list[Use]]:
+    """What collections have the models read inside the block, also in threads that were started with its context."""
+    uses: list[Use] = []
+    token = _uses.set(uses)
+    try:
+        yield uses
+    finally:
+        _uses.reset(token)
+
+
+def _note(model: str, kind: Work, tokens: int) -> None:
+    uses = _uses.get()
+    if uses is not None:
+        uses.append(Use(model, kind, tokens))
 
 
 class QueuedEncoder:
@@ -92,7 +124,9 @@ class QueuedEncoder:
     ) -> Encoded:
         wanted = self._embedder.card.representations if outputs is None else tuple(outputs)
         work = self._encode(texts, wanted, max_tokens, truncate, prompt, lane)
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        found = asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        _note(self._embedder.name, "embed", int(found.tokens.sum()))
+        return found
 
     async def _encode(
         self,
@@ -140,4 +174,6 @@ class QueuedReranker:
     def score(self, query: str, texts: Sequence[str]) -> Floats:
         """(n,) logits."""
         work = self._cross.judge([(query, text) for text in texts], lane="interactive")
-        return np.array(asyncio.run_coroutine_threadsafe(work, self._loop).result().raw, np.float32)
+        judgement = asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        _note(self._cross.name, "rerank", judgement.tokens)
+        return np.array(judgement.raw, np.float32)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,6 +17,7 @@ from threefold.config import Chunking
 from threefold.retrieve.stages import Diversify, Group, Rerank, Retriever
 from threefold.serve import wire
 from threefold.serve.adding import Adding, LineStream
+from threefold.serve.bridge import metered
 from threefold.serve.errors import RequestError
 from threefold.serve.http import Call, parse, parse_any
 from threefold.serve.library import OPEN, Library, plain
@@ -118,8 +118,11 @@ async def drop(call: Call) -> Response:
 async def add(call: Call) -> Response:
     """`POST /collections/{name}/documents`: NDJSON in, NDJSON out; the last line is the report."""
     collection = await _with(call, lambda collection: collection)
-    charge = partial(call.server.charge, call, call.server.embedder.card.name)
-    most = call.server.config.max_body_bytes
+    most, requests = call.server.config.max_body_bytes, iter((1,))
+
+    def charge(tokens: int) -> None:
+        call.server.charge(call, call.server.embedder.name, tokens, requests=next(requests, 0))
+
     adding = Adding(collection, call.request, most, charge, call.server.adding)
     call.notes["collection"] = call.request.path_params["name"]
     return LineStream(adding.run())
@@ -154,10 +157,10 @@ async def search(call: Call) -> Response:
     """`POST /collections/{name}/search`."""
     body = await call.read(SearchBody)
     options = _options(body)
-    hits = await _with(call, lambda collection: collection.search(body.query, **options))
-    embedder = call.server.embedder
-    tokens = int((await embedder.threads.run(lambda: embedder.tokenizer.count([body.query])))[0])
-    call.notes.update(model=call.server.embedder.card.name, tokens=tokens)
+    with metered() as uses:
+        hits = await _with(call, lambda collection: collection.search(body.query, **options))
+    for one in uses:
+        call.use(one.model, one.kind, one.tokens)
     call.notes.update(collection=call.request.path_params["name"], hits=len(hits))
     return wire.json_response({"hits": [hit_dict(hit) for hit in hits]})
 

@@ -22,6 +22,7 @@ from threefold.errors import (
     MissingHeadError,
     ModelMismatchError,
     OverloadedError,
+    ServeError,
     StoreError,
     StoreLockedError,
     ThreefoldError,
@@ -48,6 +49,10 @@ class RequestError(InputError):
 
 class WrongModelError(RequestError):
     """The route needs another kind of model (TEI: 424)."""
+
+
+class CreditError(ServeError):
+    """The key has spent what it was granted."""
 
 
 class ClientGone(Exception):
@@ -80,6 +85,8 @@ def problem_of(error: BaseException) -> Problem:
         return Problem(429, str(error), "Overloaded", retry_after_s=error.retry_after_s)
     if isinstance(error, UnavailableError):
         return Problem(503, str(error), "Unhealthy", retry_after_s=error.retry_after_s)
+    if isinstance(error, CreditError):
+        return Problem(402, str(error), "Overloaded")
     if isinstance(error, DeadlineError):
         return Problem(504, str(error), "Backend")
     if isinstance(error, InputFailedError):
@@ -106,6 +113,7 @@ def respond(problem: Problem, dialect: Dialect, request_id: str) -> Response:
 _OPENAI = {
     400: ("invalid_request_error", "invalid_request_error"),
     401: ("invalid_request_error", "invalid_api_key"),
+    402: ("insufficient_quota", "insufficient_quota"),
     403: ("invalid_request_error", "insufficient_permissions"),
     404: ("invalid_request_error", "not_found"),
     405: ("invalid_request_error", "method_not_allowed"),
@@ -116,7 +124,13 @@ _OPENAI = {
 }
 
 #: Status -> type of vLLM.
-_VLLM = {401: "AuthenticationError", 404: "NotFoundError", 429: "TooManyRequestsError", 503: "ServiceUnavailableError"}
+_VLLM = {
+    401: "AuthenticationError",
+    402: "PaymentRequiredError",
+    404: "NotFoundError",
+    429: "TooManyRequestsError",
+    503: "ServiceUnavailableError",
+}
 
 #: Kind -> status of TEI; validation is 422 since TEI 1.9 (February 2026), 413 before.
 _TEI = {"Backend": 424, "Tokenizer": 422, "Validation": 422, "Empty": 400, "Overloaded": 429, "Unhealthy": 503}
@@ -129,7 +143,11 @@ def _json(status: int, body: Any) -> Response:
 def _openai(problem: Problem, request_id: str) -> Response:
     kind, code = _OPENAI.get(problem.status, ("server_error", "server_error"))
     error = {"message": problem.message, "type": kind, "param": problem.param, "code": problem.code or code}
-    return _json(problem.status, {"error": error})
+    if problem.status != 402:
+        return _json(problem.status, {"error": error})
+    response = _json(429, {"error": error})  # what OpenAI says of credit that is spent; waiting does not bring it back
+    response.headers["x-should-retry"] = "false"
+    return response
 
 
 def _tei(problem: Problem, request_id: str) -> Response:
@@ -137,7 +155,7 @@ def _tei(problem: Problem, request_id: str) -> Response:
         return Response(status_code=401)
     if problem.status == 413:
         return PlainTextResponse(problem.message, 413)
-    status = problem.status if problem.status in (403, 404, 405, 408, 409, 504) else _TEI[problem.tei]
+    status = problem.status if problem.status in (402, 403, 404, 405, 408, 409, 504) else _TEI[problem.tei]
     return _json(status, {"error": problem.message, "error_type": problem.tei})
 
 

@@ -21,11 +21,15 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from threefold.errors import ThreefoldError
+from threefold.serve.bridge import Use
 from threefold.serve.errors import ClientGone, Dialect, Problem, RequestError, problem_of, respond
 
 if TYPE_CHECKING:
+    from threefold.serve.catalog import Model
     from threefold.serve.keys import Key
+    from threefold.serve.ledger import Work
     from threefold.serve.server import Server
+    from threefold.serve.traces import RequestSpan
 
 T = TypeVar("T")
 Body = TypeVar("Body", bound=BaseModel)
@@ -46,7 +50,10 @@ class Call:
     route    the path as it is declared, for metrics and the log
     id       shown to the client and in the log
     dialect  of errors; a handler that answers several may change it
+    uses     what it has used: tokens by model and kind
     notes    for the log: model, tokens, texts, ...
+    held     models that may not be unloaded before it ends
+    span     its trace, where there are traces
     """
 
     request: Request
@@ -56,7 +63,22 @@ class Call:
     dialect: Dialect
     key: Key | None = None
     began: float = field(default_factory=time.perf_counter)
+    uses: list[Use] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
+    held: list[Model] = field(default_factory=list)
+    span: RequestSpan | None = None
+
+    def use(self, model: str, kind: Work, tokens: int, *, texts: int = 0) -> None:
+        """Note what was used; it is counted when the request is answered, and only then."""
+        self.uses.append(Use(model, kind, tokens))
+        self.notes.update(model=model, tokens=self.notes.get("tokens", 0) + tokens)
+        if texts:
+            self.notes["texts"] = self.notes.get("texts", 0) + texts
+
+    def trace(self, tokenize_s: float, queue_s: float, run_s: float) -> None:
+        """Note where the time of a model's answer, which is just there, has gone."""
+        if self.span is not None:
+            self.span.stages(tokenize=tokenize_s, queue=queue_s, batch=run_s)
 
     async def raw(self) -> bytes:
         """The whole body, refused as soon as it is too long."""
@@ -146,11 +168,13 @@ def endpoint(
 
     async def answer(request: Request) -> Response:
         call = Call(request, server, route, request_id(request), dialect)
+        server.begun(call)
         try:
             if scope is not None:
                 server.authorize(call, scope)
             response = await handler(call)
         except asyncio.CancelledError:
+            server.finished(call, CLIENT_GONE)
             raise
         except ClientGone:
             response = Response(status_code=CLIENT_GONE)
@@ -160,6 +184,8 @@ def endpoint(
                 unexpected = None if isinstance(error, ThreefoldError) else error
                 log.error("request %s failed: %r", call.id, error, exc_info=unexpected)
             response = respond(problem, call.dialect, call.id)
+        finally:
+            server.released(call)
         response.headers["x-request-id"] = call.id
         server.finished(call, response.status_code)
         response.headers.update(server.rate_headers(call))

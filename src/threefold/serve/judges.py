@@ -91,7 +91,7 @@ class HeadsJudge:
     @property
     def name(self) -> str:
         """The encoder."""
-        return self._embedder.card.name
+        return self._embedder.name
 
     async def judge(
         self,
@@ -177,8 +177,13 @@ class PairEncoder(Protocol):
         """The tokenizer of the model."""
         ...
 
-    def score_tokens(self, tokens: Tokens) -> Floats:
-        """(n,) logits of pairs that were tokenized already."""
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of the weights."""
+        ...
+
+    def score_tokens(self, tokens: Tokens, *, between: Callable[[], None] | None = None) -> Floats:
+        """(n,) logits of pairs that were tokenized already. `between` is called before every layer."""
         ...
 
 
@@ -188,12 +193,14 @@ class PairRunner:
     def __init__(self, cross: PairEncoder) -> None:
         self._cross = cross
 
-    def run(self, rows: Sequence[Ints], wanted: Sequence[int]) -> list[float]:
+    def run(
+        self, rows: Sequence[Ints], wanted: Sequence[int], between: Callable[[], None] | None = None
+    ) -> list[float]:
         """One logit per row."""
         tokens = packed(rows)
         seconds = np.array(wanted, dtype=np.int64)
         scores: list[float] = self._cross.score_tokens(
-            Tokens(tokens.ids, tokens.offsets, tokens.available, seconds)
+            Tokens(tokens.ids, tokens.offsets, tokens.available, seconds), between=between
         ).tolist()
         return scores
 
@@ -211,22 +218,30 @@ class CrossJudge:
     name: str
     max_tokens: int
     tokenizer: Tokenizer
+    weight_bytes: int = 0
 
     def __init__(
         self,
         load: Callable[[], PairEncoder],
         limits: Limits | None = None,
         *,
+        name: str = "",
         observer: Callable[[BatchReport], None] | None = None,
     ) -> None:
         self._load = load
+        self._name = name
         self._threads = Threads("pairs", TOKENIZING)
         self.engine: Engine[float] = Engine(self._make, limits, observer=observer)
 
     def _make(self) -> PairRunner:
         cross = self._load()
-        self.name, self.max_tokens, self.tokenizer = cross.name, cross.max_tokens, cross.tokenizer
+        self.name, self.max_tokens, self.tokenizer = self._name or cross.name, cross.max_tokens, cross.tokenizer
+        self.weight_bytes = cross.weight_bytes
         return PairRunner(cross)
+
+    def close(self) -> None:
+        """Tokenize nothing more."""
+        self._threads.close()
 
     async def judge(
         self,

@@ -18,10 +18,15 @@ from pathlib import Path
 from threefold.config import Settings
 from threefold.errors import ConfigError, InputError
 
-#: What a key may be allowed: embed (and rerank, score), search collections, write to collections, read metrics.
-SCOPES = ("embed", "search", "write", "metrics")
+#: What a key may be allowed: embed (and rerank, score), search collections, write to collections, read metrics, see
+#: what all keys have used.
+SCOPES = ("embed", "search", "write", "metrics", "admin")
+#: The scope of routes about the key itself: every key has it, also one that is in debt.
+SELF = "self"
 
 PREFIX = "tf-"
+#: How much a key may use.
+QUOTAS = ("tokens_per_minute", "tokens_per_day", "tokens_per_month")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +36,7 @@ class Key(Settings):
     id                 shown in logs and metrics
     namespace          collections of other namespaces do not exist for it
     created            unix seconds
-    tokens_per_minute  0: no limit
+    tokens_per_minute  0: no limit; so for the day and the month (UTC)
     """
 
     id: str
@@ -41,6 +46,8 @@ class Key(Settings):
     namespace: str = "default"
     created: int = 0
     tokens_per_minute: int = 0
+    tokens_per_day: int = 0
+    tokens_per_month: int = 0
 
     def __post_init__(self) -> None:
         unknown = [scope for scope in self.scopes if scope not in SCOPES]
@@ -48,8 +55,9 @@ class Key(Settings):
             raise ConfigError(f"unknown scope {unknown[0]!r}; known are {', '.join(SCOPES)}")
         if not self.namespace.replace("-", "").replace("_", "").isalnum():
             raise ConfigError(f"a namespace is letters, digits, - and _; got {self.namespace!r}")
-        if self.tokens_per_minute < 0:
-            raise ConfigError(f"tokens_per_minute must be at least 0; got {self.tokens_per_minute}")
+        for name in QUOTAS:
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must be at least 0; got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +86,11 @@ class Keys:
         self._refresh()
         return self._by_hash.get(hashed(secret))
 
+    def all(self) -> tuple[Key, ...]:
+        """Every key, oldest first."""
+        self._refresh()
+        return tuple(self._by_hash.values())
+
     def _refresh(self) -> None:
         try:
             facts = self._path.stat()
@@ -97,28 +110,46 @@ def read_keys(path: Path) -> tuple[Key, ...]:
         raise ConfigError(f"{path} is not a file of API keys: {error}") from error
 
 
+def usage_file_of(keys_file: Path) -> Path:
+    """Where the usage of these keys is kept, if nothing else was said: next to them."""
+    return keys_file.with_suffix(".usage.sqlite")
+
+
 def create_key(
-    path: Path, name: str, scopes: Sequence[str], namespace: str = "default", tokens_per_minute: int = 0
+    path: Path, name: str, scopes: Sequence[str], namespace: str = "default", **quotas: int
 ) -> tuple[str, Key]:
-    """A new key in the file (made if needed); returns the secret, which is kept nowhere."""
+    """A new key in the file (made if needed); returns the secret, which is kept nowhere. `quotas`: see `QUOTAS`."""
     if not name.strip():
         raise InputError("a key needs a name, so that it can be told from others")
     kept = read_keys(path) if path.exists() else ()
     secret = PREFIX + secrets.token_urlsafe(32)
     id = "key-" + secrets.token_hex(4)
-    key = Key(id, name, hashed(secret), tuple(scopes), namespace, int(time.time()), tokens_per_minute)
+    key = Key(id, name, hashed(secret), tuple(scopes), namespace, int(time.time()), **quotas)
     _write(path, (*kept, key))
     return secret, key
 
 
 def revoke_key(path: Path, id: str) -> Key:
     """Take a key out of the file."""
+    gone = find_key(path, id)
+    _write(path, tuple(key for key in read_keys(path) if key.id != id))
+    return gone
+
+
+def change_key(path: Path, id: str, **quotas: int) -> Key:
+    """Give a key other quotas; a running server sees them at once."""
+    changed = Key.from_dict(find_key(path, id).to_dict() | quotas)
+    _write(path, tuple(changed if key.id == id else key for key in read_keys(path)))
+    return changed
+
+
+def find_key(path: Path, id: str) -> Key:
+    """The key with this id."""
     kept = read_keys(path)
-    gone = [key for key in kept if key.id == id]
-    if not gone:
+    found = next((key for key in kept if key.id == id), None)
+    if found is None:
         raise InputError(f"{path} has no key {id!r}; it has {', '.join(key.id for key in kept) or 'none'}")
-    _write(path, tuple(key for key in kept if key.id != id))
-    return gone[0]
+    return found
 
 
 def _write(path: Path, keys: tuple[Key, ...]) -> None:

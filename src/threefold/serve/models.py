@@ -54,8 +54,15 @@ class RowEncoder(Protocol):
         """How the dense vector is read from the states: cls, mean or last."""
         ...
 
-    def encode_tokens(self, tokens: Tokens, outputs: Sequence[Sequence[Output]]) -> list[Row]:
-        """One row per text; each head only for the texts that ask for it."""
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of the weights."""
+        ...
+
+    def encode_tokens(
+        self, tokens: Tokens, outputs: Sequence[Sequence[Output]], *, between: Callable[[], None] | None = None
+    ) -> list[Row]:
+        """One row per text; each head only for the texts that ask for it. `between` is called before every layer."""
         ...
 
 
@@ -65,9 +72,11 @@ class EncoderRunner:
     def __init__(self, encoder: RowEncoder) -> None:
         self._encoder = encoder
 
-    def run(self, rows: Sequence[Ints], wanted: Sequence[Sequence[Output]]) -> list[Row]:
+    def run(
+        self, rows: Sequence[Ints], wanted: Sequence[Sequence[Output]], between: Callable[[], None] | None = None
+    ) -> list[Row]:
         """One row of outputs per row of ids."""
-        return self._encoder.encode_tokens(packed(rows), wanted)
+        return self._encoder.encode_tokens(packed(rows), wanted, between=between)
 
     def samples(self) -> tuple[Sequence[Ints], Sequence[Any]]:
         """Every head on a few texts of middle length."""
@@ -109,6 +118,7 @@ class Embedder:
     """One encoder, loaded in its worker thread, and again when that dies.
 
     load        builds the encoder
+    name        what it is called; empty: as its card says
     max_tokens  longest text; None: the longest that the model reads
     """
 
@@ -116,16 +126,19 @@ class Embedder:
     tokenizer: Tokenizer
     prompts: Mapping[str, str]
     pooling: str
+    weight_bytes: int = 0
 
     def __init__(
         self,
         load: Callable[[], RowEncoder],
         limits: Limits | None = None,
         *,
+        name: str = "",
         max_tokens: int | None = None,
         observer: Callable[[BatchReport], None] | None = None,
     ) -> None:
         self._load = load
+        self._name = name
         self._wanted_max = max_tokens
         self.threads = Threads("tokenizer", TOKENIZING)  # for work that waits for nothing
         self.engine: Engine[Row] = Engine(self._make, limits, observer=observer)
@@ -133,8 +146,17 @@ class Embedder:
     def _make(self) -> EncoderRunner:
         encoder = self._load()
         self.card, self.tokenizer, self.prompts = encoder.card, encoder.tokenizer, dict(encoder.prompts)
-        self.pooling = encoder.pooling
+        self.pooling, self.weight_bytes = encoder.pooling, encoder.weight_bytes
         return EncoderRunner(encoder)
+
+    @property
+    def name(self) -> str:
+        """What the model is called."""
+        return self._name or self.card.name
+
+    def close(self) -> None:
+        """Tokenize nothing more."""
+        self.threads.close()
 
     @property
     def max_tokens(self) -> int:

@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from threefold.serve import wire
+from threefold.serve.catalog import Model
+from threefold.serve.encoding import Encoding, cut_dense
 from threefold.serve.errors import RequestError
 from threefold.serve.http import Call
 from threefold.serve.inputs import Inputs, inputs_of
@@ -31,7 +33,7 @@ _OUTPUT: dict[Kind, Output] = {"dense": "dense", "sparse": "sparse", "multi_vect
 
 
 class EmbeddingsBody(BaseModel):
-    """`CreateEmbeddingRequest` of OpenAI, and our extension."""
+    """`CreateEmbeddingRequest` of OpenAI, `truncate_prompt_tokens` of vLLM (mteb sends it), and our extension."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -40,6 +42,7 @@ class EmbeddingsBody(BaseModel):
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1)] | None = None
     user: str | None = None
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
 
     embedding_types: Annotated[list[Kind], Field(min_length=1)] | None = None
     sparse_format: wire.SparseFormat = "arrays"
@@ -54,48 +57,56 @@ class EmbeddingsBody(BaseModel):
 async def embeddings(call: Call) -> Response:
     """`POST /v1/embeddings`."""
     body = await call.read(EmbeddingsBody)
-    call.server.check_model(body.model)
-    call.server.check_dimensions(body.dimensions)
+    call.server.model_of(body.model, "encoder")
     allowed = call.server.config.token_ids or body.input_ids_vocab is not None
     given = inputs_of(body.input, "input", call.server.config.max_inputs, ids_allowed=allowed)
+    encoding = await call.server.encoder(call, body.model)
+    encoding.check_dimensions(body.dimensions)
     kinds: list[Kind] = body.embedding_types or ["dense"]
-    answer = await call.wait_for(_embed(call, body, given, [_OUTPUT[kind] for kind in dict.fromkeys(kinds)]))
+    answer = await call.wait_for(_embed(encoding, body, given, [_OUTPUT[kind] for kind in dict.fromkeys(kinds)]))
     tokens = answer.read.tokens
     return wire.json_response(
         {
             "object": "list",
-            "data": [_item(call, body, answer, i) for i in range(len(answer.rows))],
+            "data": [_item(encoding, body, answer, i) for i in range(len(answer.rows))],
             "model": body.model,
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         }
     )
 
 
-async def _embed(call: Call, body: EmbeddingsBody, given: Inputs, outputs: list[Output]) -> Answer:
+async def _embed(encoding: Encoding, body: EmbeddingsBody, given: Inputs, outputs: list[Output]) -> Answer:
     if given.ids:
-        read = take_ids(call, given.ids)
+        read = take_ids(encoding, given.ids)
     else:
         prompt = {None: None, "query": "query"}.get(body.input_type, "document")
-        read = await call.server.read(given.texts, truncate=body.truncate, prompt_name=prompt)
-    return await call.server.embed(call, read, outputs, lane=body.priority)
+        most = body.truncate_prompt_tokens
+        how = body.truncate if most is None else "end"
+        read = await encoding.read(given.texts, truncate=how, prompt_name=prompt, max_tokens=at_most(most))
+    return await encoding.embed(read, outputs, lane=body.priority)
 
 
-def take_ids(call: Call, ids: list[list[int]]) -> Read:
+def at_most(truncate_prompt_tokens: int | None) -> int | None:
+    """How many tokens a client of vLLM keeps; 0 and -1 mean what the model reads."""
+    return truncate_prompt_tokens if truncate_prompt_tokens is not None and truncate_prompt_tokens > 0 else None
+
+
+def take_ids(encoding: Encoding, ids: list[list[int]]) -> Read:
     """Token ids of the model's own tokenizer, which must be one of XLM-R."""
-    tokenizer = call.server.embedder.tokenizer
+    tokenizer = encoding.embedder.tokenizer
     if tokenizer.token(tokenizer.cls_id) != "<s>":
-        raise RequestError(f"{call.server.embedder.card.name} does not read ids of xlm-roberta", param="input")
-    return call.server.embedder.take(ids)
+        raise RequestError(f"{encoding.embedder.name} does not read ids of xlm-roberta", param="input")
+    return encoding.embedder.take(ids)
 
 
-def _item(call: Call, body: EmbeddingsBody, answer: Answer, i: int) -> dict[str, Any]:
+def _item(encoding: Encoding, body: EmbeddingsBody, answer: Answer, i: int) -> dict[str, Any]:
     row = answer.rows[i]
     item: dict[str, Any] = {"object": "embedding", "index": i}
     if row.dense is not None:
-        dense = call.server.cut_dense(row.dense, body.dimensions)
+        dense = cut_dense(row.dense, body.dimensions)
         item["embedding"] = wire.floats(dense, as_base64=body.encoding_format == "base64")
     if row.sparse is not None:
-        spelled = call.server.embedder.tokenizer if body.return_tokens else None
+        spelled = encoding.embedder.tokenizer if body.return_tokens else None
         item["sparse_embedding"] = wire.sparse(row.sparse, body.sparse_format, spelled)
     if row.multi is not None:
         item["multi_vector"] = wire.multi(row.multi, body.multi_vector_dtype)
@@ -107,15 +118,19 @@ def _item(call: Call, body: EmbeddingsBody, answer: Answer, i: int) -> dict[str,
 
 async def models(call: Call) -> Response:
     """`GET /v1/models`."""
-    return wire.json_response({"object": "list", "data": [_model(call, name) for name in call.server.names()]})
+    found = [_model(call, name, model) for model in call.server.catalog.models for name in model.names]
+    return wire.json_response({"object": "list", "data": found})
 
 
 async def model(call: Call) -> Response:
     """`GET /v1/models/{id}`."""
     name = call.request.path_params["id"]
-    call.server.check_model(name)
-    return wire.json_response(_model(call, name))
+    return wire.json_response(_model(call, name, call.server.model_of(name)))
 
 
-def _model(call: Call, name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": call.server.created, "owned_by": "threefold"}
+def _model(call: Call, name: str, model: Model) -> dict[str, Any]:
+    """Three fields more than OpenAI has: the kind, whether it is loaded, and what it reads at most, as vLLM says it."""
+    created = call.server.created
+    facts = {"id": name, "object": "model", "created": created, "owned_by": "threefold"}
+    longest = model.service.max_tokens if model.state == "ready" and model.service is not None else None
+    return {**facts, "kind": model.kind, "state": model.state, "max_model_len": longest}

@@ -46,10 +46,11 @@ def _operation(contract: Contract, path: str) -> dict[str, Any]:
         "tags": [next((tag for part, tag in _TAGS if part in path), contract.dialect)],
         "responses": {"200": {"description": "the answer"}, "default": {"description": "an error of the dialect"}},
     }
-    names = re.findall(r"\{(\w+)\}", path)
-    if names:
-        text = {"schema": {"type": "string"}, "in": "path", "required": True}
-        operation["parameters"] = [{"name": name, **text} for name in names]
+    text: dict[str, Any] = {"schema": {"type": "string"}}
+    parameters = [{"name": name, "in": "path", "required": True, **text} for name in re.findall(r"\{(\w+)\}", path)]
+    parameters += [{"name": name, "in": "query", "required": False, **text} for name in contract.query]
+    if parameters:
+        operation["parameters"] = parameters
     if contract.bodies:
         content = {"application/json": {"schema": _schema(contract.bodies)}}
         operation["requestBody"] = {"required": True, "content": content}

@@ -18,12 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from threefold.serve import wire
+from threefold.serve.encoding import Encoding, cut_dense
 from threefold.serve.errors import RequestError
 from threefold.serve.http import Call, parse, parse_any
-from threefold.serve.inputs import inputs_of
+from threefold.serve.inputs import Inputs, inputs_of
 from threefold.serve.judges import Pair
 from threefold.serve.models import Answer
-from threefold.serve.openai import take_ids
+from threefold.serve.openai import at_most, take_ids
 from threefold.serve.schedule import Lane
 from threefold.types import Floats, Output, Row
 
@@ -93,10 +94,11 @@ async def pooling(call: Call) -> Response:
     if "data" in given:
         return await _plugin(call, parse(PluginBody, raw))
     body = parse(PoolingBody, raw)
-    call.server.check_dimensions(body.dimensions)
-    answer = await call.wait_for(_embed(call, body, body.input, _OUTPUT[body.task]))
+    encoding, inputs = await _given(call, body, body.input)
+    encoding.check_dimensions(body.dimensions)
+    answer = await call.wait_for(_embed(encoding, body, inputs, _OUTPUT[body.task]))
     data = [
-        {"index": i, "object": "pooling", "data": _encoded(body, _vectors(call, body, row))}
+        {"index": i, "object": "pooling", "data": _encoded(body, _vectors(body, row))}
         for i, row in enumerate(answer.rows)
     ]
     return wire.json_response(
@@ -104,7 +106,7 @@ async def pooling(call: Call) -> Response:
             "id": f"pool-{call.id}",
             "object": "list",
             "created": int(time.time()),
-            "model": body.model or call.server.embedder.card.name,
+            "model": body.model or encoding.embedder.name,
             "data": data,
             "usage": _usage(answer.read.tokens),
         }
@@ -112,8 +114,9 @@ async def pooling(call: Call) -> Response:
 
 
 async def _plugin(call: Call, body: PluginBody) -> Response:
-    answer = await call.wait_for(_embed(call, body, body.data.input, "sparse"))
-    tokenizer = call.server.embedder.tokenizer if body.data.return_tokens else None
+    encoding, inputs = await _given(call, body, body.data.input)
+    answer = await call.wait_for(_embed(encoding, body, inputs, "sparse"))
+    tokenizer = encoding.embedder.tokenizer if body.data.return_tokens else None
     data = []
     for i, row in enumerate(answer.rows):
         assert row.sparse is not None
@@ -126,21 +129,24 @@ async def _plugin(call: Call, body: PluginBody) -> Response:
     return wire.json_response({"request_id": call.id, "created_at": int(time.time()), "data": inner})
 
 
-async def _embed(call: Call, body: _Body, given: Any, wanted: Output) -> Answer:
-    call.server.check_model(body.model)
+async def _given(call: Call, body: _Body, given: Any) -> tuple[Encoding, Inputs]:
+    call.server.model_of(body.model, "encoder")
     inputs = inputs_of(given, "input", call.server.config.max_inputs, ids_allowed=call.server.config.token_ids)
+    return await call.server.encoder(call, body.model), inputs
+
+
+async def _embed(encoding: Encoding, body: _Body, inputs: Inputs, wanted: Output) -> Answer:
     lane: Lane | None = "bulk" if body.priority > 0 else None
     if inputs.ids:
-        return await call.server.embed(call, take_ids(call, inputs.ids), [wanted], lane=lane)
+        return await encoding.embed(take_ids(encoding, inputs.ids), [wanted], lane=lane)
     cut = body.truncate_prompt_tokens
-    most = cut if cut is not None and cut > 0 else None
-    read = await call.server.read(inputs.texts, truncate="none" if cut is None else "end", max_tokens=most)
-    return await call.server.embed(call, read, [wanted], lane=lane)
+    read = await encoding.read(inputs.texts, truncate="none" if cut is None else "end", max_tokens=at_most(cut))
+    return await encoding.embed(read, [wanted], lane=lane)
 
 
-def _vectors(call: Call, body: PoolingBody, row: Row) -> Floats:
+def _vectors(body: PoolingBody, row: Row) -> Floats:
     if row.dense is not None:
-        return call.server.cut_dense(row.dense, body.dimensions)
+        return cut_dense(row.dense, body.dimensions)
     if row.multi is not None:
         return row.multi
     assert row.weights is not None
@@ -164,11 +170,11 @@ def _usage(tokens: int) -> dict[str, int]:
 async def score(call: Call) -> Response:
     """`POST /score`: one text against several, or pairs. As rerank, by the cross-encoder or by the three heads."""
     body = await call.read(ScoreBody)
-    call.server.check_model(body.model)
+    call.server.model_of(body.model)
     pairs = _pairs(body, call.server.config.max_inputs)
     lane: Lane | None = "bulk" if body.priority > 0 else None
-    work = call.server.judge(call, pairs, truncate=body.truncate_prompt_tokens is not None, lane=lane)
-    judgement = await call.wait_for(work)
+    cut = body.truncate_prompt_tokens is not None
+    judgement = await call.server.judge(call, pairs, model=body.model, truncate=cut, lane=lane)
     scores = judgement.unit if body.use_activation else judgement.raw
     return wire.json_response(
         {

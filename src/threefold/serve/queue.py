@@ -7,18 +7,16 @@ No timer: a worker that is free takes what waits at that moment. Admission is bo
 cannot be answered in time. A batch that fails is halved until the text that is to blame stands alone. Knows neither
 HTTP nor models: a `Runner` turns token ids into results.
 
-All methods but those of the worker thread belong to the event loop; what both touch is behind one lock.
+All of it belongs to the event loop; the thread is that of `worker.py`, and what both touch is behind one lock.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
-import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from threefold.config import Settings
@@ -30,8 +28,9 @@ from threefold.errors import (
     ThreefoldError,
     UnavailableError,
 )
-from threefold.serve.runner import BrokenWorker, Runner, outcomes_of, unexpected
+from threefold.serve.runner import Runner
 from threefold.serve.schedule import Item, Lane, Pace, Schedule
+from threefold.serve.worker import Job, Shared, Worker
 from threefold.types import Ints
 
 R = TypeVar("R")
@@ -40,10 +39,6 @@ State = Literal["starting", "ready", "restarting", "draining", "stopped"]
 
 log = logging.getLogger(__name__)
 
-#: Batches in a row of which every text failed, after which the worker counts as broken.
-STRIKES = 3
-#: Tokens of a batch on a slow device, at least.
-LEAST_TOKENS = 128
 #: Seconds before a dead worker is started again: the first time, and at most (it doubles).
 RESTART_S, RESTART_MOST_S = 0.5, 30.0
 
@@ -90,29 +85,6 @@ class BatchReport(NamedTuple):
     seconds: float
 
 
-@dataclass(slots=True, eq=False)
-class _Job:
-    lane: Lane
-    future: asyncio.Future[None]
-    arrived: float
-    results: list[Any]
-    left: int
-    waiting: int  # tokens in the schedule
-    started: float = 0.0
-    closed: bool = False
-
-
-@dataclass(slots=True)
-class _Shared:
-    """What the loop and the worker thread both touch, behind `condition`."""
-
-    schedule: Schedule
-    condition: threading.Condition = field(default_factory=threading.Condition)
-    running: list[Item] = field(default_factory=list)
-    running_since: float = 0.0
-    stop: bool = False
-
-
 class Engine(Generic[R]):
     """Requests in, results out, through one worker thread that is replaced when it dies.
 
@@ -135,10 +107,10 @@ class Engine(Generic[R]):
         self._make = make
         self._observer = observer
         self._clock = clock
-        self._shared = _Shared(Schedule())
+        self._shared = Shared(Schedule())
         self._state: State = "stopped"
-        self._jobs: set[_Job] = set()
-        self._thread: threading.Thread | None = None
+        self._jobs: set[Job] = set()
+        self._worker: Worker[R] | None = None
         self._next_restart_s = RESTART_S
         self._restart: asyncio.TimerHandle | None = None
 
@@ -169,8 +141,8 @@ class Engine(Generic[R]):
         with self._shared.condition:
             self._shared.stop = True
             self._shared.condition.notify()
-        if self._thread is not None:
-            await asyncio.to_thread(self._thread.join)
+        if self._worker is not None:
+            await asyncio.to_thread(self._worker.join)
 
     @property
     def state(self) -> State:
@@ -183,7 +155,7 @@ class Engine(Generic[R]):
             return {"starting": "the model is loading", "restarting": "the worker died and is being restarted"}.get(
                 self._state, "the server is shutting down"
             )
-        if self._thread is None or not self._thread.is_alive():
+        if self._worker is None or not self._worker.alive:
             return "the worker is dead"
         with self._shared.condition:
             busy = self._clock() - self._shared.running_since if self._shared.running else 0.0
@@ -215,7 +187,7 @@ class Engine(Generic[R]):
             lane = "interactive" if tokens <= self.limits.interactive_tokens else "bulk"
         deadline = self.limits.deadline_s if deadline_s is None else deadline_s
         self.admit(tokens, lane, deadline)
-        job = _Job(lane, self._loop.create_future(), self._clock(), [None] * len(rows), len(rows), tokens)
+        job = Job(lane, self._loop.create_future(), self._clock(), [None] * len(rows), len(rows), tokens)
         if not rows:
             return Done([], 0.0, 0.0)
         self._jobs.add(job)
@@ -251,30 +223,31 @@ class Engine(Generic[R]):
                 max(ahead / rate - deadline_s, 1.0),
             )
 
-    def _enqueue(self, job: _Job, rows: Sequence[Ints], wanted: Sequence[Any]) -> None:
+    def _enqueue(self, job: Job, rows: Sequence[Ints], wanted: Sequence[Any]) -> None:
         now, rate = self._clock(), self.pace.rate
         with self._shared.condition:
             for index, (ids, want) in enumerate(zip(rows, wanted, strict=True)):
                 self._shared.schedule.push(Item(job, index, ids, want), now, rate)
             self._shared.condition.notify()
 
-    def _fail(self, job: _Job, error: BaseException) -> None:
+    def _fail(self, job: Job, error: BaseException) -> None:
         if not job.future.done():
             job.future.set_exception(error)
         self._close(job)
 
-    def _close(self, job: _Job) -> None:
+    def _close(self, job: Job) -> None:
         self._jobs.discard(job)
         with self._shared.condition:
             self._shared.schedule.close(job, job.waiting)
 
-    # ---- results, on the loop ------------------------------------------------------------------------------
+    # ---- what the worker says, on the loop -----------------------------------------------------------------
 
-    def _deliver(self, outcomes: Sequence[tuple[Item, Any]], seconds: float) -> None:
+    def deliver(self, outcomes: Sequence[tuple[Item, R | Exception]], seconds: float) -> None:
+        """A batch is done: results and errors go to their requests."""
         failed = 0
         for item, outcome in outcomes:
             job = item.owner
-            assert isinstance(job, _Job)
+            assert isinstance(job, Job)
             if isinstance(outcome, Exception):
                 failed += 1
                 self._fail(job, InputFailedError(f"input {item.index}: {_said(outcome)}"))
@@ -290,14 +263,15 @@ class Engine(Generic[R]):
         if self._observer is not None:
             self._observer(BatchReport(len(outcomes), tokens, failed, seconds))
 
-    def _is_ready(self, tokens: int, seconds: float) -> None:
+    def ready(self, tokens: int, seconds: float) -> None:
+        """The worker has loaded the model and warmed up."""
         self.pace.add(tokens, seconds)
         if self._state in ("starting", "restarting"):
             self._state = "ready"
         if not self._first.done():
             self._first.set_result(None)
 
-    def _died(self, error: BaseException, running: Sequence[Item]) -> None:
+    def died(self, error: BaseException, running: Sequence[Item]) -> None:
         """Its texts run once more, alone; whoever meets a second death is to blame and fails."""
         if not self._first.done():
             self._state = "stopped"
@@ -307,7 +281,7 @@ class Engine(Generic[R]):
         for item in running:
             item.tries += 1
             job = item.owner
-            assert isinstance(job, _Job)
+            assert isinstance(job, Job)
             if item.tries > 1:
                 self._fail(job, UnavailableError("the model failed twice on this input"))
             elif not job.closed:
@@ -325,61 +299,8 @@ class Engine(Generic[R]):
         self._spawn()
 
     def _spawn(self) -> None:
-        self._thread = threading.Thread(target=self._work, name="threefold-worker", daemon=True)
-        self._thread.start()
-
-    # ---- the worker thread ---------------------------------------------------------------------------------
-
-    def _work(self) -> None:
-        try:
-            runner = self._make()
-            self._tell(self._is_ready, *self._warm_up(runner))
-            strikes = 0
-            while batch := self._next_batch():
-                began = self._clock()
-                outcomes = list(zip(batch, outcomes_of(runner, batch), strict=True))
-                with self._shared.condition:
-                    self._shared.running = []
-                self._tell(self._deliver, outcomes, self._clock() - began)
-                strikes = strikes + 1 if all(unexpected(outcome) for _, outcome in outcomes) else 0
-                if strikes >= STRIKES:
-                    raise BrokenWorker(f"{strikes} batches in a row failed: {outcomes[0][1]!r}")
-        except BaseException as error:  # whatever it is: the loop must know that nobody works any more
-            with self._shared.condition:
-                running, self._shared.running = self._shared.running, []
-            self._tell(self._died, error, running)
-
-    def _warm_up(self, runner: Runner[R]) -> tuple[int, float]:
-        rows, wanted = runner.samples()
-        runner.run(rows, wanted)
-        began = self._clock()
-        runner.run(rows, wanted)
-        return sum(len(ids) for ids in rows), self._clock() - began
-
-    def _next_batch(self) -> list[Item]:
-        """Waits for work; empty when the worker is to stop."""
-        shared = self._shared
-        with shared.condition:
-            while not shared.stop:
-                budget = max(math.ceil(self.pace.rate * self.limits.batch_s), LEAST_TOKENS)
-                batch = shared.schedule.take(min(budget, self.limits.batch_tokens))
-                if batch:
-                    now = self._clock()
-                    shared.running, shared.running_since = batch, now
-                    for item in batch:
-                        job = item.owner
-                        assert isinstance(job, _Job)
-                        job.waiting -= item.tokens
-                        job.started = job.started or now
-                    return batch
-                shared.condition.wait()
-        return []
-
-    def _tell(self, call: Callable[..., None], *arguments: Any) -> None:
-        try:
-            self._loop.call_soon_threadsafe(call, *arguments)
-        except RuntimeError:  # the loop is closed: nobody is left to be told
-            log.debug("the event loop ended before the worker")
+        batch = (self.limits.batch_tokens, self.limits.batch_s)
+        self._worker = Worker(self._make, self._shared, self, self.pace, batch, self._loop, self._clock)
 
 
 def _said(error: Exception) -> str:

@@ -95,20 +95,26 @@ async def v2(call: Call) -> Response:
 
 
 async def _tei(call: Call, body: TeiRerankBody) -> Response:
+    ranks, judgement = await ranked(call, body)
+    return wire.json_response(ranks, judged_headers(call, judgement))
+
+
+async def ranked(call: Call, body: TeiRerankBody) -> tuple[list[dict[str, Any]], Judgement]:
+    """What `/rerank` of TEI answers, and where it comes from."""
     texts = texts_of(body.texts, "texts", call.server.config.max_inputs)
     _check_query(body.query)
     pairs = [(body.query, text) for text in texts]
-    judgement = await call.wait_for(call.server.judge(call, pairs, truncate=how_to_cut(call, body) != "none"))
+    judgement = await call.server.judge(call, pairs, truncate=how_to_cut(call, body) != "none")
     scores = judgement.raw if body.raw_scores else judgement.unit
     ranks = [
         {"index": i, **({"text": texts[i]} if body.return_text else {}), "score": scores[i]}
         for i in _order(judgement, None)
     ]
-    return wire.json_response(ranks, judged_headers(call, judgement))
+    return ranks, judgement
 
 
 async def _judge(call: Call, body: RerankBody) -> tuple[list[str], Judgement]:
-    call.server.check_model(body.model)
+    call.server.model_of(body.model)
     if body.max_chunks_per_doc is not None:
         raise RequestError(
             "max_chunks_per_doc is not taken: documents are read whole, up to the length that the model reads. "
@@ -119,8 +125,8 @@ async def _judge(call: Call, body: RerankBody) -> tuple[list[str], Judgement]:
     texts = _documents(body, call.server.config.max_inputs)
     lane: Lane | None = "bulk" if body.priority else None
     pairs = [(body.query, text) for text in texts]
-    work = call.server.judge(call, pairs, max_text_tokens=body.max_tokens_per_doc, lane=lane)
-    return texts, await call.wait_for(work)
+    most = body.max_tokens_per_doc
+    return texts, await call.server.judge(call, pairs, model=body.model, max_text_tokens=most, lane=lane)
 
 
 def _check_query(query: str) -> None:

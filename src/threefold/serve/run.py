@@ -9,7 +9,7 @@ import asyncio
 import signal
 import socket
 from collections.abc import Callable
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import uvicorn
 
@@ -19,8 +19,14 @@ from threefold.encoder.precision import Precision
 from threefold.errors import InputError
 from threefold.serve import logs
 from threefold.serve.app import build
-from threefold.serve.server import Load, LoadCross, Server
-from threefold.serve.settings import ServeConfig
+from threefold.serve.connection import http_options
+from threefold.serve.making import Load, LoadCross
+from threefold.serve.memory import bound_caches
+from threefold.serve.server import Server
+from threefold.serve.settings import ModelSettings, ServeConfig
+
+if TYPE_CHECKING:
+    from threefold.serve.traces import Traces
 
 #: Connections that the system holds before they are taken.
 BACKLOG = 2_048
@@ -36,13 +42,27 @@ def make_server(config: ServeConfig) -> Server:
     def load_cross() -> CrossEncoder:
         return CrossEncoder(cast(str, config.reranker), device=config.device, precision=precision)
 
+    def load_more(one: ModelSettings) -> Encoder | CrossEncoder:
+        opened = Encoder if one.kind == "encoder" else CrossEncoder
+        how = cast(Precision, one.precision or config.precision)
+        return opened(one.path, device=one.device or config.device, precision=how, revision=one.revision)
+
     with_cross: LoadCross | None = load_cross if config.reranker else None
     with_encoder: Load = load
-    return Server(config, with_encoder, with_cross)
+    return Server(config, with_encoder, with_cross, load_more, _traces(config))
+
+
+def _traces(config: ServeConfig) -> Traces | None:
+    if not config.otlp_endpoint:
+        return None
+    from threefold.serve.traces import Traces
+
+    return Traces.to(config.otlp_endpoint)
 
 
 def serve(config: ServeConfig, on_ready: Callable[[Server, str], None]) -> None:
     """Run until SIGTERM or SIGINT. `on_ready` is told the address when requests are answered."""
+    bound_caches()
     logs.configure(config.log_format)
     asyncio.run(_serve(make_server(config), on_ready))
 
@@ -56,8 +76,7 @@ async def _serve(server: Server, on_ready: Callable[[Server, str], None]) -> Non
             uvicorn.Config(
                 build(server),
                 log_config=None,
-                access_log=False,
-                server_header=False,
+                **http_options(config.body_s),
                 lifespan="on",
                 backlog=BACKLOG,
                 timeout_graceful_shutdown=config.drain_s,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from threefold.errors import ThreefoldError
@@ -19,8 +19,13 @@ log = logging.getLogger(__name__)
 class Runner(Protocol[R_co]):
     """A model as the worker thread sees it."""
 
-    def run(self, rows: Sequence[Ints], wanted: Sequence[Any]) -> Sequence[R_co]:
-        """One result per row of token ids."""
+    def run(
+        self, rows: Sequence[Ints], wanted: Sequence[Any], between: Callable[[], None] | None = None
+    ) -> Sequence[R_co]:
+        """One result per row of token ids.
+
+        between  called in this thread, whenever that is possible on the way; it may call `run`
+        """
         ...
 
     def samples(self) -> tuple[Sequence[Ints], Sequence[Any]]:
@@ -32,17 +37,21 @@ class BrokenWorker(BaseException):
     """The model is unusable and must be loaded again."""
 
 
-def outcomes_of(runner: Runner[R], batch: Sequence[Item]) -> list[R | Exception]:
+def outcomes_of(
+    runner: Runner[R], batch: Sequence[Item], between: Callable[[], None] | None = None
+) -> list[R | Exception]:
     """A result or an error per text. What fails is halved, so that one bad text, or too large a batch, fails alone."""
     try:
-        results = list(runner.run([item.ids for item in batch], [item.wanted for item in batch]))
+        results = list(runner.run([item.ids for item in batch], [item.wanted for item in batch], between))
     except Exception as error:  # a model may raise anything
         if len(batch) == 1:
             log.error("the model failed on a text of %d tokens", batch[0].tokens, exc_info=error)
             return [error]
         log.warning("a batch of %d texts failed: %r; it is halved", len(batch), error)
+        results = None
+    if results is None:
         middle = len(batch) // 2
-        return outcomes_of(runner, batch[:middle]) + outcomes_of(runner, batch[middle:])
+        return outcomes_of(runner, batch[:middle], between) + outcomes_of(runner, batch[middle:], between)
     if len(results) != len(batch):
         raise BrokenWorker(f"{len(batch)} texts gave {len(results)} results")
     return list(results)

@@ -7,15 +7,16 @@ Order within a lane: by the time of arrival plus `AGEING` times the time that th
 text overtakes a long one that came little earlier, and every text waits at most so much longer than first come, first
 served: nothing that comes later than its key can overtake it.
 
-Between the lanes: interactive before bulk; bulk joins an interactive batch only as far as that costs it little. The
-caller keeps batches so small that a query never waits for more than a fraction of a second (or for one long text).
-After `PATIENCE` batches without bulk, bulk goes first once: it cannot starve.
+Between the lanes: interactive before bulk; bulk joins an interactive batch only as far as that costs it little. After
+`PATIENCE` batches without bulk it is bulk's turn: it cannot starve. While a batch of bulk runs, queries are `urgent`:
+the worker runs them between two of its layers.
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -47,6 +48,7 @@ class Item:
     ids     (t,) token ids, special ones included
     wanted  what is wanted of it; opaque here
     tries   how often a worker died with it; then it runs alone
+    key     its place in the order of its lane: seconds
     """
 
     owner: Owner
@@ -54,6 +56,7 @@ class Item:
     ids: Ints
     wanted: Any
     tries: int = 0
+    key: float = 0.0
 
     @property
     def tokens(self) -> int:
@@ -81,8 +84,8 @@ class Schedule:
 
     def push(self, item: Item, now: float, rate: float) -> None:
         """Take a text in. `rate` is in tokens per second."""
-        key = now + AGEING * item.tokens / rate
-        heapq.heappush(self._heaps[item.owner.lane], (key, next(self._counter), item))
+        item.key = now + AGEING * item.tokens / rate
+        heapq.heappush(self._heaps[item.owner.lane], (item.key, next(self._counter), item))
         self._waiting[item.owner.lane] += item.tokens
 
     def push_back(self, item: Item) -> None:
@@ -104,20 +107,27 @@ class Schedule:
                 self._waiting[item.owner.lane] -= item.tokens
                 return [item]
         batch: list[Item] = []
-        if self._without_bulk >= PATIENCE:
-            self._fill("bulk", batch, budget)
-        self._fill("interactive", batch, budget)
+        if self._without_bulk < PATIENCE:
+            self._fill("interactive", batch, budget)
         self._fill("bulk", batch, int(budget * JOIN) if batch else budget)
+        if not batch:  # bulk's turn, but what waited has been given up
+            self._fill("interactive", batch, budget)
         served = any(item.owner.lane == "bulk" for item in batch)
         self._without_bulk = 0 if served or not self._waiting["bulk"] else self._without_bulk + 1
         return batch
 
-    def _fill(self, lane: Lane, batch: list[Item], budget: int) -> None:
+    def urgent(self, budget: int, before: float) -> list[Item]:
+        """The queries that a running batch yields to: those whose key is below `before`."""
+        batch: list[Item] = []
+        self._fill("interactive", batch, budget, before)
+        return batch
+
+    def _fill(self, lane: Lane, batch: list[Item], budget: int, before: float = math.inf) -> None:
         """Add texts of a lane, in order, as long as they fit; the first text of a batch always does."""
         heap = self._heaps[lane]
         skipped: list[tuple[float, int, Item]] = []
         used = sum(item.tokens for item in batch)
-        while heap and (not batch or used < budget) and len(skipped) <= LOOKAHEAD:
+        while heap and heap[0][0] < before and (not batch or used < budget) and len(skipped) <= LOOKAHEAD:
             entry = heapq.heappop(heap)
             item = entry[2]
             if item.owner.closed:

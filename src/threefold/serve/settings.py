@@ -7,7 +7,33 @@ from typing import Literal
 
 from threefold.config import Settings
 from threefold.errors import ConfigError
+from threefold.serve.prices import Price
 from threefold.serve.queue import Limits
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings(Settings):
+    """A further model of a server: a table `[[serve.models]]`.
+
+    path               a folder, or a name on the hub
+    name, aliases      what requests call it; without a name, as its path
+    kind               encoder (embeddings; rerank by its heads) or cross-encoder (rerank and score)
+    device, precision  empty: those of the server
+    preload            load it at the start and keep it; else the first request loads it
+    """
+
+    path: str
+    name: str = ""
+    aliases: tuple[str, ...] = ()
+    kind: Literal["encoder", "cross-encoder"] = "encoder"
+    revision: str | None = None
+    device: str = ""
+    precision: str = ""
+    preload: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise ConfigError("path must be the folder of a model, or its name on the hub")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +43,11 @@ class ServeConfig(Settings):
     model, revision      the encoder; None is the embedded model
     reranker             a cross-encoder for rerank and score; None scores by the encoder's own three heads
     served_names         further names under which the encoder answers; its own always works
+    models               further models, by name
+    model_memory_mb      weights that may be in memory together, in megabytes; 0: no bound. Idle models make room
     keys_file            API keys (`threefold keys`); empty: no key is asked for
+    usage_file           what was used, by key, day, model and route; empty: next to the keys, or none without keys
+    prices, currency     per million tokens, by model; what is not named costs nothing
     cors_origins         web pages that may call: origins, or "*"
     collections          a folder for collections over HTTP; empty: there are none
     max_body_bytes       largest request body (documents are streamed and not bounded by it)
@@ -27,9 +57,10 @@ class ServeConfig(Settings):
     max_multi_tokens     tokens of one request that asks for a vector per token (4 KB each with bge-m3)
     token_ids            whether arrays of numbers are taken as token ids of the model; by default they are refused
     truncate             what TEI routes do with a text that is too long and does not say: cut it (as TEI), or refuse
-    body_s               seconds in which a body must have arrived
+    body_s               seconds in which the head of a request must have arrived, and then its body
     drain_s              seconds that running requests get when the server is told to stop
     log_format           lines for people, or JSON
+    otlp_endpoint        a collector of OpenTelemetry traces, such as http://127.0.0.1:4318; empty: no traces
     tls_cert, tls_key    PEM files; both or none
     limits               the queue
     """
@@ -42,7 +73,12 @@ class ServeConfig(Settings):
     precision: str = "auto"
     reranker: str | None = None
     served_names: tuple[str, ...] = ()
+    models: tuple[ModelSettings, ...] = ()
+    model_memory_mb: int = 0
     keys_file: str = ""
+    usage_file: str = ""
+    prices: dict[str, Price] = field(default_factory=dict)
+    currency: str = "USD"
     cors_origins: tuple[str, ...] = ()
     collections: str = ""
     max_body_bytes: int = 16 * 1024 * 1024
@@ -55,6 +91,7 @@ class ServeConfig(Settings):
     body_s: float = 60.0
     drain_s: int = 30
     log_format: Literal["text", "json"] = "text"
+    otlp_endpoint: str = ""
     tls_cert: str = ""
     tls_key: str = ""
     limits: Limits = field(default_factory=Limits)
@@ -63,6 +100,8 @@ class ServeConfig(Settings):
         for name in ("max_body_bytes", "max_inputs", "max_request_tokens", "max_multi_tokens", "drain_s"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if self.model_memory_mb < 0:
+            raise ConfigError(f"model_memory_mb must be at least 0; got {self.model_memory_mb}")
         if self.body_s <= 0:
             raise ConfigError(f"body_s must be above 0; got {self.body_s}")
         if bool(self.tls_cert) != bool(self.tls_key):

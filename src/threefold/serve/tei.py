@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from threefold import __version__
 from threefold.serve import wire
+from threefold.serve.encoding import Encoding, cut_dense
 from threefold.serve.errors import RequestError, WrongModelError
 from threefold.serve.http import Call, parse, parse_any
 from threefold.serve.inputs import inputs_of, texts_of
@@ -26,11 +27,13 @@ from threefold.types import Floats, Output, Row
 Direction = Literal["left", "right", "Left", "Right"]
 
 
-class _Body(BaseModel):
+class TeiBody(BaseModel):
+    """As in TEI, unknown fields are ignored."""
+
     model_config = ConfigDict(extra="ignore", strict=True)
 
 
-class Truncating(_Body):
+class Truncating(TeiBody):
     """What all requests with texts have."""
 
     truncate: bool | None = None
@@ -52,14 +55,14 @@ class InputsBody(Truncating):
     inputs: Any
 
 
-class Sentences(_Body):
+class Sentences(TeiBody):
     """What `/similarity` compares."""
 
     source_sentence: str
     sentences: Any
 
 
-class SimilarityBody(_Body):
+class SimilarityBody(TeiBody):
     """`/similarity`."""
 
     inputs: Sentences
@@ -73,7 +76,7 @@ class PredictBody(Truncating):
     raw_scores: bool = False
 
 
-class TokenizeBody(_Body):
+class TokenizeBody(TeiBody):
     """`/tokenize`."""
 
     inputs: Any
@@ -81,14 +84,14 @@ class TokenizeBody(_Body):
     prompt_name: str | None = None
 
 
-class VllmTokenizeBody(_Body):
+class VllmTokenizeBody(TeiBody):
     """`/tokenize` of vLLM, which has `prompt` for `inputs`."""
 
     prompt: str
     add_special_tokens: bool = True
 
 
-class DecodeBody(_Body):
+class DecodeBody(TeiBody):
     """`/decode`."""
 
     ids: Any
@@ -101,27 +104,36 @@ class DecodeBody(_Body):
 async def embed(call: Call) -> Response:
     """`POST /embed`."""
     body = await call.read(EmbedBody)
-    call.server.check_dimensions(body.dimensions)
+    vectors, answer = await embedded(call, body)
+    return wire.json_response(vectors, headers(call, answer))
+
+
+async def embedded(call: Call, body: EmbedBody) -> tuple[list[Floats], Answer]:
+    """What `/embed` answers, and where it comes from."""
+    encoding = await call.server.encoder(call)
+    encoding.check_dimensions(body.dimensions)
     wanted: Output = "dense" if body.normalize else "hidden"
-    answer = await call.wait_for(_embed(call, body, body.inputs, wanted))
+    answer = await call.wait_for(_embed(encoding, call, body, body.inputs, wanted))
     vectors = [
-        call.server.cut_dense(row.dense, body.dimensions) if row.dense is not None else _pooled(call, row)
+        cut_dense(row.dense, body.dimensions) if row.dense is not None else _pooled(encoding, row)
         for row in answer.rows
     ]
-    return wire.json_response([wire.floats(vector, as_base64=False) for vector in vectors], headers(call, answer))
+    return [wire.floats(vector, as_base64=False) for vector in vectors], answer
 
 
 async def embed_sparse(call: Call) -> Response:
     """`POST /embed_sparse`."""
     body = await call.read(InputsBody)
-    answer = await call.wait_for(_embed(call, body, body.inputs, "sparse"))
+    encoding = await call.server.encoder(call)
+    answer = await call.wait_for(_embed(encoding, call, body, body.inputs, "sparse"))
     return wire.json_response([_pairs(row) for row in answer.rows], headers(call, answer))
 
 
 async def embed_all(call: Call) -> Response:
     """`POST /embed_all`: the states of the last layer, special tokens kept, as they leave the network."""
     body = await call.read(InputsBody)
-    answer = await call.wait_for(_embed(call, body, body.inputs, "hidden"))
+    encoding = await call.server.encoder(call)
+    answer = await call.wait_for(_embed(encoding, call, body, body.inputs, "hidden"))
     states = [wire.floats(row.hidden, as_base64=False) for row in answer.rows if row.hidden is not None]
     return wire.json_response(states, headers(call, answer))
 
@@ -131,32 +143,35 @@ async def similarity(call: Call) -> Response:
     body = await call.read(SimilarityBody)
     texts = texts_of(body.inputs.sentences, "sentences", call.server.config.max_inputs)
     everything = inputs_of([body.inputs.source_sentence, *texts], "inputs", len(texts) + 1, ids_allowed=False).texts
-    answer = await call.wait_for(_embed(call, body.parameters or Truncating(), everything, "dense", len(everything)))
+    encoding, how = await call.server.encoder(call), body.parameters or Truncating()
+    answer = await call.wait_for(_embed(encoding, call, how, everything, "dense", len(everything)))
     rows = np.stack([row.dense for row in answer.rows if row.dense is not None])
     cosines = (rows[1:] @ rows[0]) / (np.linalg.norm(rows[1:], axis=1) * np.linalg.norm(rows[0]))
     return wire.json_response(cosines, headers(call, answer))
 
 
-async def _embed(call: Call, body: Truncating, inputs: Any, wanted: Output, most: int | None = None) -> Answer:
-    return await call.server.embed(call, await _read(call, body, inputs, most), [wanted])
+async def _embed(
+    encoding: Encoding, call: Call, body: Truncating, inputs: Any, wanted: Output, most: int | None = None
+) -> Answer:
+    return await encoding.embed(await _read(encoding, call, body, inputs, most), [wanted])
 
 
-async def _read(call: Call, body: Truncating, inputs: Any, most: int | None) -> Read:
+async def _read(encoding: Encoding, call: Call, body: Truncating, inputs: Any, most: int | None) -> Read:
     """Texts as tokens, and ids as they are; a batch may mix them."""
     limit = most or call.server.config.max_inputs
     how = how_to_cut(call, body)
     if isinstance(inputs, list) and any(isinstance(item, list) for item in inputs):
-        return await _read_mixed(call, body, inputs, limit)
+        return await _read_mixed(encoding, call, body, inputs, limit)
     given = inputs_of(inputs, "inputs", limit, ids_allowed=True)
     if given.ids:
-        return call.server.embedder.take([_cut(ids, how, call.server.embedder.max_tokens) for ids in given.ids])
-    return await call.server.read(given.texts, truncate=how, prompt_name=body.prompt_name)
+        return encoding.embedder.take([_cut(ids, how, encoding.embedder.max_tokens) for ids in given.ids])
+    return await encoding.read(given.texts, truncate=how, prompt_name=body.prompt_name)
 
 
-async def _read_mixed(call: Call, body: Truncating, inputs: list[Any], limit: int) -> Read:
+async def _read_mixed(encoding: Encoding, call: Call, body: Truncating, inputs: list[Any], limit: int) -> Read:
     if len(inputs) > limit:
         raise RequestError(f"batch size {len(inputs)} > maximum allowed batch size {limit}", param="inputs")
-    parts = [await _read(call, body, item, 1) for item in inputs]
+    parts = [await _read(encoding, call, body, item, 1) for item in inputs]
     return Read(
         [ids for part in parts for ids in part.rows],
         [cut for part in parts for cut in part.truncated],
@@ -179,10 +194,10 @@ def _cut(ids: list[int], how: Truncate, limit: int) -> list[int]:
     return ids[-limit:] if how == "start" else ids[:limit]
 
 
-def _pooled(call: Call, row: Row) -> Floats:
+def _pooled(encoding: Encoding, row: Row) -> Floats:
     """The dense vector before it gets unit length."""
     assert row.hidden is not None
-    how = call.server.embedder.pooling
+    how = encoding.embedder.pooling
     if how == "mean":
         mean: Floats = row.hidden.mean(axis=0)
         return mean
@@ -205,7 +220,7 @@ async def predict(call: Call) -> Response:
     if call.server.cross is None:
         raise WrongModelError("model is not a classifier model: start the server with a reranker", status=424)
     pairs, single = _given_pairs(body.inputs, call.server.config.max_inputs)
-    judgement = await call.wait_for(call.server.judge(call, pairs, truncate=how_to_cut(call, body) != "none"))
+    judgement = await call.server.judge(call, pairs, truncate=how_to_cut(call, body) != "none")
     scores = judgement.raw if body.raw_scores else judgement.unit
     predictions = [[{"score": score, "label": "LABEL_0"}] for score in scores]
     return wire.json_response(predictions[0] if single else predictions, judged_headers(call, judgement))

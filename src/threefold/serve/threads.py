@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -19,8 +20,8 @@ class Threads:
         self._pool = ThreadPoolExecutor(most, thread_name_prefix=f"threefold-{name}")
 
     async def run(self, call: Callable[[], T]) -> T:
-        """The result of `call`, made in a thread of this pool."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, call)
+        """The result of `call`, made in a thread of this pool, in the context of the caller."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, copy_context().run, call)
 
     def close(self) -> None:
         """Start nothing more."""

@@ -1,0 +1,100 @@
+"""An encoder for one request: what every contract does with it, and the limits of a request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from threefold.errors import InputError, MissingHeadError
+from threefold.serve.errors import RequestError
+from threefold.serve.models import Answer, Embedder, Read
+from threefold.serve.schedule import Lane
+from threefold.text.tokenizer import Truncate
+from threefold.types import Floats, Output
+
+if TYPE_CHECKING:
+    from threefold.serve.http import Call
+
+#: A request may say how long it can wait.
+TIMEOUT_HEADER = "x-timeout-ms"
+
+
+class Encoding:
+    """Texts of one request -> tokens -> representations, counted for its key."""
+
+    def __init__(self, call: Call, embedder: Embedder) -> None:
+        self._call = call
+        self.embedder = embedder
+
+    async def read(
+        self, texts: Sequence[str], *, truncate: Truncate, prompt_name: str | None = None, max_tokens: int | None = None
+    ) -> Read:
+        """Tokens of the texts of a request."""
+        prompt = ""
+        if prompt_name is not None:
+            if prompt_name not in self.embedder.prompts:
+                known = ", ".join(self.embedder.prompts)
+                raise RequestError(f"the model has no prompt {prompt_name!r}; known are {known}", param="prompt_name")
+            prompt = self.embedder.prompts[prompt_name]
+        return await self.embedder.read(texts, truncate=truncate, prompt=prompt, max_tokens=max_tokens)
+
+    async def embed(self, read: Read, outputs: Sequence[Output], *, lane: Lane | None = None) -> Answer:
+        """Representations of the texts of a request, within the limits of a request."""
+        self.check_outputs(outputs)
+        self._check_size(read.tokens, outputs)
+        answer = await self.embedder.embed(read, outputs, lane=lane, deadline_s=deadline_of(self._call))
+        self._call.use(self.embedder.name, "embed", read.tokens, texts=len(read.rows))
+        self._call.trace(read.seconds, answer.queue_s, answer.run_s)
+        return answer
+
+    def check_outputs(self, outputs: Sequence[Output]) -> None:
+        """Refuse heads that the model does not have."""
+        card = self.embedder.card
+        for name in outputs:
+            head = "sparse" if name == "weights" else name
+            if head != "hidden" and head not in card.representations:
+                raise MissingHeadError(f"{card.name} has no {head} head; it has {', '.join(card.representations)}")
+
+    def _check_size(self, tokens: int, outputs: Sequence[Output]) -> None:
+        config = self._call.server.config
+        if tokens > config.max_request_tokens:
+            raise RequestError(
+                f"the request has {tokens:,} tokens, the limit is {config.max_request_tokens:,}. Send less at once"
+            )
+        if {"multi", "hidden"} & set(outputs) and tokens > config.max_multi_tokens:
+            raise RequestError(
+                f"the request has {tokens:,} tokens; with a vector for each the limit is "
+                f"{config.max_multi_tokens:,}. Send less at once"
+            )
+
+    def check_dimensions(self, dimensions: int | None) -> None:
+        """Refuse dimensions for which the model was not trained."""
+        card = self.embedder.card
+        if dimensions is None or dimensions == card.dense_dim or dimensions in card.matryoshka:
+            return
+        allowed = ", ".join(map(str, (card.dense_dim, *card.matryoshka)))
+        why = "" if card.matryoshka else " (it was not trained for shorter vectors)"
+        raise RequestError(
+            f"{card.name} cannot give {dimensions} dimensions; allowed: {allowed}{why}", param="dimensions"
+        )
+
+
+def cut_dense(vector: Floats, dimensions: int | None) -> Floats:
+    """The first dimensions, at unit length again; only where the model was trained for it."""
+    if dimensions is None or dimensions == len(vector):
+        return vector
+    cut = vector[:dimensions]
+    shorter: Floats = cut / np.linalg.norm(cut)
+    return shorter
+
+
+def deadline_of(call: Call) -> float | None:
+    """Seconds that the client is ready to wait, if it says so."""
+    said = call.request.headers.get(TIMEOUT_HEADER)
+    if said is None:
+        return None
+    if not said.isdigit() or not int(said):
+        raise InputError(f"{TIMEOUT_HEADER} must be a number of milliseconds; got {said!r}")
+    return int(said) / 1000

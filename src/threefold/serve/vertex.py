@@ -1,0 +1,43 @@
+"""Vertex AI, as TEI serves it: `POST /vertex` with `instances`, each a request of `/rerank` or of `/embed`."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+from pydantic import Field
+from starlette.responses import Response
+
+from threefold.serve import wire
+from threefold.serve.errors import RequestError
+from threefold.serve.http import Call, parse
+from threefold.serve.rerank import TeiRerankBody, ranked
+from threefold.serve.tei import EmbedBody, TeiBody, embedded
+
+
+class VertexBody(TeiBody):
+    """`/vertex`; `parameters` are ignored, as TEI ignores them."""
+
+    instances: Annotated[list[dict[str, Any]], Field(min_length=1)]
+
+
+async def vertex(call: Call) -> Response:
+    """`POST /vertex`: one prediction per instance."""
+    body = await call.read(VertexBody)
+    most = call.server.config.max_inputs
+    if len(body.instances) > most:
+        raise RequestError(f"batch size {len(body.instances)} > maximum allowed batch size {most}", param="instances")
+    tasks = [asyncio.ensure_future(_prediction(call, instance)) for instance in body.instances]
+    try:
+        return wire.json_response({"predictions": await asyncio.gather(*tasks)})
+    finally:  # where one fails, nobody waits for the others
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _prediction(call: Call, instance: dict[str, Any]) -> Any:
+    raw = wire.dumps(instance)
+    if "texts" in instance:
+        return (await ranked(call, parse(TeiRerankBody, raw)))[0]
+    return (await embedded(call, parse(EmbedBody, raw)))[0]
