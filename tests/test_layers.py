@@ -19,7 +19,7 @@ LAYERS = [
     "types config",
     "text score evaluate",
     "encoder store",
-    "ingest opening remote retrieve shards",
+    "export ingest opening remote retrieve shards",
     "collection",
     "analyze client train serve integrations",
     "cli",
@@ -28,7 +28,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names.spl
 #: Not a layer: they name others late, on purpose.
 DOORS = {"__init__", "__main__"}
 ONLY_IN = {
-    "torch": {"encoder", "train"},
+    "torch": {"encoder", "export", "train"},
     "qdrant_edge": {"store"},
     "qdrant_client": {"store"},
     "fastapi": {"serve"},
@@ -36,6 +36,7 @@ ONLY_IN = {
     "pydantic": {"serve"},
     "orjson": {"serve"},
     "prometheus_client": {"serve"},
+    "opentelemetry": {"serve"},
     "uvicorn": {"serve"},
     "typer": {"cli"},
     "rich": {"cli"},

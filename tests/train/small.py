@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from threefold.encoder.checkpoint import Model, ModelConfig
 from threefold.encoder.heads import HeadsConfig
 from threefold.encoder.network import NetworkConfig, initialise
 from threefold.text.tokenizer import Tokens
 from threefold.train.batches import PairTable, plan
-from threefold.train.loop import Trainer, TrainSettings
+from threefold.train.loop import Targets, Trainer, TrainSettings
+from threefold.train.world import World
 from threefold.types import Ints, offsets_of
 
 VOCAB, SPECIAL = 64, (0, 1, 2, 3)
@@ -54,3 +58,46 @@ def trainer(folder: Path, *, settings: TrainSettings | None = None, epochs: int 
     idf = np.linspace(0, 5, VOCAB, dtype=np.float32)
     settings = settings or TrainSettings(checkpoint_every=3, log_every=1, idf_steps=10)
     return Trainer(model(), table(), batches(epochs), settings, folder, special=SPECIAL, idf=idf)
+
+
+def hard_table(n: int = 12) -> PairTable:
+    """Pairs with 0 to 3 hard negatives, of which some have teacher scores; one meaning twice, one pair alone."""
+    pairs, rng = table(n, symmetric=False, sources=1), np.random.default_rng(1)
+    counts = rng.integers(0, 4, size=n)
+    rows = [[0, *rng.integers(4, VOCAB, int(rng.integers(2, 9))).tolist(), 2] for _ in range(int(counts.sum()))]
+    scores = rng.normal(size=len(rows)).astype(np.float32)
+    scores[::5] = np.nan
+    positive = np.where(np.arange(n) % 3 > 0, 2.0, np.nan).astype(np.float32)
+    meaning = np.arange(n)
+    meaning[1] = meaning[0]
+    return replace(
+        pairs, meaning=meaning, negative=tokens(rows), negatives=offsets_of(counts),
+        positive_score=positive, negative_score=scores, alone=np.arange(n) == 2,
+    )  # fmt: skip
+
+
+def hard_trainer(folder: Path, changes: dict[str, Any] | None = None, world: World | None = None) -> Trainer:
+    """Every part of the objective at once: teacher scores, teacher vectors of other dimensions, shorter dimensions."""
+    wanted = TrainSettings(log_every=1, idf_steps=10, precision="float32", multi_dims=(4,), **(changes or {}))
+    idf, pairs = np.linspace(0, 5, VOCAB, dtype=np.float32), hard_table()
+    rng = np.random.default_rng(2)
+    vectors = rng.normal(size=(2, len(pairs), 6)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=2, keepdims=True)
+
+    def teacher(rows: Ints) -> tuple[Targets, Targets]:
+        known = [np.flatnonzero(rows % 3 == 0), np.flatnonzero(rows % 4 < 2)]
+        first, second = (Targets(places, side[rows[places]]) for places, side in zip(known, vectors, strict=True))
+        return first, second
+
+    plan = [np.arange(12), np.arange(12)[::-1], np.arange(7)]
+    return Trainer(
+        model().double(), pairs, plan, wanted, folder,
+        special=SPECIAL, idf=idf, teacher=teacher, teacher_dim=6, world=world,
+    )  # fmt: skip
+
+
+def gradients_of(run: Trainer) -> dict[str, Tensor]:
+    """All of them, by name; of the projection too."""
+    assert run.projection is not None
+    named = [*run.model.named_parameters(), *run.projection.named_parameters("projection")]
+    return {name: p.grad.clone() for name, p in named if p.grad is not None}

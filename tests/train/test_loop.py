@@ -162,7 +162,7 @@ def test_every_parameter_gets_a_gradient_and_special_tokens_no_sparse_weight(tmp
     for name, parameter in run.model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
-    side = run._side(run.table.query, np.arange(10))
+    side = run.reader(run.questions(batches()[0]).queries)
     assert (side.weights[torch.isin(side.ids, torch.tensor(SPECIAL))] == 0).all()
 
 

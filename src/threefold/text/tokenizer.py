@@ -131,6 +131,11 @@ class Tokenizer:
         return (self.cls_id, self.pad_id, self.sep_id, self.unk_id)
 
     @property
+    def mask_id(self) -> int:
+        """Stands for a hidden token in masked training."""
+        return self._special("<mask>", "[MASK]")
+
+    @property
     def overhead(self) -> int:
         """Special tokens around one text."""
         return len(self._head) + len(self._tail)

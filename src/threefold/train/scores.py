@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from threefold.encoder.attention import Layout
+from threefold.train.maxsim import CHUNK, best_matches
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,8 +33,17 @@ class Side:
     @property
     def owners(self) -> Tensor:
         """(T,) which text each token belongs to."""
-        lengths = torch.as_tensor(self.layout.offsets).diff()
-        return torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+        lengths = torch.as_tensor(self.layout.offsets, device=self.ids.device).diff()
+        return torch.repeat_interleave(torch.arange(len(lengths), device=self.ids.device), lengths)
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What carries gradients."""
+        return self.dense, self.weights, self.multi
+
+    def holding(self, dense: Tensor, weights: Tensor, multi: Tensor) -> Side:
+        """The same texts with other tensors."""
+        return Side(dense, weights, multi, self.ids, self.layout)
 
 
 def dense_matrix(queries: Side, passages: Side) -> Tensor:
@@ -61,27 +71,20 @@ def _by_column(side: Side, columns: Tensor) -> Tensor:
     return empty.scatter_reduce(0, flat, side.weights[here], "amax", include_self=True).view(n, len(columns))
 
 
-def multi_matrix(queries: Side, passages: Side, chunk: int = 4_000_000) -> Tensor:
+def multi_matrix(queries: Side, passages: Side, chunk: int = CHUNK) -> Tensor:
     """(B, P) mean over query tokens of the best match; the first token of every text is left out.
 
     Blocks of passages of equal length are scored at once, so no pad row can win a maximum. `chunk` bounds the
     numbers of one block of similarities.
     """
     rows, owners = _inner(queries)  # (Tq, k), (Tq,)
-    best = []
-    for run, part in passages.layout.cut(passages.multi):
-        per_step = max(1, chunk // max(1, len(rows) * run.length))
-        inner = part.view(run.texts, run.length, -1)[:, 1:]
-        for block in torch.split(inner, per_step):  # (n, t - 1, k)
-            similar = rows @ block.flatten(0, 1).T  # (Tq, n * (t - 1))
-            best.append(similar.view(len(rows), len(block), -1).amax(dim=2))  # (Tq, n)
-    matches = torch.cat(best, dim=1)  # (Tq, P)
+    matches = best_matches(rows, passages.multi, passages.layout, chunk)  # (Tq, P)
     n = len(queries.layout.offsets) - 1
     counts = torch.bincount(owners, minlength=n)[:, None]
     return matches.new_zeros(n, matches.shape[1]).index_add(0, owners, matches) / counts
 
 
 def _inner(side: Side) -> tuple[Tensor, Tensor]:
-    keep = torch.ones(len(side.ids), dtype=torch.bool)
-    keep[torch.as_tensor(side.layout.offsets[:-1])] = False
+    keep = torch.ones(len(side.ids), dtype=torch.bool, device=side.ids.device)
+    keep[torch.as_tensor(side.layout.offsets[:-1], device=side.ids.device)] = False
     return side.multi[keep], side.owners[keep]

@@ -1,0 +1,60 @@
+"""Checkpoints of a run: one file with everything that decides the future. A crash while writing keeps the last one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from threefold.errors import CheckpointError
+from threefold.types import Ints
+
+
+def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Write, then rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    torch.save(dict(state), part)
+    part.replace(path)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The state in the file; tensors on the CPU, no code is run."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle fails in any way that it likes
+        raise CheckpointError(f"cannot resume from {path}: {error}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"cannot resume from {path}: it holds {type(state).__name__}, not a state")
+    return state
+
+
+def check_same_settings(path: Path, old: Mapping[str, Any], now: Mapping[str, Any], free: frozenset[str]) -> None:
+    """Refuse a checkpoint of another recipe, but for the settings that are `free` to change."""
+    changed = [key for key in sorted(old.keys() & now.keys() - free) if old[key] != now[key]]
+    if changed:
+        raise CheckpointError(
+            f"{path} was written with {changed[0]} {old[changed[0]]!r}, now it is {now[changed[0]]!r}. "
+            "Restore the setting, or train into another folder"
+        )
+
+
+def check_same_plan(path: Path, old: str | None, now: str) -> None:
+    """Refuse a checkpoint of other batches."""
+    if old is not None and old != now:
+        raise CheckpointError(
+            f"{path} was written with another plan: the pairs, their shares, the budget or the seed "
+            "have changed. Restore them, or train into another folder"
+        )
+
+
+def plan_digest(plan: Sequence[Ints]) -> str:
+    """16 hex digits of all batches in order."""
+    digest = hashlib.sha256()
+    for rows in plan:
+        digest.update(np.asarray(rows, np.int64).tobytes() + b"|")
+    return digest.hexdigest()[:16]

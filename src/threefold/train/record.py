@@ -1,0 +1,65 @@
+"""What a run says: lines of JSON, which are always written, and TensorBoard's files where that is installed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+
+class Record:
+    """`log.jsonl` in a folder, one line per report, and `tensorboard/` beside it.
+
+    stage  put into every line; lines of this stage after step `after` are dropped, since a resumed run makes them again
+    """
+
+    def __init__(self, folder: Path, stage: str, after: int) -> None:
+        self.stage, self.path = stage, folder / "log.jsonl"
+        self._keep(after)
+        self._file = self.path.open("a", encoding="utf-8")
+        self._board = _board(folder / "tensorboard" / stage, after)
+
+    def __call__(self, line: Mapping[str, float]) -> None:
+        """Write one line, at once."""
+        self._file.write(json.dumps({"stage": self.stage, **line}) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in line.items():
+                self._board.add_scalar(name, value, int(line["step"]))
+            self._board.flush()
+
+    def close(self) -> None:
+        """No more lines."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def _keep(self, after: int) -> None:
+        if not self.path.is_file():
+            return
+        lines = [line for line in self.path.read_text(encoding="utf-8").splitlines() if self._stays(line, after)]
+        part = self.path.with_suffix(".part")
+        part.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        part.replace(self.path)
+
+    def _stays(self, line: str, after: int) -> bool:
+        try:
+            entry = json.loads(line)
+        except ValueError:  # the process was killed while it wrote this line
+            return False
+        return bool(entry["stage"] != self.stage or entry["step"] <= after)
+
+
+def _board(folder: Path, after: int) -> Any:
+    """TensorBoard's writer, of whichever package is there; None without one."""
+    if find_spec("tensorboard") is not None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(folder), purge_step=after + 1)
+    if find_spec("tensorboardX") is not None:
+        from tensorboardX import SummaryWriter as Writer  # type: ignore[import-not-found, unused-ignore]
+
+        return Writer(str(folder), purge_step=after + 1)
+    return None

@@ -1,0 +1,187 @@
+"""The loop around any gradients: learning rates, clipping, AdamW, time, reports, checkpoints that resume exactly."""
+
+from __future__ import annotations
+
+import json
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from threefold.errors import CheckpointError, ConfigError, NumericalError
+from threefold.train.checkpoints import (
+    check_same_plan,
+    check_same_settings,
+    plan_digest,
+    read_checkpoint,
+    write_checkpoint,
+)
+from threefold.train.settings import CLOCKS, TrainSettings, rate
+from threefold.train.world import World
+from threefold.types import Ints
+
+#: Called every `log_every` steps with means over them.
+Report = Callable[[dict[str, float]], None]
+#: Called after every step; what it writes into `Updates.notes` is part of the checkpoint. True ends the run.
+Watch = Callable[["Updates"], bool]
+
+
+class Updates(ABC):
+    """What is trained, its optimiser and where it is in the plan.
+
+    modules   by name; the first is the model
+    groups    of AdamW, each with its `peak` learning rate
+    plan      what each step takes, of all devices together; sizes: tokens of each item that a plan names
+    folder    for checkpoints
+    """
+
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        groups: list[dict[str, Any]],
+        plan: Sequence[Ints],
+        sizes: Ints,
+        settings: TrainSettings,
+        folder: Path,
+        world: World,
+        dtype: torch.dtype,
+    ) -> None:
+        if min(map(len, plan), default=world.size) < world.size:
+            raise ConfigError(f"a batch has fewer items than there are devices; plan with least={world.size}")
+        if not groups:
+            raise ConfigError("nothing is left to train: every part is frozen or has no learning rate")
+        self.modules, self.plan, self.sizes, self.settings = dict(modules), plan, sizes, settings
+        self.folder, self.world = folder, world
+        self.device = next(p.device for group in groups for p in group["params"])
+        self.step, self.elapsed_s = 0, 0.0
+        self.notes: dict[str, Any] = {}
+        self.optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
+
+    @abstractmethod
+    def gradients(self, rows: Ints) -> dict[str, float]:
+        """Add the gradients of the loss on these items, of all devices, times the scale of `scaler`.
+
+        Returns the loss of all devices as `total`, and its parts.
+        """
+
+    # ---- the run -------------------------------------------------------------------------------------
+
+    def run(self, report: Report, watch: Watch | None = None) -> None:
+        """Train to the end of the plan or of the time, from wherever the checkpoint left off."""
+        for module in self.modules.values():
+            module.train()
+        logs: list[dict[str, float]] = []
+        while not self.finished:
+            start = time.perf_counter()
+            logs.append(self._update(self.plan[self.step]))
+            self.step += 1
+            logs[-1]["seconds"] = time.perf_counter() - start
+            self.elapsed_s = self.world.from_first(self.elapsed_s + logs[-1]["seconds"], self.device)
+            if self.step % self.settings.log_every == 0:
+                report(self._summary(logs))
+                logs.clear()
+            if watch is not None and watch(self):
+                self.notes["stopped"] = True
+            if self.step % self.settings.checkpoint_every == 0:
+                self.save()
+        if logs:
+            report(self._summary(logs))
+        self.save()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the plan or the time is at its end, or the run was stopped for good."""
+        return self.step >= len(self.plan) or self.progress >= 1.0 or bool(self.notes.get("stopped"))
+
+    @property
+    def progress(self) -> float:
+        """Part of the schedule that is done, by batches or by time, whichever is further."""
+        by_steps = self.step / max(len(self.plan), 1)
+        by_clock = self.elapsed_s / (60 * self.settings.minutes) if self.settings.minutes else 0.0
+        return max(by_steps, by_clock)
+
+    def rng(self) -> np.random.Generator:
+        """Random numbers of this step: the same in a resumed run and on every device."""
+        return np.random.default_rng((self.settings.seed, self.step))
+
+    def _update(self, rows: Ints) -> dict[str, float]:
+        factor = rate(self.progress, self.settings.warmup)
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["peak"] * factor
+        self.optimiser.zero_grad(set_to_none=True)
+        log = self.gradients(rows)
+        if not np.isfinite(log["total"]):
+            raise NumericalError(f"the loss of step {self.step} is {log['total']}; the last checkpoint is intact")
+        self.scaler.unscale_(self.optimiser)
+        norm = torch.nn.utils.clip_grad_norm_(self.trained(), self.settings.clip)
+        if not torch.isfinite(norm) and not self._may_overflow():
+            # the update would destroy the weights, and the next checkpoint with them
+            raise NumericalError(f"the gradient of step {self.step} is {float(norm)}; the last checkpoint is intact")
+        self.scaler.step(self.optimiser)  # in float16: nothing, if the gradient overflowed; the scale is lowered
+        self.scaler.update()
+        sizes = {"tokens": int(self.sizes[rows].sum()), "pairs": len(rows)}
+        return log | sizes | {"norm": float(norm), "lr": factor * self.settings.body_lr}
+
+    def trained(self) -> list[Tensor]:
+        """All parameters that are trained."""
+        return [p for group in self.optimiser.param_groups for p in group["params"]]
+
+    def _may_overflow(self) -> bool:
+        """Whether the scale of float16 can still be lowered."""
+        return self.scaler.is_enabled() and self.scaler.get_scale() > 1.0
+
+    def _summary(self, logs: list[dict[str, float]]) -> dict[str, float]:
+        keys = sorted({key for log in logs for key in log})
+        means = {key: float(np.mean([log[key] for log in logs if key in log])) for key in keys}
+        means["tokens_per_s"] = sum(log["tokens"] for log in logs) / max(sum(log["seconds"] for log in logs), 1e-9)
+        means["elapsed_s"] = self.elapsed_s
+        return means | {"step": self.step, "of": len(self.plan), "progress": self.progress}
+
+    # ---- checkpoints ---------------------------------------------------------------------------------
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file of the last checkpoint."""
+        return self.folder / "training.pt"
+
+    def save(self) -> None:
+        """Write everything that decides the future; the first process does, and the others wait."""
+        if self.world.first:
+            state = {name: module.state_dict() for name, module in self.modules.items()} | {
+                "optimiser": self.optimiser.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "step": self.step,
+                "elapsed_s": self.elapsed_s,
+                "notes": json.dumps(self.notes),
+                "settings": json.dumps(self.settings.to_dict(), sort_keys=True),
+                "plan": plan_digest(self.plan),
+            }
+            write_checkpoint(self.checkpoint, state)
+        self.world.wait()
+
+    def resume(self) -> bool:
+        """Continue from the checkpoint of `folder`, if there is one; refused when it is of another run."""
+        if not self.checkpoint.is_file():
+            return False
+        state = read_checkpoint(self.checkpoint)
+        try:
+            old, now = json.loads(state["settings"]), json.loads(json.dumps(self.settings.to_dict()))
+            check_same_settings(self.checkpoint, old, now, CLOCKS)
+            check_same_plan(self.checkpoint, state.get("plan"), plan_digest(self.plan))
+            for name, module in self.modules.items():
+                module.load_state_dict(state[name])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.scaler.load_state_dict(state.get("scaler", {}))
+            self.notes = json.loads(state.get("notes", "{}"))
+            self.step, self.elapsed_s = int(state["step"]), float(state["elapsed_s"])
+        except CheckpointError:
+            raise
+        except Exception as error:  # a state of another shape fails in any way that it likes
+            raise CheckpointError(f"cannot resume from {self.checkpoint}: {error}") from error
+        return True
