@@ -1,14 +1,15 @@
 """How fast texts become vectors: threefold and its peers on the same texts and the same random checkpoint.
 
-    python benchmarks/encode.py [--size full] [--passages 256] [--rounds 3] [--peers flagembedding,flag16,st]
-    python benchmarks/encode.py --quick          # a small network, a minute; shows the method, not the product
+    python benchmarks/encode.py [--size full] [--passages 64] [--rounds 3] [--contenders "threefold bfloat16,..."]
+    python benchmarks/encode.py --quick          # a small network, a minute or two; shows the method, not the product
 
 Every contender is a process of its own with all cores to itself in turn: in each round each contender runs each
 workload once, so that whatever else the machine does hits all alike. Workloads, in tokens of XLM-R:
-  A  passages, lognormal, mean about 120 tokens, at most 512      B  one query of 12 tokens (latency)
+  A  passages, lognormal, mean about 120 tokens, at most 512      B  one query of 12 tokens (latency, many times)
   C  one document of 8,192 tokens                                  D  64 queries of 12 tokens
-each dense only and with all three outputs where the contender has them. The machine's matrix product rate is measured
-in the same run; utilisation is useful FLOPs / that rate. Prints a table of medians and ratios, then one line of JSON.
+each dense only and with all three outputs where the contender has them. What took longer than `--patience` seconds is
+run in one round only. The machine's matrix product rate is measured in the same run, in each kind of numbers;
+utilisation is useful FLOPs / that rate. Prints a table of medians and ratios, then one line of JSON.
 """
 
 from __future__ import annotations
@@ -16,24 +17,24 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing as mp
+import resource
 import statistics
 import time
-from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from encode_peers import CONTENDERS, DENSE
 from machine import machine
 from random_checkpoint import SIZES, VOCAB, checkpoint
 
 ROOT = Path(__file__).parent.parent
-DENSE, ALL = ("dense",), ("dense", "sparse", "multi")
+#: One query is over in milliseconds: it is run so many times, and its latency is a distribution.
+REPEATS = {"B": 30}
 
-Run = Callable[[Sequence[str], tuple[str, ...]], Any]
 
-
-# ---- the texts ------------------------------------------------------------------------
+# ---- the texts -------------------------------------------------------------------------------------------
 
 
 def text(rng: np.random.Generator, tokens: int) -> str:
@@ -56,72 +57,119 @@ def tokens_of(texts: list[str]) -> int:
     return sum(len(one.split()) + 2 for one in texts)
 
 
-# ---- the contenders --------------------------------------------------------------------------------------
-
-
-def threefold(folder: str, precision: str) -> Run:
-    from threefold import Encoder
-
-    encoder = Encoder(folder, precision=precision)  # type: ignore[arg-type]
-    return lambda texts, outputs: encoder.encode(texts, outputs=outputs)  # type: ignore[arg-type]
-
-
-def flag_embedding(folder: str, batch: int) -> Run:
-    from FlagEmbedding import BGEM3FlagModel
-
-    model = BGEM3FlagModel(folder, use_fp16=False, devices="cpu", batch_size=batch, passage_max_length=8192)
-
-    def run(texts: Sequence[str], outputs: tuple[str, ...]) -> Any:
-        more = len(outputs) > 1
-        return model.encode(
-            list(texts), return_dense=True, return_sparse=more, return_colbert_vecs=more, max_length=8192
-        )
-
-    return run
-
-
-def sentence_transformers(folder: str, precision: str) -> Run:
-    import torch
-    from sentence_transformers import SentenceTransformer
-
-    model = SentenceTransformer(folder, device="cpu", model_kwargs={"dtype": getattr(torch, precision)})
-    return lambda texts, outputs: model.encode(list(texts), batch_size=16, convert_to_tensor=True)
-
-
-CONTENDERS: dict[str, tuple[Callable[..., Run], tuple[Any, ...], tuple[tuple[str, ...], ...]]] = {
-    "threefold bfloat16": (threefold, ("bfloat16",), (DENSE, ALL)),
-    "threefold float32": (threefold, ("float32",), (DENSE, ALL)),
-    "FlagEmbedding default": (flag_embedding, (256,), (DENSE, ALL)),
-    "FlagEmbedding batch 16": (flag_embedding, (16,), (DENSE, ALL)),
-    "sentence-transformers float32": (sentence_transformers, ("float32",), (DENSE,)),
-    "sentence-transformers bfloat16": (sentence_transformers, ("bfloat16",), (DENSE,)),
-}
+# ---- one contender at a time -----------------------------------------------------------------------------
 
 
 def serve(pipe: Connection, name: str, folder: str) -> None:
     """One contender in its own process: load, then time what it is told to."""
-    build, options, _ = CONTENDERS[name]
-    run = build(folder, *options)
-    run(["w1 w2 w3"], DENSE)  # first use
-    pipe.send("ready")
-    while (job := pipe.recv()) is not None:
-        texts, outputs = job
+    try:
         start = time.perf_counter()
-        run(texts, outputs)
-        pipe.send(time.perf_counter() - start)
+        contender = CONTENDERS[name]
+        run = contender.build(folder, *contender.options)
+        opening = time.perf_counter() - start
+        run(["w1 w2 w3"], DENSE)  # first use
+    except Exception as error:  # a peer may fail in any way that it likes: the others go on
+        pipe.send(f"{type(error).__name__}: {error}")
+        return
+    pipe.send(opening)
+    while (job := pipe.recv()) is not None:
+        texts, outputs, repeats = job
+        taken = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            run(texts, outputs)
+            taken.append(round(time.perf_counter() - start, 5))
+        pipe.send((taken, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024))
 
 
-def matrix_rate(dtype: str) -> float:
-    """FLOP/s of one plain product of the size of the feed-forward layer."""
+class Field:
+    """The contenders, each in its process, waiting."""
+
+    def __init__(self, names: list[str], folder: str) -> None:
+        self.workers: dict[str, tuple[Any, Any]] = {}
+        self.opening: dict[str, float] = {}
+        self.absent: dict[str, str] = {}
+        self.memory: dict[str, int] = {}
+        context = mp.get_context("spawn")
+        for name in names:
+            if CONTENDERS[name].missing:
+                self.absent[name] = CONTENDERS[name].missing
+                continue
+            ours, theirs = context.Pipe()
+            process = context.Process(target=serve, args=(theirs, name, folder), daemon=True)
+            process.start()
+            answer = ours.recv()
+            if isinstance(answer, str):
+                self.absent[name] = answer.splitlines()[0][:200]
+                process.join()
+                continue
+            self.opening[name] = round(answer, 2)
+            self.workers[name] = (ours, process)
+            print(f"{name:32} opened in {answer:6.2f} s", flush=True)
+
+    def run(self, name: str, texts: list[str], outputs: tuple[str, ...], repeats: int) -> list[float]:
+        """Seconds of each repeat."""
+        pipe = self.workers[name][0]
+        pipe.send((texts, outputs, repeats))
+        taken, self.memory[name] = pipe.recv()
+        return taken  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        for pipe, process in self.workers.values():
+            pipe.send(None)
+            process.join()
+
+
+def alternate(
+    field: Field, jobs: dict[str, list[str]], rounds: int, patience: float
+) -> dict[str, dict[str, list[float]]]:
+    """{contender: {workload and outputs: seconds}}; one contender at a time has the machine."""
+    seconds: dict[str, dict[str, list[float]]] = {name: {} for name in field.workers}
+    for number in range(rounds):
+        for key, texts in jobs.items():
+            for name in field.workers:
+                for outputs in CONTENDERS[name].kinds:
+                    kind = f"{key} {'all' if len(outputs) > 1 else 'dense'}"
+                    found = seconds[name].setdefault(kind, [])
+                    if found and max(found) > patience:
+                        continue
+                    taken = field.run(name, texts, outputs, REPEATS.get(key, 1))
+                    found += taken
+                    print(f"round {number + 1}: {name:32} {kind:8} {statistics.median(taken):9.3f} s", flush=True)
+    return seconds
+
+
+# ---- what the machine can do -----------------------------------------------------------------------------
+
+
+def matrix_rates(rows: int = 2048) -> dict[str, float]:
+    """FLOP/s of plain products of the size of the feed-forward layer: the median of many, buffers warm."""
     import torch
 
-    a, b = (torch.randn(4096, 1024).to(getattr(torch, dtype)), torch.randn(1024, 4096).to(getattr(torch, dtype)))
-    best = 0.0
-    for _ in range(10):
-        start = time.perf_counter()
-        a @ b
-        best = max(best, 2 * 4096 * 1024 * 4096 / (time.perf_counter() - start))
-    return best
+    from threefold.encoder.products import _MIDDLE, Int8Product, has_int8
+    from threefold.encoder.stored import Stored
+
+    a, b = torch.randn(rows, 1024), torch.randn(1024, 4096)
+    runs: dict[str, Any] = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        x, y = a.to(dtype), b.to(dtype)
+        out = torch.empty(rows, 4096, dtype=dtype)
+        runs[str(dtype).removeprefix("torch.")] = lambda x=x, y=y, out=out: torch.mm(x, y, out=out)
+    if has_int8():
+        p, q = Int8Product(Stored(b.T), torch.zeros(4096), torch.bfloat16), (a * 20 + 128).clamp(0, 255).to(torch.uint8)
+        runs["int8"] = lambda: torch.ops.onednn.qlinear_pointwise(
+            q, 1.0, _MIDDLE, p.weight, p.scale, p.zeros, None, 1.0, 0, torch.bfloat16, "none", [], ""
+        )
+    rates = {}
+    with torch.inference_mode():
+        for name, run in runs.items():
+            taken = []
+            for _ in range(15):
+                start = time.perf_counter()
+                run()
+                taken.append(time.perf_counter() - start)
+            rates[name] = 2 * rows * 1024 * 4096 / statistics.median(taken[3:])
+    return rates
 
 
 # ---- the run ---------------------------------------------------------------------------------------------
@@ -130,85 +178,69 @@ def matrix_rate(dtype: str) -> float:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--size", choices=SIZES, default="full")
-    options.add_argument("--passages", type=int, default=256)
-    options.add_argument("--longest", type=int, default=8192)
+    options.add_argument("--passages", type=int, default=64, help="texts of workload A")
+    options.add_argument("--longest", type=int, default=8192, help="tokens of workload C")
     options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--patience", type=float, default=30.0, help="seconds after which a job is not repeated")
     options.add_argument("--workloads", default="ABCD")
     options.add_argument("--contenders", default=",".join(CONTENDERS))
     options.add_argument("--quick", action="store_true")
     options.add_argument("--output", type=Path, default=None)
     args = options.parse_args()
     if args.quick:
-        args.size, args.passages, args.longest, args.rounds = "small", 64, 1024, 2
-    folder = checkpoint(args.size)
-    jobs = {key: texts for key, texts in workloads(args.passages, args.longest).items() if key in args.workloads}
+        args.size, args.passages, args.longest, args.rounds = "small", 32, 1024, 2
     names = [name.strip() for name in args.contenders.split(",")]
-    seconds = alternate(names, jobs, str(folder), args.rounds)
+    if unknown := [name for name in names if name not in CONTENDERS]:
+        options.error(f"no contender {unknown[0]!r}; known are {', '.join(CONTENDERS)}")
+    rates = matrix_rates()
+    jobs = {key: texts for key, texts in workloads(args.passages, args.longest).items() if key in args.workloads}
+    field = Field(names, str(checkpoint(args.size)))
+    seconds = alternate(field, jobs, args.rounds, args.patience)
+    field.close()
     hidden, layers, _, ffn = SIZES[args.size]
-    flops = 2 * layers * (4 * hidden * hidden + 2 * hidden * ffn)
-    rates = {dtype: matrix_rate(dtype) for dtype in ("float32", "bfloat16")}
     result = {
         "size": args.size,
         "rounds": args.rounds,
         "tokens": {key: tokens_of(texts) for key, texts in jobs.items()},
-        "flops_per_token": flops,
+        "flops_per_token": 2 * layers * (4 * hidden * hidden + 2 * hidden * ffn),
         "matrix_gflops": {dtype: round(rate / 1e9) for dtype, rate in rates.items()},
+        "opening_seconds": field.opening,
+        "peak_mebibytes": field.memory,
+        "absent": field.absent,
         "seconds": seconds,
         **machine(),
     }
-    show(result, rates)
+    show(result)
     output = args.output or ROOT / "results" / f"encode-{args.size}.json"
     output.parent.mkdir(exist_ok=True)
     output.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
 
 
-def alternate(
-    names: list[str], jobs: dict[str, list[str]], folder: str, rounds: int
-) -> dict[str, dict[str, list[float]]]:
-    """{contender: {workload/outputs: seconds of each round}}; one contender at a time has the machine."""
-    context = mp.get_context("spawn")
-    seconds: dict[str, dict[str, list[float]]] = {name: {} for name in names}
-    workers = {}
-    for name in names:
-        ours, theirs = context.Pipe()
-        process = context.Process(target=serve, args=(theirs, name, folder), daemon=True)
-        process.start()
-        assert ours.recv() == "ready"
-        workers[name] = (ours, process)
-    for round_number in range(rounds):
-        for key, texts in jobs.items():
-            for name in names:
-                for outputs in CONTENDERS[name][2]:
-                    workers[name][0].send((texts, outputs))
-                    taken = workers[name][0].recv()
-                    kind = f"{key} {'all' if len(outputs) > 1 else 'dense'}"
-                    seconds[name].setdefault(kind, []).append(round(taken, 4))
-                    print(f"round {round_number + 1}: {name:32} {kind:8} {taken:8.2f} s", flush=True)
-    for pipe, process in workers.values():
-        pipe.send(None)
-        process.join()
-    return seconds
-
-
-def show(result: dict[str, Any], rates: dict[str, float]) -> None:
-    kinds = sorted({kind for found in result["seconds"].values() for kind in found})
-    first = next(iter(result["seconds"]))
-    for kind in kinds:
+def show(result: dict[str, Any]) -> None:
+    print(
+        "\nmatrix products: " + ", ".join(f"{name} {rate:,} GFLOP/s" for name, rate in result["matrix_gflops"].items())
+    )
+    for kind in sorted({kind for found in result["seconds"].values() for kind in found}):
         tokens = result["tokens"][kind[0]]
         print(f"\n{kind}: {tokens:,} tokens")
-        base = statistics.median(result["seconds"][first][kind])
-        for name, found in result["seconds"].items():
-            if kind not in found:
-                continue
-            median = statistics.median(found[kind])
-            rate = rates["bfloat16" if "bfloat16" in name else "float32"]
+        found = {name: times[kind] for name, times in result["seconds"].items() if kind in times}
+        base = statistics.median(next(iter(found.values())))
+        for name, times in found.items():
+            median = statistics.median(times)
+            rate = 1e9 * result["matrix_gflops"][CONTENDERS[name].numbers]
             use = result["flops_per_token"] * tokens / median / rate
-            spread = (max(found[kind]) - min(found[kind])) / median
+            spread = (max(times) - min(times)) / median / 2
             print(
-                f"  {name:32} {median:8.2f} s ±{100 * spread / 2:3.0f} %  {tokens / median:8,.0f} tokens/s  "
-                f"{median / base:6.2f}x the time of {first}  utilisation {100 * use:3.0f} %"
+                f"  {name:32} {median:9.3f} s ±{100 * spread:3.0f} % (p95 {np.percentile(times, 95):8.3f})  "
+                f"{tokens / median:8,.0f} tokens/s  {median / base:6.2f}x the time of the first  "
+                f"utilisation {100 * use:3.0f} %"
             )
+    print()
+    for name, megabytes in result["peak_mebibytes"].items():
+        print(f"  {name:32} opened in {result['opening_seconds'][name]:6.2f} s, at most {megabytes:,} MiB")
+    for name, reason in result["absent"].items():
+        print(f"  {name:32} left out: {reason}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,12 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 #: hidden, layers, heads, ffn.
-SIZES = {"full": (1024, 24, 16, 4096), "base": (768, 12, 12, 3072), "small": (384, 6, 12, 1536)}
+SIZES = {
+    "tiny": (64, 2, 4, 128),
+    "full": (1024, 24, 16, 4096),
+    "base": (768, 12, 12, 3072),
+    "small": (384, 6, 12, 1536),
+}
 VOCAB = 8_000  # distinct words of the synthetic language
 SPECIALS = {
     "bos_token": "<s>",

@@ -14,7 +14,9 @@ from threefold.text.tokenizer import Tokens
 from threefold.types import Floats, Ints
 
 
-def clustered(tokens: Tokens, rows: Ints, sizes: Ints, budget: int, words: Floats, rng: np.random.Generator) -> list[Ints]:
+def clustered(
+    tokens: Tokens, rows: Ints, sizes: Ints, budget: int, words: Floats, rng: np.random.Generator
+) -> list[Ints]:
     """Batches of at most about `budget` tokens; `sizes` are the tokens of both sides of each pair of the table."""
     vectors = bags(tokens, rows, words)
     batches: list[Ints] = []

@@ -46,6 +46,23 @@ def test_each_text_gets_what_it_asked_for_and_nothing_else(m3: Encoder) -> None:
         assert {name for name in Row._fields if getattr(row, name) is not None} == set(outputs)
 
 
+def test_between_two_layers_something_else_can_run(m3: Encoder) -> None:
+    """Before every layer once; and what runs there changes nothing."""
+    tokens, other = m3.tokenizer.encode(TEXTS, max_tokens=64), m3.tokenizer.encode(["a fox"], max_tokens=64)
+    inner: list[Row] = []
+    rows = m3.encode_tokens(
+        tokens, [("dense",)] * len(TEXTS), between=lambda: inner.extend(m3.encode_tokens(other, [("dense",)]))
+    )
+    alone = m3.encode(["a fox"]).dense
+    expected = m3.encode(TEXTS, max_tokens=64).dense
+    assert expected is not None
+    assert alone is not None
+    assert len(inner) == m3._config.network.layers
+    for row, dense in zip([*rows, *inner], [*expected, *[alone[0]] * len(inner)], strict=True):
+        assert row.dense is not None
+        np.testing.assert_allclose(row.dense, dense, atol=1e-6)
+
+
 def test_raw_outputs_are_per_token_specials_included(m3: Encoder) -> None:
     tokens = m3.tokenizer.encode(TEXTS, max_tokens=64)
     for i, row in enumerate(m3.encode_tokens(tokens, [("hidden", "weights", "sparse")] * len(TEXTS))):

@@ -9,10 +9,11 @@ import select
 import shutil
 import socket
 import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.encoder.checkpoints import bge_m3
 from tests.serve.fakes import START_S, ServedEncoder, make_server, serving
+from tests.serve.runners import Death
 
 from threefold.encoder.encoder import Encoder
 from threefold.errors import NumericalError
+from threefold.serve import queue
 from threefold.serve.connection import Connection
 from threefold.serve.keys import create_key
 from threefold.serve.server import Server
 from threefold.serve.settings import ServeConfig
+from threefold.text.tokenizer import Tokenizer, Tokens
+from threefold.types import Output, Row
 
 MIB = 2**20
 
@@ -51,6 +56,11 @@ def is_well(client: httpx.Client) -> None:
     response = client.post("/embed", json={"inputs": "a fox"})
     assert response.status_code == 200
     assert np.linalg.norm(response.json()[0]) == pytest.approx(1.0, abs=1e-4)
+
+
+def send_for_ever(connection: socket.socket, piece: bytes) -> None:
+    while True:
+        connection.sendall(piece)
 
 
 def status_of(connection: socket.socket) -> int:
@@ -94,7 +104,7 @@ def test_100_mb_that_are_not_announced_are_cut_off_at_the_limit(
         assert sent > ServeConfig().max_body_bytes // MIB
         assert status_of(connection) == 413
         with pytest.raises(ConnectionError):
-            connection.sendall(piece * 10_000)
+            send_for_ever(connection, piece)
     is_well(client)
 
 
@@ -125,18 +135,33 @@ def test_bytes_that_are_not_text_in_the_head(client: httpx.Client) -> None:
 # ---- connections -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wanted", [1_000, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_idle_connections_do_not_stop_the_others(served: ServedEncoder, wanted: int) -> None:
-    """Both ends are in this process, so each connection takes two file descriptors of it."""
+#: Opens connections, says so, and holds them until its input ends.
+HOLD = """
+import resource, socket, sys
+port, count = int(sys.argv[1]), int(sys.argv[2])
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+held = [socket.create_connection(("127.0.0.1", port)) for _ in range(count)]
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("count", [1_000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_idle_connections_do_not_stop_the_others(served: ServedEncoder, count: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = 2 * wanted + 500
-    if hard != resource.RLIM_INFINITY and needed > hard:
-        pytest.skip(f"{wanted:,} connections need {needed:,} file descriptors; the limit is {hard:,} (ulimit -Hn)")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, needed), hard))
+    if hard != resource.RLIM_INFINITY and hard < count + 500:
+        pytest.skip(f"{count:,} connections need as many file descriptors; the limit is {hard:,} (ulimit -Hn)")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, count + 500), hard))
     try:
-        with client_of(make_server(served)) as client, ExitStack() as idle:
-            for _ in range(wanted):
-                idle.enter_context(raw(client))
+        with client_of(make_server(served)) as client:
+            command = [sys.executable, "-c", HOLD, str(client.base_url.port), str(count)]
+            with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as idle:
+                assert idle.stdout is not None
+                assert idle.stdout.readline() == "held\n"
+                is_well(client)
+                idle.communicate()
+                assert idle.returncode == 0
             is_well(client)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -171,6 +196,38 @@ def test_clients_that_go_in_the_middle_of_everything(served: ServedEncoder) -> N
                 connection.sendall(request[:end])
         is_well(client)
         assert server.embedder.engine.queued_tokens == 0
+
+
+class Mortal(ServedEncoder):
+    """Its worker thread dies in the next batch."""
+
+    dying = False
+
+    def encode_tokens(
+        self, tokens: Tokens, outputs: Sequence[Sequence[Output]], *, between: Callable[[], None] | None = None
+    ) -> list[Row]:
+        if self.dying:
+            self.dying = False
+            raise Death("killed in flight")
+        return super().encode_tokens(tokens, outputs)
+
+
+def test_a_worker_that_dies_in_flight_is_replaced_and_every_request_is_answered(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "RESTART_S", 0.01)
+    encoder = Mortal(tokenizer, name="mortal", max_tokens=64)
+    server = make_server(encoder)
+    words = ["fox", "dog", "box", "head"] * 3
+    with client_of(server) as client, ThreadPoolExecutor(6) as pool:
+        expected = encoder.encode(words).dense
+        assert expected is not None
+        encoder.dying = True
+        found = list(pool.map(lambda word: client.post("/embed", json={"inputs": word}), words))
+        assert [response.status_code for response in found] == [200] * len(words)
+        np.testing.assert_allclose([response.json()[0] for response in found], expected, atol=1e-6)
+        assert server.embedder.engine.restarts == 1
+        is_well(client)
 
 
 # ---- weights, disk, tenants --------------------------------------------------------------------------------

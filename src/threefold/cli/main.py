@@ -14,7 +14,21 @@ from typing import Any
 import typer
 
 from threefold import __version__
-from threefold.cli import choose, collections, encode, evaluate, inspect, rerank, serve, tune
+from threefold.cli import (
+    bench,
+    choose,
+    collections,
+    encode,
+    evaluate,
+    export,
+    inspect,
+    keys,
+    mine,
+    rerank,
+    serve,
+    train,
+    tune,
+)
 from threefold.cli.show import complain
 from threefold.errors import ThreefoldError
 
@@ -37,14 +51,20 @@ app.command("list")(collections.list_collections)
 app.command("delete")(collections.delete)
 app.command("optimize")(collections.optimize)
 app.command("encode")(encode.encode)
+app.command("bench")(bench.bench)
+app.command("convert")(bench.convert)
+app.command("export")(export.export)
 app.command("rerank")(rerank.rerank)
 app.command("compare")(inspect.compare)
 app.command("info")(inspect.info)
 app.command("evaluate")(evaluate.evaluate)
 app.command("tune")(tune.tune)
+app.command("train")(train.train)
 app.command("choose")(choose.choose)
+app.command("mine")(mine.mine)
+app.command("distil")(mine.distil)
 app.command("serve")(serve.serve)
-app.add_typer(serve.keys_app, name="keys")
+app.add_typer(keys.keys_app, name="keys")
 
 
 def _version(value: bool) -> None:

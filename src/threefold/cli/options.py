@@ -29,7 +29,9 @@ Model = Annotated[
 ]
 Revision = Annotated[str | None, typer.Option(help="Revision of a model from the hub.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", envvar="THREEFOLD_DEVICE")]
-PrecisionOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.", envvar="THREEFOLD_PRECISION")]
+PrecisionOption = Annotated[
+    str, typer.Option(help="auto, float32, bfloat16, float16 or int8.", envvar="THREEFOLD_PRECISION")
+]
 Devices = Annotated[
     str, typer.Option(help="Several at once: GPUs such as cuda:0,cuda:1, or a number of processes on the CPU.")
 ]

@@ -13,9 +13,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from safetensors.torch import save_file
@@ -26,35 +27,57 @@ from threefold.config import Settings
 from threefold.encoder.files import read_safetensors, read_table
 from threefold.encoder.foreign import Opened, Recipe, open_foreign
 from threefold.encoder.model import Model, ModelConfig
+from threefold.encoder.stored import SCALE, Stored, quantise_rows, stack
 from threefold.errors import CheckpointError, ConfigError, InputError, NumericalError
 from threefold.types import Representation
 
 __all__ = [
-    "SCALE", "Loaded", "Model", "ModelConfig", "empty", "fill", "fingerprint", "load", "quantise_rows", "save",
+    "SCALE", "Form", "Loaded", "Model", "ModelConfig", "empty", "fill", "fingerprint", "load", "quantise_rows", "save",
     "stored_tensors",
 ]  # fmt: skip
 
 M = TypeVar("M", bound=nn.Module)
 C = TypeVar("C")
 
-#: Suffix of the scales of a tensor that is stored in int8, one per row.
-SCALE = ".scale"
+#: In which numbers a saved model keeps its matrices; norms and biases stay in float32.
+#: int8 means the matrices of the layers alone, as the int8 precision reads them; tables and heads are bfloat16.
+Form = Literal["float32", "bfloat16", "int8"]
 
 #: A fingerprint reads so many blocks of so many neighbouring numbers of a tensor: one page of the file each.
 _BLOCKS, _BLOCK = 16, 256
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Loaded:
-    """A model with its fingerprint and what its checkpoint could not offer: representation -> missing file."""
+    """An opened checkpoint. Its tensors stay in the mapped file until they are read.
 
-    model: Model
+    hash     fingerprint of weights and settings; that of the origin where a conversion changed only the numbers' form
+    recipes  our parameter -> where it comes from
+    missing  representation -> the file that the checkpoint would need to make it
+    """
+
+    config: ModelConfig
     hash: str
-    missing: dict[Representation, str] = field(default_factory=dict)
+    recipes: Mapping[str, Recipe]
+    missing: dict[Representation, str]
+
+    @cached_property
+    def model(self) -> Model:
+        """Everything in float32 on the CPU. Float32 weights stay in the mapped file."""
+        return fill(empty(Model, self.config), self.recipes)
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of every parameter, as the configuration asks for them."""
+        return {name: tuple(tensor.shape) for name, tensor in empty(Model, self.config).state_dict().items()}
+
+    def stored(self, name: str) -> Stored:
+        """One parameter as the file has it."""
+        return _read(self.recipes[name])
 
 
 def load(folder: Path, pooling: str | None = None) -> Loaded:
-    """Load any known layout into a float32 `Model` on the CPU. Float32 weights stay in the mapped file."""
+    """Open any known layout and check that every tensor is there in its shape."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder")
     if (folder / "threefold.json").is_file():
@@ -66,20 +89,28 @@ def load(folder: Path, pooling: str | None = None) -> Loaded:
             f"{folder} is not a model: it has neither threefold.json nor config.json. "
             "Expected our layout, BGE-M3's (config.json, sparse_linear.pt, ...) or sentence-transformers'"
         )
-    model = fill(empty(Model, opened.config), opened.recipes)
-    return Loaded(model, fingerprint(stored_tensors(opened.recipes), opened.config), opened.missing)
+    name = opened.config.origin or fingerprint(stored_tensors(opened.recipes), opened.config)
+    loaded = Loaded(opened.config, name, opened.recipes, opened.missing)
+    for parameter, shape in loaded.shapes.items():
+        _check(opened.recipes[parameter], shape)
+    return loaded
 
 
-def save(model: Model, folder: Path, *, int8: bool = False) -> None:
-    """Write our layout but the tokenizer. `int8` stores matrices as one byte per number with a scale per row."""
+def save(model: Model, folder: Path, *, int8: bool = False, form: Form = "float32") -> None:
+    """Write our layout but the tokenizer.
+
+    int8  every matrix, tables included, as one byte per number with a scale per row: the smallest file
+    form  in which numbers matrices are kept otherwise
+    """
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         if not torch.isfinite(tensor).all():
             raise NumericalError(f"{name} has NaN or infinity; the model is not saved to {folder}")
-        if int8 and tensor.ndim == 2 and tensor.shape[0] > 1:
+        matrix = tensor.ndim == 2 and tensor.shape[0] > 1
+        if matrix and (int8 or (form == "int8" and name.startswith("network.layers."))):
             tensors[name], tensors[name + SCALE] = quantise_rows(tensor)
         else:
-            tensors[name] = tensor.contiguous()
+            tensors[name] = tensor.to(torch.bfloat16 if matrix and form != "float32" else tensor.dtype).contiguous()
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / "model.safetensors.part"
     save_file(tensors, part, metadata={"format": "pt"})
@@ -89,19 +120,13 @@ def save(model: Model, folder: Path, *, int8: bool = False) -> None:
     part.replace(folder / "threefold.json")
 
 
-def quantise_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """(r, c) float -> (r, c) int8 and (r,) float32 scales: symmetric, the largest of each row becomes 127."""
-    matrix = matrix.float()
-    scale = matrix.abs().amax(dim=1).clamp_min(1e-12) / 127.0
-    return torch.round(matrix / scale[:, None]).to(torch.int8), scale
-
-
 def fingerprint(tensors: Mapping[str, Tensor], config: Settings) -> str:
     """16 hex digits: equal weights and settings, equal fingerprint; the name of the model does not count.
 
     Samples of every tensor are read, 16 blocks of 256 neighbours, so a full-size model is named in milliseconds.
     """
     settings = config.to_dict() | {"name": ""}
+    settings.pop("origin", None)  # younger than the first fingerprints
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name in sorted(tensors):
         flat = tensors[name].detach().reshape(-1)
@@ -153,24 +178,33 @@ class _NoInitialValues(TorchFunctionMode):
 
 def fill(module: M, recipes: Mapping[str, Recipe]) -> M:
     """Give every parameter its tensor, in float32, checking shapes."""
-    state: dict[str, Tensor] = {}
+    state = {}
     for name, parameter in module.state_dict().items():
-        recipe = recipes[name]
-        rows = parameter.shape[0] // len(recipe.names)
-        parts = [_read(recipe, part, (rows, *parameter.shape[1:])) for part in recipe.names]
-        state[name] = parts[0] if len(parts) == 1 else torch.cat(parts)
+        _check(recipes[name], tuple(parameter.shape))
+        state[name] = _read(recipes[name]).float()
     module.load_state_dict(state, assign=True)
     return module
 
 
-def _read(recipe: Recipe, name: str, shape: tuple[int, ...]) -> Tensor:
-    tensor = _checked(recipe, name, shape)
-    if tensor.dtype == torch.int8:
-        return tensor.float() * _checked(recipe, name + SCALE, shape[:1])[:, None]
-    return tensor.float()
+def _check(recipe: Recipe, shape: tuple[int, ...]) -> None:
+    """Every part of a parameter of this shape is in the file, with its scales, in the right shape."""
+    rows = shape[0] // len(recipe.names)
+    for name in recipe.names:
+        tensor = _shaped(recipe, name, (rows, *shape[1:]))
+        if tensor.dtype == torch.int8:
+            _shaped(recipe, name + SCALE, (rows,))
 
 
-def _checked(recipe: Recipe, name: str, shape: tuple[int, ...]) -> Tensor:
+def _read(recipe: Recipe) -> Stored:
+    """Its parts, one below the other."""
+    parts = []
+    for name in recipe.names:
+        tensor = recipe.file.get(name)
+        parts.append(Stored(tensor, recipe.file.get(name + SCALE) if tensor.dtype == torch.int8 else None))
+    return stack(parts)
+
+
+def _shaped(recipe: Recipe, name: str, shape: tuple[int, ...]) -> Tensor:
     tensor = recipe.file.get(name)
     if tensor.shape != shape:
         raise CheckpointError(

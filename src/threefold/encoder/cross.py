@@ -20,7 +20,14 @@ from scipy.special import expit
 from threefold.encoder.attention import Layout
 from threefold.encoder.cross_model import CrossModel, load_cross
 from threefold.encoder.network import Batch
-from threefold.encoder.precision import Precision, cast, choose_device, choose_precision
+from threefold.encoder.precision import (
+    Precision,
+    cast,
+    choose_budget,
+    choose_device,
+    choose_precision,
+    held_bytes,
+)
 from threefold.encoder.sources import find
 from threefold.errors import CheckpointError, InputError, NumericalError
 from threefold.text.packing import plan_batches, restore_order
@@ -75,14 +82,14 @@ class CrossEncoder:
     ) -> None:
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
-        self.budget = budget if budget is not None else (4_096 if self.device.type == "cpu" else 65_536)
-        if self.budget < 1:
-            raise InputError(f"the token budget must be at least 1; got {self.budget}")
+        if budget is not None and budget < 1:
+            raise InputError(f"the token budget must be at least 1; got {budget}")
         self._source = find(model, revision)
         loaded = load_cross(self._source.folder)
         self.hash = loaded.hash
         self.tokenizer = Tokenizer.load(self._source.folder)
         self._config = loaded.model.config
+        self.budget = choose_budget(self._config.network, self.device) if budget is None else budget
         if self.tokenizer.vocab > self._config.network.vocab:
             raise CheckpointError(
                 f"{self.tokenizer.name} has {self.tokenizer.vocab:,} tokens, "
@@ -101,6 +108,11 @@ class CrossEncoder:
     def max_tokens(self) -> int:
         """Longest pair that is read, specials included."""
         return self._config.max_tokens
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of the weights, as they are held now."""
+        return held_bytes(self._model, self._exact)
 
     def __repr__(self) -> str:
         return f"CrossEncoder({self.name!r}, device={str(self.device)!r}, precision={self.precision!r})"
@@ -159,12 +171,17 @@ class CrossEncoder:
         scores: Floats = expit(logits) if normalize else logits
         return Judged(scores, tokens.lengths.astype(np.int32), tokens.truncated)
 
-    def score_tokens(self, tokens: Tokens, *, progress: Progress | None = None) -> Floats:
-        """(n,) float32 logits of pairs that `Tokenizer.encode_pairs` made, in their order."""
+    def score_tokens(
+        self, tokens: Tokens, *, progress: Progress | None = None, between: Callable[[], None] | None = None
+    ) -> Floats:
+        """(n,) float32 logits of pairs that `Tokenizer.encode_pairs` made, in their order.
+
+        between  called before every layer, in this thread; it may score something more urgent
+        """
         batches = plan_batches(tokens.lengths, self.budget)
         parts = []
         for rows in batches:
-            parts.append(self._batch(tokens, rows))
+            parts.append(self._batch(tokens, rows, between))
             if progress is not None:
                 progress(len(rows), int(tokens.lengths[rows].sum()))
         logits: Floats = np.concatenate([np.zeros(0, np.float32), *parts])[restore_order(batches)]
@@ -172,16 +189,17 @@ class CrossEncoder:
 
     # ---- inside --------------------------------------------------------------------------------------
 
-    def _batch(self, tokens: Tokens, rows: Ints) -> Floats:
-        logits = self._run(self._model, tokens, rows)
+    def _batch(self, tokens: Tokens, rows: Ints, between: Callable[[], None] | None) -> Floats:
+        logits = self._run(self._model, tokens, rows, between)
         return logits if np.isfinite(logits).all() else self._rescue(tokens, rows)
 
     @torch.inference_mode()
-    def _run(self, model: CrossModel, tokens: Tokens, rows: Ints) -> Floats:
+    def _run(self, model: CrossModel, tokens: Tokens, rows: Ints, between: Callable[[], None] | None = None) -> Floats:
         layout = Layout.of(tokens.lengths[rows])
         ids = np.concatenate([tokens[int(i)] for i in rows])
         seconds = tokens.seconds[rows] if self._config.token_types and tokens.seconds is not None else None
-        hidden = model.network(Batch.of(ids, layout, self._config.network.first_position, self.device, seconds))
+        batch = Batch.of(ids, layout, self._config.network.first_position, self.device, seconds)
+        hidden = model.network(batch, between)
         first = hidden[torch.from_numpy(layout.offsets[:-1]).to(self.device)]  # (n, d)
         logits: Floats = model.head(first.float()).cpu().numpy()
         return logits

@@ -23,7 +23,14 @@ from threefold.encoder.front import Front, Progress
 from threefold.encoder.heads import gather_multi, gather_sparse
 from threefold.encoder.model import Model
 from threefold.encoder.network import Batch
-from threefold.encoder.precision import Precision, cast, choose_device, choose_precision
+from threefold.encoder.precision import (
+    Precision,
+    choose_budget,
+    choose_device,
+    choose_precision,
+    held_bytes,
+    prepare,
+)
 from threefold.encoder.rows import assemble, head_arrays
 from threefold.encoder.sources import find
 from threefold.errors import InputError, NumericalError
@@ -39,7 +46,7 @@ class Encoder(Front):
 
     model      None for the embedded model; a folder; or a name on the hub such as "BAAI/bge-m3"
     device     "auto", "cpu", "cuda", "cuda:1", "mps"
-    precision  "auto" (what this processor does fast), "float32", "bfloat16", "float16"
+    precision  "auto" (bfloat16 or float32, what this processor does fast), "float32", "bfloat16", "float16", "int8"
     revision   commit on the hub; None takes the one that threefold was written against, or the newest
     pooling    how the dense vector is read, for a bare backbone that does not say it
     budget     tokens in one forward pass; None chooses by device
@@ -62,16 +69,21 @@ class Encoder(Front):
     ) -> None:
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
-        self.budget = budget if budget is not None else (4_096 if self.device.type == "cpu" else 65_536)
-        if self.budget < 1:
-            raise InputError(f"the token budget must be at least 1; got {self.budget}")
+        if budget is not None and budget < 1:
+            raise InputError(f"the token budget must be at least 1; got {budget}")
         source = find(model, revision)
         loaded = load(source.folder, pooling)
+        self.budget = choose_budget(loaded.config.network, self.device) if budget is None else budget
         super().__init__(source, loaded, self.precision)
         self._pooling = pooling
-        self._model = cast(loaded.model, self.precision, self.device)
+        self._model = prepare(loaded, self.precision, self.device)
         self._exact: Model | None = self._model if self.precision == "float32" else None
         self._exact_lock = Lock()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of the weights, as they are held now."""
+        return held_bytes(self._model, self._exact)
 
     def __repr__(self) -> str:
         return f"Encoder({self._source.name!r}, device={str(self.device)!r}, precision={self.precision!r})"
@@ -89,14 +101,19 @@ class Encoder(Front):
                 progress(len(batch), int(tokens.lengths[batch].sum()))
         return Encoded.concat(parts).take(restore_order(batches))
 
-    def encode_tokens(self, tokens: Tokens, outputs: Sequence[Sequence[Output]]) -> list[Row]:
+    def encode_tokens(
+        self, tokens: Tokens, outputs: Sequence[Sequence[Output]], *, between: Callable[[], None] | None = None
+    ) -> list[Row]:
         """One row per text that was tokenized already, in the caller's order; what a server packs together.
 
         outputs  what each text wants: one forward pass for all, each head only over the texts that asked for it
+        between  called before every layer, in this thread; it may encode something more urgent
         """
         self._check_rows(tokens, outputs)
         batches = plan_batches(tokens.lengths, self.budget)
-        found = [row for batch in batches for row in self._rows(tokens, batch, [outputs[int(i)] for i in batch])]
+        found: list[Row] = []
+        for batch in batches:
+            found += self._rows(tokens, batch, [outputs[int(i)] for i in batch], between)
         return [found[int(i)] for i in restore_order(batches)]
 
     # ---- inside --------------------------------------------------------------------------------------
@@ -131,20 +148,31 @@ class Encoder(Front):
             found["multi"] = heads.multi_vectors(hidden)
         return {name: tensor.cpu().numpy() for name, tensor in found.items()}
 
-    def _rows(self, tokens: Tokens, rows: np.ndarray[Any, Any], wanted: Sequence[Sequence[Output]]) -> list[Row]:
+    def _rows(
+        self,
+        tokens: Tokens,
+        rows: np.ndarray[Any, Any],
+        wanted: Sequence[Sequence[Output]],
+        between: Callable[[], None] | None,
+    ) -> list[Row]:
         layout = Layout.of(tokens.lengths[rows])
         ids = np.concatenate([tokens[int(i)] for i in rows])
 
         @torch.inference_mode()
         def run(model: Model) -> dict[str, Floats]:
-            return head_arrays(model.heads, self._states(model, ids, layout), layout, wanted)
+            return head_arrays(model.heads, self._states(model, ids, layout, between), layout, wanted)
 
         return assemble(self._checked(run), ids, layout, wanted, self._card.vocab, self._tokenizer.special_ids)
 
-    def _states(self, model: Model, ids: np.ndarray[Any, Any], layout: Layout) -> Tensor:
-        hidden: Tensor = model.network(
-            Batch.of(ids, layout, self._config.network.first_position, self.device)
-        )  # (T, d)
+    def _states(
+        self,
+        model: Model,
+        ids: np.ndarray[Any, Any],
+        layout: Layout,
+        between: Callable[[], None] | None = None,
+    ) -> Tensor:
+        batch = Batch.of(ids, layout, self._config.network.first_position, self.device)
+        hidden: Tensor = model.network(batch, between)  # (T, d)
         return hidden
 
     def _checked(self, run: Callable[[Model], dict[str, Floats]]) -> dict[str, Floats]:
@@ -155,7 +183,7 @@ class Encoder(Front):
         with self._exact_lock:  # loaded once, by the first batch that needs it
             if self._exact is None:
                 log.warning("%s overflows in %s; such batches run in float32", self._source.name, self.precision)
-                self._exact = cast(load(self._source.folder, self._pooling).model, "float32", self.device)
+                self._exact = prepare(load(self._source.folder, self._pooling), "float32", self.device)
         if self._exact is not self._model:
             raw = run(self._exact)
             if all(np.isfinite(array).all() for array in raw.values()):

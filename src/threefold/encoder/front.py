@@ -32,7 +32,7 @@ class Front(ABC):
     def __init__(self, source: Source, loaded: Loaded, precision: str) -> None:
         self._source = source
         self._missing = loaded.missing
-        self._config = loaded.model.config
+        self._config = loaded.config
         self._tokenizer = Tokenizer.load(source.folder)
         if self._tokenizer.vocab > self._config.network.vocab:
             raise CheckpointError(
@@ -69,7 +69,7 @@ class Front(ABC):
         return self._config.heads.pooling
 
     def _describe(self, loaded: Loaded, precision: str) -> ModelCard:
-        config = loaded.model.config
+        config = loaded.config
         return ModelCard(
             name=self._source.name,
             hash=loaded.hash,

@@ -21,6 +21,8 @@ class ModelConfig(Settings):
     document_prompt  put before every document
     matryoshka       dimensions at which the dense vector may be cut, largest first; empty: never
     fusion           weights of dense, sparse and multi in a hybrid search; the default is that of BGE-M3's training
+    origin           fingerprint of the model that this one was converted from, in numbers of another form; collections
+                     made with the one may be searched with the other
     """
 
     network: NetworkConfig
@@ -32,6 +34,7 @@ class ModelConfig(Settings):
     fusion: tuple[float, ...] = (1.0, 0.3, 1.0)
     format: int = 1
     name: str = ""
+    origin: str = ""
 
     def __post_init__(self) -> None:
         if not 3 <= self.max_tokens <= self.network.max_tokens:

@@ -8,6 +8,7 @@ Letters: T tokens of all texts in the batch, d hidden size, f feed-forward size,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -128,12 +129,22 @@ class Network(nn.Module):
         self.norm = nn.LayerNorm(config.hidden, eps=config.norm_eps)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
 
-    def forward(self, batch: Batch) -> Tensor:
-        """(T, d) hidden states of the last layer."""
-        types = self.types.weight[0] if batch.types is None else self.types(batch.types)  # (d,) or (T, d)
-        x: Tensor = self.norm(self.words(batch.ids) + self.positions(batch.positions) + types)  # (T, d)
+    def forward(self, batch: Batch, between: Callable[[], None] | None = None) -> Tensor:
+        """(T, d) hidden states of the last layer. `between` is called before every layer; a server runs queries there.
+
+        It may call this network again: nothing is kept between two calls.
+        """
+        x = self.embed(batch)  # (T, d)
         for layer in self.layers:
+            if between is not None:
+                between()
             x = layer(x, batch.layout)
+        return x
+
+    def embed(self, batch: Batch) -> Tensor:
+        """(T, d) what the first layer reads: word, place and type of every token."""
+        types = self.types.weight[0] if batch.types is None else self.types(batch.types)  # (d,) or (T, d)
+        x: Tensor = self.norm(self.words(batch.ids) + self.positions(batch.positions) + types)
         return x
 
 

@@ -28,7 +28,7 @@ import torch
 from threefold.encoder.checkpoint import load
 from threefold.encoder.encoder import Encoder
 from threefold.encoder.front import Front, Progress, parts_of
-from threefold.encoder.precision import Precision, choose_device, choose_precision
+from threefold.encoder.precision import Precision, choose_budget, choose_device, choose_precision
 from threefold.encoder.sources import find
 from threefold.encoder.workers import Workers
 from threefold.errors import InputError
@@ -91,13 +91,14 @@ class EncoderPool(Front):
         self.devices = _devices(devices, processes)
         self.precision = _precision(precision, self.devices)
         on_cpu = all(device == "cpu" for device in self.devices)
-        self.budget = budget if budget is not None else (4_096 if on_cpu else 65_536)
-        if self.budget < 1 or (threads is not None and threads < 1):
+        if (budget is not None and budget < 1) or (threads is not None and threads < 1):
             raise InputError(f"budget and threads must be at least 1; got budget={budget}, threads={threads}")
         if threads is None and on_cpu:
             threads = max(1, _cores() // len(self.devices))
         source = find(model, revision)
         super().__init__(source, load(source.folder, pooling), self.precision)
+        budgets = [choose_budget(self.config.network, torch.device(device)) for device in self.devices]
+        self.budget = max(budgets) if budget is None else budget
         settings = [
             _Setting(source.folder, device, self.precision, pooling, self.budget, threads) for device in self.devices
         ]

@@ -1,21 +1,32 @@
 """Where and in which numbers the network runs. `auto` takes what the processor multiplies fastest, and says so.
 
 float32   exact reference
-bfloat16  weights and activations in 16 bits, norms and softmax inside in 32; needs AVX512-BF16, AMX or a GPU
+bfloat16  weights and activations in 16 bits, norms and sums inside in 32; needs AVX512-BF16, AMX or a GPU to be fast
+int8      CPUs only: matrices of the layers in int8 with a scale per row, activations in uint8 with a scale per token;
+          tables, norms, attention and heads stay in float. Half the memory of bfloat16; fast with VNNI or AMX
 float16   GPUs only: on CPUs it is emulated
+
+`auto` chooses between bfloat16 and float32 and never int8, whose vectors differ enough to be seen in some ranking
+(docs/speed.md has the figures): a loss is for the user to choose.
 """
 
 from __future__ import annotations
 
 import logging
+import platform
 from typing import Literal, TypeVar
 
 import torch
 from torch import nn
 
+from threefold.encoder.checkpoint import Loaded, empty
+from threefold.encoder.model import Model
+from threefold.encoder.network import Network, NetworkConfig
+from threefold.encoder.packed import INNER_BYTES, PackedNetwork, activations
+from threefold.encoder.products import fast_bfloat16, has_bfloat16, has_int8
 from threefold.errors import InputError
 
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -40,24 +51,60 @@ def choose_device(device: str) -> torch.device:
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
-    """The precision to run in; `auto` is bfloat16 where the processor has instructions for it."""
+    """The precision to run in; `auto` is bfloat16 where the processor has instructions for it, else float32."""
     if precision == "auto":
         precision = "bfloat16" if _fast_bfloat16(device) else "float32"
         log.info("precision auto: %s on %s", precision, device)
-    if precision not in _TYPES:
-        raise InputError(f"unknown precision {precision!r}; use auto, {', '.join(_TYPES)}")
+    if precision not in (*_TYPES, "int8"):
+        raise InputError(f"unknown precision {precision!r}; use auto, {', '.join(_TYPES)} or int8")
     if precision == "float16" and device.type == "cpu":
         raise InputError("float16 on a CPU is emulated and slow; use bfloat16 or float32")
+    if precision == "int8" and device.type != "cpu":
+        raise InputError(f"int8 runs on CPUs, and the device is {device}; use bfloat16 or float16")
+    if precision == "int8" and not has_int8():
+        raise InputError(f"int8 needs oneDNN, which PyTorch lacks on {platform.machine()}; use bfloat16 or float32")
     return precision
+
+
+def choose_budget(config: NetworkConfig, device: torch.device) -> int:
+    """Tokens in one forward pass: on a CPU as many as keep inner states in the caches, on a GPU enough to fill it."""
+    if device.type != "cpu":
+        return 65_536
+    return min(4_096, max(512, INNER_BYTES // (2 * config.ffn)))
 
 
 def _fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
-    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
+    return device.type == "cpu" and fast_bfloat16()
+
+
+def packs(precision: str, device: torch.device) -> bool:
+    """Whether this precision runs on a `PackedNetwork`; float32 does not: it stays in the mapped file."""
+    return device.type == "cpu" and (precision == "int8" or (precision == "bfloat16" and has_bfloat16()))
+
+
+def prepare(loaded: Loaded, precision: str, device: torch.device) -> Model:
+    """The model of a checkpoint, ready to run; only what this precision needs is read from the file."""
+    if not packs(precision, device):
+        return cast(loaded.model, precision, device)
+    model = empty(Model, loaded.config)
+    model.network = PackedNetwork(loaded.config.network, lambda name: loaded.stored(f"network.{name}"), precision)
+    dtype = activations(precision)
+    heads = {name: loaded.stored(f"heads.{name}").to(dtype) for name in model.heads.state_dict()}
+    model.heads.load_state_dict(heads, assign=True)
+    return model.eval().requires_grad_(False)
 
 
 def cast(model: M, precision: str, device: torch.device) -> M:
-    """The model in this precision on this device, ready to run and without gradients."""
-    model = model.to(device=device, dtype=_TYPES[precision])
-    return model.eval().requires_grad_(False)
+    """A module in memory in this precision on this device, ready to run and without gradients."""
+    if isinstance(model, Network) and packs(precision, device):
+        return PackedNetwork.of(model, precision).eval()  # type: ignore[return-value]  # it is a Network
+    dtype = activations(precision) if precision == "int8" else _TYPES[precision]
+    return model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+
+
+def held_bytes(*models: nn.Module | None) -> int:
+    """Memory of the weights of these models, each counted once; parts of it may be pages of a file."""
+    held = {id(model): model for model in models if model is not None}.values()
+    return sum(one.numel() * one.element_size() for model in held for one in model.parameters())

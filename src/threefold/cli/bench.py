@@ -1,0 +1,134 @@
+"""`threefold bench` and `threefold convert`: which precision suits this machine, and a checkpoint in it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+from rich.table import Table
+
+from threefold.cli import options
+from threefold.cli.encode import file_rows
+from threefold.cli.show import err, note, out, print_json
+from threefold.errors import InputError
+
+#: The bars of the project: a mean cosine to float32 below this is said aloud (docs/speed.md).
+_BARS = {"bfloat16": 0.9995, "int8": 0.995}
+
+
+def bench(
+    model: Annotated[
+        str | None, typer.Argument(help="Folder or hub name. Default: the embedded threefold-mini.")
+    ] = None,
+    texts: Annotated[Path | None, typer.Option(help="Your own texts: .txt (one per line), .jsonl, .csv ...")] = None,
+    text_field: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
+    precisions: Annotated[str, typer.Option(help="What to compare.")] = "float32,bfloat16,int8",
+    rounds: Annotated[int, typer.Option(help="Passes over the texts; the median counts.")] = 3,
+    price_per_hour: Annotated[float | None, typer.Option(help="What this machine costs per hour.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of each run. Default: all cores.")] = None,
+    revision: options.Revision = None,
+    as_json: options.Json = False,
+) -> None:
+    """Compare the precisions of a model on this machine: speed, latency, memory, distance to float32, cost.
+
+    Each runs in a process of its own on the CPU. Nothing else should be running.
+    """
+    from threefold.encoder import bench as library
+    from threefold.encoder.precision import Precision
+
+    names = [name.strip() for name in precisions.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in ("float32", "bfloat16", "int8")]:
+        raise InputError(f"--precisions {unknown[0]!r}: expected some of float32, bfloat16, int8")
+    if not names:
+        raise InputError("--precisions is empty; give some of float32, bfloat16, int8")
+    if price_per_hour is not None and price_per_hour <= 0:
+        raise InputError(f"--price-per-hour must be above 0; got {price_per_hour}")
+    bad: list[str] = []
+    own = None if texts is None else [text for _, text in file_rows(texts, text_field, "id", bad)]
+    with err.status("measuring") as status:
+        found = library.bench(
+            model,
+            own,
+            precisions=cast("list[Precision]", names),
+            rounds=rounds,
+            revision=revision,
+            threads=threads,
+            progress=lambda precision: status.update(f"measuring {precision}"),
+        )
+        rows = [(measured, _cost(measured, price_per_hour)) for measured in found]
+    if as_json:
+        print_json({"model": model or "threefold-mini", "precisions": [asdict(m) | cost for m, cost in rows]})
+        return
+    _show(rows, price_per_hour is not None)
+    for reason in bad:
+        note(f"skipped: {reason}")
+
+
+def _cost(measured: Any, price_per_hour: float | None) -> dict[str, float]:
+    if price_per_hour is None:
+        return {}
+    return {"cost_per_million_tokens": measured.cost_per_million_tokens(price_per_hour)}
+
+
+def _show(rows: list[tuple[Any, dict[str, float]]], with_cost: bool) -> None:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    heads = [
+        "precision",
+        "tokens/s",
+        "query p50",
+        "p95",
+        "opening",
+        "weights",
+        "peak memory",
+        "dense",
+        "sparse",
+        "multi",
+    ]
+    for head in [*heads, *(["per million tokens"] if with_cost else [])]:
+        table.add_column(head, justify="left" if head == "precision" else "right")
+    for measured, cost in rows:
+        cosines = [measured.cosines.get(name) for name in ("dense", "sparse", "multi")]
+        table.add_row(
+            measured.precision,
+            f"{measured.tokens_per_second:,.0f}",
+            f"{1e3 * measured.p50:.1f} ms",
+            f"{1e3 * measured.p95:.1f} ms",
+            f"{measured.opening:.2f} s",
+            f"{measured.weight_bytes / 2**20:,.0f} MiB",
+            f"{measured.peak_bytes / 2**20:,.0f} MiB" if measured.peak_bytes else "",
+            *("" if cosine is None else f"{cosine:.5f}" for cosine in cosines),
+            *(f"{value:.4f}" for value in cost.values()),
+        )
+    out.print(table)
+    note("dense, sparse, multi: mean cosine to float32 over the first texts")
+    for measured, _ in rows:
+        bar = _BARS.get(measured.precision, 0.0)
+        if low := [name for name, cosine in measured.cosines.items() if cosine < bar]:
+            note(f"{measured.precision}: {', '.join(low)} below {bar}; compare rankings before you use it")
+
+
+def convert(
+    model: Annotated[str, typer.Argument(help="Folder or hub name of a model.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="New folder for the converted model.")],
+    precision: Annotated[str, typer.Option(help="bfloat16 (half the size), int8 (a quarter) or float32.")] = "bfloat16",
+    revision: options.Revision = None,
+    force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Save a model in the numbers in which it will run: it opens faster and takes less disk.
+
+    Collections made with the original may be searched with the converted model.
+    """
+    from threefold.encoder.convert import convert as run
+
+    if precision not in ("float32", "bfloat16", "int8"):
+        raise InputError(f"--precision {precision!r}: expected bfloat16, int8 or float32")
+    if output.is_dir() and any(output.iterdir()) and not force:
+        raise InputError(f"{output} is not empty; choose another folder, or say --force")
+    size = run(model, output, precision, revision=revision)  # type: ignore[arg-type]
+    if as_json:
+        print_json({"folder": str(output), "precision": precision, "bytes": size})
+    else:
+        err.print(f"{model} in {precision}, {size / 2**20:,.0f} MiB -> {output}")

@@ -1,0 +1,220 @@
+"""The precisions of a model on this machine: speed, latency, memory, and how far their vectors are from float32.
+
+Each precision runs in a process of its own, one after the other, so that its memory is its own and no precision
+profits from what another one left warm.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from threefold.encoder.encoder import Encoder
+from threefold.encoder.precision import Precision
+from threefold.errors import InputError, WorkerError
+from threefold.types import Encoded, Floats, Sparse
+
+#: So many texts are compared with float32, representation by representation.
+COMPARED = 32
+#: Passages of the built-in workload have lognormal lengths about this median, in characters (about 100 tokens).
+_MEDIAN_CHARACTERS, _SPREAD, _LONGEST = 400, 0.6, 2_000
+
+_SENTENCES = (
+    "The committee postponed its decision until the measurements of the second reactor had been repeated.",
+    "Water boils at a lower temperature on a mountain, because the pressure of the air is lower there.",
+    "How do I reset the password of my account when I no longer have access to the old phone?",
+    "Der Vertrag verlängert sich um ein Jahr, wenn er nicht drei Monate vor Ablauf gekündigt wird.",
+    "La bibliothèque municipale ouvre désormais aussi le dimanche matin, de neuf heures à midi.",
+    "Los agricultores del valle esperan que las lluvias de otoño llenen por fin los embalses.",
+    "Поезд отправляется с третьего пути через десять минут, просьба приготовить билеты.",
+    "この薬は食後に一日二回、コップ一杯の水で飲んでください。",
+    "这座桥建于十七世纪，至今仍然是城里最繁忙的通道之一。",
+    "يفتح المتحف أبوابه للزوار طوال أيام الأسبوع ما عدا يوم الاثنين.",
+    "किसान सुबह जल्दी खेत पर जाते हैं और शाम को बाज़ार में सब्ज़ियाँ बेचते हैं।",
+    "Maktaba ya kijiji ina vitabu vya watoto na magazeti ya zamani kutoka pwani.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One precision of one model.
+
+    tokens_per_second  median over the rounds, all representations that the model has
+    p50, p95           seconds of one short query, dense only
+    opening            seconds until the model could encode
+    weight_bytes       the weights as they are held; parts of them in pages of a file that processes share
+    peak_bytes         most memory that the process ever had, Python and its libraries included; 0 where unknown
+    cosines            to float32, per representation: mean over the texts
+    lowest             the lowest of those
+    """
+
+    precision: str
+    tokens: int
+    tokens_per_second: float
+    p50: float
+    p95: float
+    opening: float
+    weight_bytes: int
+    peak_bytes: int
+    cosines: dict[str, float]
+    lowest: dict[str, float]
+
+    def cost_per_million_tokens(self, price_per_hour: float) -> float:
+        """What a million tokens cost on a machine of this price, in its currency."""
+        return price_per_hour / (self.tokens_per_second * 3600) * 1e6
+
+
+def passages(count: int = 64, seed: int = 0) -> list[str]:
+    """Texts in twelve languages of mixed lengths, about 120 tokens each; the same for the same seed."""
+    rng = np.random.default_rng(seed)
+    lengths = np.clip(rng.lognormal(np.log(_MEDIAN_CHARACTERS), _SPREAD, count), 40, _LONGEST)
+    texts = []
+    for length in lengths.astype(int):
+        text = ""
+        while len(text) < length:
+            text += _SENTENCES[int(rng.integers(len(_SENTENCES)))] + " "
+        texts.append(text[:length].rstrip())
+    return texts
+
+
+def bench(
+    model: str | None = None,
+    texts: Sequence[str] | None = None,
+    *,
+    precisions: Sequence[Precision] = ("float32", "bfloat16", "int8"),
+    rounds: int = 3,
+    revision: str | None = None,
+    threads: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Iterator[Measured]:
+    """Measure every precision in turn on the CPU. float32 runs first, for the others are compared with it.
+
+    threads   of each process; None: all cores
+    progress  called with each precision before it begins
+    """
+    texts = passages() if texts is None else list(texts)
+    if not texts or rounds < 1:
+        raise InputError(f"a measurement needs texts and rounds; got {len(texts)} texts and {rounds} rounds")
+    wanted = list(dict.fromkeys(precisions))
+    exact: Encoded | None = None
+    for precision in dict.fromkeys(["float32", *wanted]):
+        if progress is not None:
+            progress(precision)
+        measured, encoded = _in_own_process(_Job(model, revision, precision, tuple(texts), rounds, threads))
+        exact = encoded if exact is None else exact
+        if precision in wanted:
+            mean, low = fidelity(exact, encoded)
+            yield replace(measured, cosines=mean, lowest=low)
+
+
+def fidelity(exact: Encoded, other: Encoded) -> tuple[dict[str, float], dict[str, float]]:
+    """Mean and lowest cosine over the texts, for each representation that both have.
+
+    Dense: of the vectors. Sparse: of the weights as vectors over the vocabulary. Multi: mean over a text's tokens.
+    """
+    found: dict[str, Floats] = {}
+    if exact.dense is not None and other.dense is not None:
+        found["dense"] = _row_cosines(exact.dense, other.dense)
+    if exact.sparse is not None and other.sparse is not None:
+        found["sparse"] = _sparse_cosines(exact.sparse, other.sparse)
+    if exact.multi is not None and other.multi is not None:
+        pairs = zip(exact.multi, other.multi, strict=True)
+        found["multi"] = np.array([_row_cosines(a, b).mean() for a, b in pairs if len(a)], dtype=np.float32)
+    filled = {name: values for name, values in found.items() if len(values)}
+    return (
+        {name: float(values.mean()) for name, values in filled.items()},
+        {name: float(values.min()) for name, values in filled.items()},
+    )
+
+
+def _row_cosines(a: Floats, b: Floats) -> Floats:
+    """(n,) of the rows of (n, d) and (n, d)."""
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    cosines: Floats = (a * b).sum(axis=1) / np.maximum(lengths, 1e-12)
+    return cosines
+
+
+def _sparse_cosines(a: Sparse, b: Sparse) -> Floats:
+    """(n,) of texts that have a weight on either side; 0 where only one has."""
+    cosines = []
+    for i in range(len(a)):
+        x, y = a.row(i), b.row(i)
+        if x or y:
+            dot = sum(weight * y.get(id, 0.0) for id, weight in x.items())
+            norms = np.linalg.norm(list(x.values())) * np.linalg.norm(list(y.values()))
+            cosines.append(dot / max(float(norms), 1e-12))
+    return np.array(cosines, dtype=np.float32)
+
+
+# ---- in the other process --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    model: str | None
+    revision: str | None
+    precision: str
+    texts: tuple[str, ...]
+    rounds: int
+    threads: int | None
+
+
+def _in_own_process(job: _Job) -> tuple[Measured, Encoded]:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(_measure, job).result()
+        except BrokenProcessPool as error:
+            raise WorkerError(f"the process of {job.precision} ended; was its memory too small?") from error
+
+
+def _measure(job: _Job) -> tuple[Measured, Encoded]:
+    import torch
+
+    if job.threads is not None:
+        torch.set_num_threads(job.threads)
+    start = time.perf_counter()
+    encoder = Encoder(job.model, device="cpu", revision=job.revision, precision=job.precision)  # type: ignore[arg-type]
+    opening = time.perf_counter() - start
+    compared = encoder.encode(job.texts[:COMPARED])  # warms up, too
+    seconds, tokens = [], 0
+    for _ in range(job.rounds):
+        start = time.perf_counter()
+        tokens = int(encoder.encode(job.texts).tokens.sum())
+        seconds.append(time.perf_counter() - start)
+    queries = [" ".join(text.split()[:8]) for text in job.texts[:COMPARED]]
+    waits = []
+    for query in queries:
+        start = time.perf_counter()
+        encoder.encode_queries([query], outputs=["dense"])
+        waits.append(time.perf_counter() - start)
+    measured = Measured(
+        precision=job.precision,
+        tokens=tokens,
+        tokens_per_second=tokens / float(np.median(seconds)),
+        p50=float(np.percentile(waits, 50)),
+        p95=float(np.percentile(waits, 95)),
+        opening=opening,
+        weight_bytes=encoder.weight_bytes,
+        peak_bytes=peak_bytes(),
+        cosines={},
+        lowest={},
+    )
+    return measured, compared
+
+
+def peak_bytes() -> int:
+    """Most memory that this process ever had; 0 on systems that do not say it."""
+    if os.name != "posix":
+        return 0
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux

@@ -1,0 +1,40 @@
+"""A checkpoint of any layout -> our layout, in the numbers in which it will run.
+
+The converted model keeps the fingerprint of its origin: its vectors differ by rounding only, and a collection that
+was made with the one may be searched with the other.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from threefold.encoder.checkpoint import Form, load, save
+from threefold.encoder.sources import find
+from threefold.errors import InputError
+from threefold.text.tokenizer import Tokenizer
+
+
+def convert(
+    model: str | os.PathLike[str] | None,
+    folder: Path,
+    form: Form = "bfloat16",
+    *,
+    revision: str | None = None,
+    pooling: str | None = None,
+) -> int:
+    """Write the model into `folder` with its tokenizer; returns the bytes of its weights.
+
+    form  bfloat16 opens without converting for that precision; int8 is read as it is by `precision="int8"`
+    """
+    source = find(model, revision)
+    if folder.exists() and source.folder.resolve() == folder.resolve():
+        raise InputError(f"{folder} is the model itself; choose another folder")
+    loaded = load(source.folder, pooling)
+    exact = loaded.model
+    exact.config = replace(loaded.config, origin=loaded.hash)
+    folder.mkdir(parents=True, exist_ok=True)
+    Tokenizer.load(source.folder).save(folder / "tokenizer.json")
+    save(exact, folder, form=form)
+    return (folder / "model.safetensors").stat().st_size

@@ -1,0 +1,111 @@
+"""The network of `network.py` for inference on a CPU: same function, weights packed for the processor.
+
+Built straight from the tensors of a checkpoint: the word table (half of bge-m3) stays in the mapped file, where all
+processes share its pages, and only the rows of a batch are read; each matrix of the layers is packed as it comes.
+Embeddings and norms stay in float; activations are bfloat16 where the processor has it, else float32.
+
+Letters: T tokens of all texts in the batch, d hidden size, f feed-forward size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm
+
+from threefold.encoder.attention import Layout, attend
+from threefold.encoder.network import Batch, Network, NetworkConfig
+from threefold.encoder.products import FloatProduct, Int8Product, Product, fast_bfloat16
+from threefold.encoder.stored import Reader, Stored
+
+#: The feed-forward part runs over so many bytes of inner states at a time: they stay in the caches, a document of
+#: 8,192 tokens needs no more memory than a short one, and the allocator reuses the pages. A buffer of more than a
+#: few MB is given back to the system after each use, and its pages are cleared anew each time (docs/log.md).
+INNER_BYTES = 8 << 20
+
+
+def activations(precision: str) -> torch.dtype:
+    """In which numbers states travel between the products."""
+    return torch.bfloat16 if precision == "bfloat16" or fast_bfloat16() else torch.float32
+
+
+class PackedNetwork(Network):
+    """Ids in, hidden states out: a `Network` with other tables and layers. It cannot be trained."""
+
+    def __init__(self, config: NetworkConfig, read: Reader, precision: str) -> None:
+        nn.Module.__init__(self)
+        self.config = config
+        self.dtype = activations(precision)
+        product = Int8Product if precision == "int8" else FloatProduct
+        self.tables = nn.ModuleDict({name: _Table(read(f"{name}.weight")) for name in ("words", "positions", "types")})
+        self.first_norm = _Norm(read, "norm", config.norm_eps)
+        self.layers = nn.ModuleList(
+            _PackedLayer(config, read, f"layers.{i}", product, self.dtype) for i in range(config.layers)
+        )
+
+    @classmethod
+    def of(cls, network: Network, precision: str) -> PackedNetwork:
+        """The same from a network in memory."""
+        state = network.state_dict()
+        return cls(network.config, lambda name: Stored(state[name]), precision)
+
+    def embed(self, batch: Batch) -> Tensor:
+        """(T, d) what the first layer reads: word, place and type of every token. A tensor of its own."""
+        types = torch.zeros_like(batch.ids) if batch.types is None else batch.types
+        x = self.tables["words"](batch.ids) + self.tables["positions"](batch.positions) + self.tables["types"](types)
+        return self.first_norm(x).to(self.dtype)  # type: ignore[no-any-return]
+
+
+class _PackedLayer(nn.Module):
+    """Self-attention and feed-forward, each followed by residual and LayerNorm. Overwrites its input."""
+
+    def __init__(
+        self,
+        config: NetworkConfig,
+        read: Reader,
+        name: str,
+        product: type[FloatProduct | Int8Product],
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.rows = max(1, INNER_BYTES // (config.ffn * dtype.itemsize))
+
+        def packed(part: str) -> Product:
+            return product(read(f"{name}.{part}.weight"), read(f"{name}.{part}.bias").float(), dtype)
+
+        self.qkv, self.attended, self.up, self.down = map(packed, ("qkv", "attended", "up", "down"))
+        self.attended_norm = _Norm(read, f"{name}.attended_norm", config.norm_eps)
+        self.down_norm = _Norm(read, f"{name}.down_norm", config.norm_eps)
+
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        a = attend(self.qkv(x), self.heads, layout)  # (T, d)
+        for part, attended in zip(torch.split(x, self.rows), torch.split(a, self.rows), strict=True):
+            y = self.attended_norm(self.attended(attended, plus=part))  # (t, d)
+            part.copy_(self.down_norm(self.down(self.up(y, gelu=True), plus=y)))  # (t, f) -> (t, d)
+        return x
+
+
+class _Table(nn.Module):
+    """Rows by number, in float32, from a table that stays as it is stored."""
+
+    def __init__(self, stored: Stored) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(stored.tensor, requires_grad=False)
+        self.scale = None if stored.scale is None else nn.Parameter(stored.scale, requires_grad=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return Stored(self.weight, self.scale).rows(ids)
+
+
+class _Norm(nn.Module):
+    """LayerNorm whose weights are float32, for states of any type."""
+
+    def __init__(self, read: Reader, name: str, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(read(f"{name}.weight").float(), requires_grad=False)
+        self.bias = nn.Parameter(read(f"{name}.bias").float(), requires_grad=False)
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
