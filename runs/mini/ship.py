@@ -27,7 +27,9 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--data", type=Path, help="data folder, for the comparison of float32 and one-byte vectors")
     options.add_argument("--out", type=Path, default=Path("build/mini"))
-    options.add_argument("--weights", type=Path, help="file of `threefold tune`: the model's hybrid weights")
+    options.add_argument(
+        "--weights", type=Path, nargs="+", help="files of `threefold tune`: the mean is the model's hybrid weights"
+    )
     options.add_argument("--stage", default="trained", help="folder below --out with the checkpoint to ship")
     options.add_argument("--to", type=Path, default=Path("src/threefold/models/mini"))
     args = options.parse_args()
@@ -36,8 +38,9 @@ def main() -> None:
     model.load_state_dict(state["model"])
     print(f"step {state['step']:,} after {state['elapsed_s'] / 60:.0f} minutes")
     if args.weights:
-        tuned = Tuned.load(args.weights).weights
-        model.config = replace(model.config, fusion=(tuned.dense, tuned.sparse, tuned.multi))
+        tuned = [Tuned.load(file).weights for file in args.weights]
+        fusion = np.mean([(one.dense, one.sparse, one.multi) for one in tuned], axis=0).round(3)
+        model.config = replace(model.config, fusion=tuple(fusion.tolist()))
     save(model, args.out / "float")
     save(model, args.to, int8=True)
     for folder in (args.out / "float", args.to):
