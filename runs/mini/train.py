@@ -2,8 +2,7 @@
 
     python runs/mini/train.py --data ../shared/data --out build/mini --stage stage1 --teacher 4 --minutes 32
     python runs/mini/train.py --data ../shared/data --out build/mini --start stage1 --stage stage2 --seed 1 --minutes 54
-    python runs/mini/train.py --data ../shared/data --out build/mini --start stage2 --seed 2 --crops --sparse-loss 1 \\
-        --minutes 66
+    python runs/mini/train.py --data ../shared/data --start stage2 --seed 2 --crops --sparse-loss 1 --minutes 66
 
 All stages: contrastive on the three heads and on their sum, self-distillation, and MiniLM's vectors as teacher
 wherever a text is English or has an English translation (Reimers and Gurevych 2020). The third adds crops of texts
