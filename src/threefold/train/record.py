@@ -59,7 +59,7 @@ def _board(folder: Path, after: int) -> Any:
 
         return SummaryWriter(str(folder), purge_step=after + 1)
     if find_spec("tensorboardX") is not None:
-        from tensorboardX import SummaryWriter as Writer  # type: ignore[import-not-found, unused-ignore]
+        from tensorboardX import SummaryWriter as Writer
 
         return Writer(str(folder), purge_step=after + 1)
     return None
