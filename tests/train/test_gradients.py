@@ -19,6 +19,7 @@ import pytest
 import torch
 from tests.train.small import SPECIAL, gradients_of, hard_table, hard_trainer, model, tokens
 
+from threefold.encoder import precision
 from threefold.errors import ConfigError
 from threefold.train.loop import Trainer, TrainSettings
 from threefold.train.masks import FalseNegatives
@@ -209,9 +210,12 @@ def test_every_device_needs_a_pair(tmp_path: Path) -> None:
         hard_trainer(tmp_path, world=World(0, 13))
 
 
-def test_arithmetic_by_device() -> None:
+@pytest.mark.parametrize(("fast", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_arithmetic_by_device(fast: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor without instructions for bfloat16 emulates it, a hundred times slower."""
+    monkeypatch.setattr(precision, "fast_bfloat16", lambda: fast)
     cpu = torch.device("cpu")
-    assert arithmetic("auto", cpu) == torch.bfloat16
+    assert arithmetic("auto", cpu) == expected
     assert arithmetic("float32", cpu) == torch.float32
     with pytest.raises(ConfigError, match="float16 is for GPUs"):
         arithmetic("float16", cpu)

@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from tokenizers import AddedToken, Encoding, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as _Tokenizer
+from tokenizers.pre_tokenizers import PreTokenizer
 
 from threefold.errors import CheckpointError, InputError
 from threefold.text.spm import UnigramModel, read_unigram
@@ -298,9 +299,13 @@ def xlmr_backend(model: UnigramModel) -> _Tokenizer:
     return finish_backend(backend)
 
 
-def finish_backend(backend: _Tokenizer) -> _Tokenizer:
-    """Word boundaries and special tokens, the same for every XLM-R style vocabulary."""
-    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+def finish_backend(backend: _Tokenizer, *, splitter: PreTokenizer | None = None) -> _Tokenizer:
+    """Word boundaries and special tokens, the same for every XLM-R style vocabulary.
+
+    splitter  cuts a text into words that begin with the marker; None: at white space
+    """
+    words = splitter or pre_tokenizers.WhitespaceSplit()
+    backend.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.Metaspace()])
     backend.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>",
         pair="<s> $A </s> </s> $B </s>",

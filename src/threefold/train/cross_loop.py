@@ -27,6 +27,7 @@ from threefold.train.checkpoints import (
 from threefold.train.cross_groups import Frame, Groups, pair_tokens
 from threefold.train.cross_losses import CrossLoss, as_matrix, cross_loss
 from threefold.train.settings import rate
+from threefold.train.updates import means_of, progress
 from threefold.types import Ints
 
 #: Settings that may change when a run is resumed.
@@ -142,9 +143,7 @@ class CrossTrainer:
     @property
     def progress(self) -> float:
         """Part of the schedule that is done, by batches or by time, whichever is further."""
-        by_steps = self.step / max(len(self.plan), 1)
-        by_clock = self.elapsed_s / (60 * self.settings.minutes) if self.settings.minutes else 0.0
-        return max(by_steps, by_clock)
+        return progress(self.step, len(self.plan), self.elapsed_s, self.settings.minutes)
 
     def _update(self, rows: Ints) -> dict[str, float]:
         factor = rate(self.progress, self.settings.warmup)
@@ -166,11 +165,8 @@ class CrossTrainer:
         return log | {"total": float(total.detach())} | done
 
     def _summary(self, logs: list[dict[str, float]]) -> dict[str, float]:
-        keys = sorted({key for log in logs for key in log})
-        means = {key: float(np.mean([log[key] for log in logs if key in log])) for key in keys}
-        means["tokens_per_s"] = sum(log["tokens"] for log in logs) / max(sum(log["seconds"] for log in logs), 1e-9)
-        means["elapsed_s"] = self.elapsed_s
-        return means | {"step": self.step, "of": len(self.plan), "progress": self.progress}
+        where = {"elapsed_s": self.elapsed_s, "step": self.step, "of": len(self.plan), "progress": self.progress}
+        return means_of(logs) | where
 
     # ---- checkpoints ---------------------------------------------------------------------------------
 

@@ -14,12 +14,14 @@ from torch.utils.checkpoint import checkpoint
 from threefold.encoder.attention import Layout
 from threefold.encoder.model import Model
 from threefold.encoder.network import Batch
+from threefold.encoder.precision import choose_precision
 from threefold.errors import ConfigError
 from threefold.train.packed import Packed
 from threefold.train.scores import Side
 from threefold.types import Representation
 
-#: Arithmetic of the layers; parameters, heads and losses are float32. `auto` is bfloat16 where the device has it.
+#: Arithmetic of the layers; parameters, heads and losses are float32. `auto` is bfloat16 where the device multiplies it
+#: fast, else float16 on a GPU and float32 on a CPU.
 TrainPrecision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -27,9 +29,10 @@ def arithmetic(precision: TrainPrecision, device: torch.device) -> torch.dtype:
     """The numbers that the matrix products of the layers use."""
     if precision == "float16" and device.type == "cpu":
         raise ConfigError("precision float16 is for GPUs; use bfloat16 or float32 on a CPU")
-    if precision == "auto":
-        old_gpu = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.float16 if old_gpu else torch.bfloat16
+    if precision == "auto" and device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if precision == "auto":  # a CPU without the instructions emulates bfloat16, a hundred times slower than float32
+        precision = choose_precision("auto", device)  # type: ignore[assignment]  # it is bfloat16 or float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
 
 

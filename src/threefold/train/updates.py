@@ -31,6 +31,20 @@ Report = Callable[[dict[str, float]], None]
 Watch = Callable[["Updates"], bool]
 
 
+def progress(step: int, steps: int, elapsed_s: float, minutes: float) -> float:
+    """Part of a schedule that is done, by batches or (`minutes` above 0) by time, whichever is further."""
+    by_clock = elapsed_s / (60 * minutes) if minutes else 0.0
+    return max(step / max(steps, 1), by_clock)
+
+
+def means_of(logs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means over steps of what they logged, and their tokens per second."""
+    keys = sorted({key for log in logs for key in log})
+    means = {key: float(np.mean([log[key] for log in logs if key in log])) for key in keys}
+    means["tokens_per_s"] = sum(log["tokens"] for log in logs) / max(sum(log["seconds"] for log in logs), 1e-9)
+    return means
+
+
 class Updates(ABC):
     """What is trained, its optimiser and where it is in the plan.
 
@@ -102,9 +116,7 @@ class Updates(ABC):
     @property
     def progress(self) -> float:
         """Part of the schedule that is done, by batches or by time, whichever is further."""
-        by_steps = self.step / max(len(self.plan), 1)
-        by_clock = self.elapsed_s / (60 * self.settings.minutes) if self.settings.minutes else 0.0
-        return max(by_steps, by_clock)
+        return progress(self.step, len(self.plan), self.elapsed_s, self.settings.minutes)
 
     def rng(self) -> np.random.Generator:
         """Random numbers of this step: the same in a resumed run and on every device."""
@@ -137,11 +149,8 @@ class Updates(ABC):
         return self.scaler.is_enabled() and self.scaler.get_scale() > 1.0
 
     def _summary(self, logs: list[dict[str, float]]) -> dict[str, float]:
-        keys = sorted({key for log in logs for key in log})
-        means = {key: float(np.mean([log[key] for log in logs if key in log])) for key in keys}
-        means["tokens_per_s"] = sum(log["tokens"] for log in logs) / max(sum(log["seconds"] for log in logs), 1e-9)
-        means["elapsed_s"] = self.elapsed_s
-        return means | {"step": self.step, "of": len(self.plan), "progress": self.progress}
+        where = {"elapsed_s": self.elapsed_s, "step": self.step, "of": len(self.plan), "progress": self.progress}
+        return means_of(logs) | where
 
     # ---- checkpoints ---------------------------------------------------------------------------------
 
