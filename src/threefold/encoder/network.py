@@ -141,10 +141,14 @@ class Network(nn.Module):
             x = layer(x, batch.layout)
         return x
 
-    def embed(self, batch: Batch) -> Tensor:
-        """(T, d) what the first layer reads: word, place and type of every token."""
+    def embed(self, batch: Batch, words: Tensor | None = None) -> Tensor:
+        """(T, d) what the first layer reads: word, place and type of every token.
+
+        words  (T, d) vectors of the ids, where the caller has read them already
+        """
+        words = self.words(batch.ids) if words is None else words
         types = self.types.weight[0] if batch.types is None else self.types(batch.types)  # (d,) or (T, d)
-        x: Tensor = self.norm(self.words(batch.ids) + self.positions(batch.positions) + types)
+        x: Tensor = self.norm(words + self.positions(batch.positions) + types)
         return x
 
 

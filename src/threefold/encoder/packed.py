@@ -49,10 +49,11 @@ class PackedNetwork(Network):
         state = network.state_dict()
         return cls(network.config, lambda name: Stored(state[name]), precision)
 
-    def embed(self, batch: Batch) -> Tensor:
+    def embed(self, batch: Batch, words: Tensor | None = None) -> Tensor:
         """(T, d) what the first layer reads: word, place and type of every token. A tensor of its own."""
+        words = self.tables["words"](batch.ids) if words is None else words
         types = torch.zeros_like(batch.ids) if batch.types is None else batch.types
-        x = self.tables["words"](batch.ids) + self.tables["positions"](batch.positions) + self.tables["types"](types)
+        x = words + self.tables["positions"](batch.positions) + self.tables["types"](types)
         return self.first_norm(x).to(self.dtype)  # type: ignore[no-any-return]
 
 

@@ -18,6 +18,7 @@ from threefold.encoder.precision import choose_precision
 from threefold.errors import ConfigError
 from threefold.train.packed import Packed
 from threefold.train.scores import Side
+from threefold.train.words import word_vectors
 from threefold.types import Representation
 
 #: Arithmetic of the layers; parameters, heads and losses are float32. `auto` is bfloat16 where the device multiplies it
@@ -83,11 +84,10 @@ class Reader:
     def states(self, batch: Batch) -> Tensor:
         """(T, d) hidden states of the last layer, in the arithmetic of the surrounding `mixed`."""
         network = self.model.network
-        if not (self.recompute and torch.is_grad_enabled()):
-            return network(batch)  # type: ignore[no-any-return]
-        x = network.embed(batch)
+        again = self.recompute and torch.is_grad_enabled()
+        x = network.embed(batch, word_vectors(network.words.weight, batch.ids))
         for layer in network.layers:
-            x = checkpoint(layer, x, batch.layout, use_reentrant=False)
+            x = checkpoint(layer, x, batch.layout, use_reentrant=False) if again else layer(x, batch.layout)
         return x
 
     def mixed(self) -> AbstractContextManager[object]:

@@ -33,8 +33,8 @@ class TrainSettings(Settings):
                   and of the token vectors (`multi_dims`)
     heads         which representations are trained; empty: all that the model has
     freeze        parts that keep their weights
-    precision     arithmetic of the layers: auto (bfloat16 where the device multiplies it fast, else float16 on a GPU and
-                  float32 on a CPU), float32, ...
+    precision     arithmetic of the layers: auto (bfloat16 where the device multiplies it fast, else float16 on a GPU
+                  and float32 on a CPU), float32, ...
     sub_tokens    tokens that are in the network at a time; the batch is read twice, first for the loss, then for the
                   gradients (GradCache), so that its size is not bounded by memory. 0: all at once
     recompute     run the layers again in the backward pass instead of keeping what they made

@@ -22,6 +22,7 @@ from threefold.train.checkpoints import (
     write_checkpoint,
 )
 from threefold.train.settings import CLOCKS, TrainSettings, rate
+from threefold.train.words import clear_gradients
 from threefold.train.world import World
 from threefold.types import Ints
 
@@ -126,7 +127,7 @@ class Updates(ABC):
         factor = rate(self.progress, self.settings.warmup)
         for group in self.optimiser.param_groups:
             group["lr"] = group["peak"] * factor
-        self.optimiser.zero_grad(set_to_none=True)
+        clear_gradients(self.trained())
         log = self.gradients(rows)
         if not np.isfinite(log["total"]):
             raise NumericalError(f"the loss of step {self.step} is {log['total']}; the last checkpoint is intact")
