@@ -55,6 +55,13 @@ def drawn_tree() -> dict[str, str]:
     return parents
 
 
+def test_the_command_line_loads_what_a_command_needs_and_no_more() -> None:
+    heavy = ["huggingface_hub", "pyarrow", "qdrant_client", "qdrant_edge", "scipy", "torch"]
+    code = f"import sys, threefold.cli.main; print([m for m in {heavy!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_the_drawn_tree_is_the_tree() -> None:
     classes = {
         name: value for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
 from threefold.errors import ShapeError
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.integer[Any]]
@@ -156,6 +158,8 @@ class Sparse:
 
     def to_scipy(self) -> csr_array:
         """(n, v) scipy CSR array over the same memory."""
+        from scipy.sparse import csr_array  # a fifth of a second: only those who multiply pay for it
+
         return csr_array((self.values, self.indices, self.offsets), shape=(len(self), self.vocab))
 
 

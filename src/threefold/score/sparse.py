@@ -8,11 +8,15 @@ of compressed sparse rows, so that no row of vocabulary length is ever made per 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from scipy.sparse import csr_array
 
 from threefold.errors import ShapeError
 from threefold.types import Floats, Ints, Sparse
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 
 def sparse_scores(query: tuple[Ints, Floats], docs: Sparse) -> Floats:
