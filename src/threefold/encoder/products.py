@@ -21,8 +21,9 @@ from threefold.encoder.stored import Stored
 _MIDDLE = 128
 #: The largest of a token becomes 126 and not 127: its factor is rounded to bfloat16 and may grow by 1/256.
 _LEVELS = 126
-#: Without VNNI two products are added in 16 bits, and two of 127 * 255 do not fit. Two of 127 * 128 do.
-_MIDDLE_PLAIN, _LEVELS_PLAIN = 64, 63
+#: Without VNNI two products are added in 16 bits, and two of 127 * 255 do not fit. Two of 127 * 128 do, so the inputs
+#: go from 0 to 128.
+_MIDDLE_PLAIN, _LEVELS_PLAIN = 64, 64
 
 
 @cache
