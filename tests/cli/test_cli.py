@@ -158,6 +158,36 @@ def test_bad_input_gets_one_clear_line_and_its_own_exit_status(
     assert "Traceback" not in err
 
 
+def test_a_folder_of_trouble_is_indexed_as_far_as_it_goes_and_the_rest_is_named(
+    use: Path, texts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Everything that goes wrong with files at once: one command, one summary, the good ones are found."""
+    skipped = {
+        "binary.txt": b"\x00\x01\x02\x03" * 64,
+        "broken.pdf": b"%PDF-1.7\n1 0 obj\n<<garbage",
+        "empty.md": b" \n\t\n",
+        "latin.txt": "Stra\u00dfe".encode("latin-1"),
+        "table.csv": b"name\nno such column\n",
+    }
+    taken = {
+        "long.txt": b"The lazy dog sleeps. " * 500,
+        "nul.txt": b"The fox " + b"is quick and brown, as everybody knows. " * 300 + b"\x00 end",
+        "rows.jsonl": b'{"text": "a lone \\ud800 surrogate"}\nnot json\n',
+    }
+    for name, content in {**skipped, **taken}.items():
+        (texts / name).write_bytes(content)
+    report = run_json(capsys, "index", texts, "--into", "mine")
+    assert report["added"] == 2 + len(taken)
+    named = sorted(Path(one["path"]).name for one in report["skipped"])
+    assert named == sorted([*skipped, "rows.jsonl:2"])
+    assert all(one["reason"] for one in report["skipped"])
+    hits = run_json(capsys, "search", "quick fox", "--in", "mine", "--mode", "sparse", "-k", "3")
+    assert {hit["document_id"] for hit in hits} & {"fox.md", "nul.txt"}
+    code, out, err = run(capsys, "index", texts, "--into", "mine")
+    assert code == 0
+    assert all(name in out + err for name in skipped)
+
+
 def test_a_collection_of_another_model_is_refused_by_name(
     use: Path, texts: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], tokenizer: Tokenizer
 ) -> None:

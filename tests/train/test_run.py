@@ -22,7 +22,7 @@ from threefold.encoder.checkpoint import Model, ModelConfig, load, save
 from threefold.encoder.encoder import Encoder
 from threefold.encoder.heads import HeadsConfig
 from threefold.encoder.network import NetworkConfig, initialise
-from threefold.errors import ConfigError
+from threefold.errors import ConfigError, DataError
 from threefold.train.recipe import read_recipe, read_toml
 from threefold.train.record import Record
 from threefold.train.run import Listener, train
@@ -145,6 +145,16 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(place: Path) -> N
     assert first_curve == second_curve
     first, second = weights(place / "whole"), weights(place / "out")
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_bad_data_of_any_stage_are_named_before_the_first_one_trains(place: Path) -> None:
+    good = (place / "pairs.jsonl").read_text()
+    (place / "bad.jsonl").write_text(good + json.dumps({"query": "fox", "pos": ["a fox"], "pos_scores": [1, 2]}) + "\n")
+    changes = {"stages": [{"kind": "pairs"}, {"kind": "pairs", "files": ["bad.jsonl"]}]}
+    with pytest.raises(DataError, match=r'bad\.jsonl:25: "pos_scores" has 2 numbers for 1 texts'):
+        train(read_recipe(recipe(**changes)), place)
+    assert not (place / "out" / "stages").exists()
+    assert not (place / "out" / "log.jsonl").exists()
 
 
 def test_an_output_belongs_to_one_recipe(place: Path) -> None:
