@@ -85,7 +85,7 @@ def serve(pipe: Connection, name: str, folder: str) -> None:
 class Field:
     """The contenders, each in its process, waiting."""
 
-    def __init__(self, names: list[str], folder: str) -> None:
+    def __init__(self, names: list[str], folder: str, numbers: set[str]) -> None:
         self.workers: dict[str, tuple[Any, Any]] = {}
         self.opening: dict[str, float] = {}
         self.absent: dict[str, str] = {}
@@ -94,6 +94,9 @@ class Field:
         for name in names:
             if CONTENDERS[name].missing:
                 self.absent[name] = CONTENDERS[name].missing
+                continue
+            if CONTENDERS[name].numbers not in numbers:
+                self.absent[name] = f"this processor has no instructions for {CONTENDERS[name].numbers}"
                 continue
             ours, theirs = context.Pipe()
             process = context.Process(target=serve, args=(theirs, name, folder), daemon=True)
@@ -143,22 +146,26 @@ def alternate(
 
 
 def matrix_rates(rows: int = 2048) -> dict[str, float]:
-    """FLOP/s of plain products of the size of the feed-forward layer: the median of many, buffers warm."""
+    """FLOP/s of plain products of the size of the feed-forward layer: the median of many, buffers warm.
+
+    bfloat16 only where the processor has instructions for it: emulated, one product takes half a minute.
+    """
     import torch
 
-    from threefold.encoder.products import _MIDDLE, Int8Product, has_int8
+    from threefold.encoder.products import _MIDDLE, Int8Product, fast_bfloat16, has_int8
     from threefold.encoder.stored import Stored
 
     a, b = torch.randn(rows, 1024), torch.randn(1024, 4096)
     runs: dict[str, Any] = {}
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, torch.bfloat16) if fast_bfloat16() else (torch.float32,):
         x, y = a.to(dtype), b.to(dtype)
         out = torch.empty(rows, 4096, dtype=dtype)
         runs[str(dtype).removeprefix("torch.")] = lambda x=x, y=y, out=out: torch.mm(x, y, out=out)
     if has_int8():
-        p, q = Int8Product(Stored(b.T), torch.zeros(4096), torch.bfloat16), (a * 20 + 128).clamp(0, 255).to(torch.uint8)
+        dtype = torch.bfloat16 if fast_bfloat16() else torch.float32
+        p, q = Int8Product(Stored(b.T), torch.zeros(4096), dtype), (a * 20 + 128).clamp(0, 255).to(torch.uint8)
         runs["int8"] = lambda: torch.ops.onednn.qlinear_pointwise(
-            q, 1.0, _MIDDLE, p.weight, p.scale, p.zeros, None, 1.0, 0, torch.bfloat16, "none", [], ""
+            q, 1.0, _MIDDLE, p.weight, p.scale, p.zeros, None, 1.0, 0, dtype, "none", [], ""
         )
     rates = {}
     with torch.inference_mode():
@@ -194,7 +201,7 @@ def main() -> None:
         options.error(f"no contender {unknown[0]!r}; known are {', '.join(CONTENDERS)}")
     rates = matrix_rates()
     jobs = {key: texts for key, texts in workloads(args.passages, args.longest).items() if key in args.workloads}
-    field = Field(names, str(checkpoint(args.size)))
+    field = Field(names, str(checkpoint(args.size)), set(rates))
     seconds = alternate(field, jobs, args.rounds, args.patience)
     field.close()
     hidden, layers, _, ffn = SIZES[args.size]

@@ -1,6 +1,7 @@
 """OpenVINO directly, as a peer of `encode.py`: the published network as an OpenVINO graph, as good as it gets there.
 
-bf16  weights and products in bfloat16, attention as one fused operation
+f32   weights and products in float32, attention as one fused operation
+bf16  the same in bfloat16
 int8  weights in int8 per row, activations in int8 by fixed ranges per tensor, the only way in which OpenVINO's CPU
       plugin uses the int8 matrix units; ranges would come from calibration data, and here from the random network
 
@@ -26,7 +27,8 @@ def load(folder: str, mode: str) -> Callable[[Sequence[str], tuple[str, ...]], A
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
-    hints = {"INFERENCE_PRECISION_HINT": "bf16", "PERFORMANCE_HINT": "LATENCY"}
+    numbers = "f32" if mode == "f32" else "bf16"  # where the processor has no bfloat16, it takes f32 by itself
+    hints = {"INFERENCE_PRECISION_HINT": numbers, "PERFORMANCE_HINT": "LATENCY"}
     compiled = ov.Core().compile_model(graph(Path(folder), int8=mode == "int8"), "CPU", hints)
 
     def run(texts: Sequence[str], outputs: tuple[str, ...]) -> np.ndarray:

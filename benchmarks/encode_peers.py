@@ -139,6 +139,7 @@ CONTENDERS: dict[str, Contender] = {
     ),
     "sentence-transformers OpenVINO": Contender(sentence_transformers_openvino, (), (DENSE,), "bfloat16", "optimum"),
     "OpenVINO bfloat16": Contender(openvino, ("bf16",), (DENSE,), "bfloat16", "openvino"),
+    "OpenVINO float32": Contender(openvino, ("f32",), (DENSE,), "float32", "openvino"),
     "OpenVINO int8": Contender(openvino, ("int8",), (DENSE,), "int8", "openvino"),
     "ONNX Runtime int8": Contender(onnxruntime, (), (DENSE,), "int8", "onnxruntime"),
     "llama.cpp": Contender(llama_cpp, (), (DENSE,), "int8", "llama_cpp"),

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
-    "threefold", "torch", "numpy", "tokenizers", "qdrant-edge-py", "FlagEmbedding", "sentence-transformers",
-    "transformers",
+    "threefold", "torch", "numpy", "tokenizers", "qdrant-edge-py", "FlagEmbedding", "faiss-cpu",
+    "sentence-transformers", "transformers",
 )  # fmt: skip
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 

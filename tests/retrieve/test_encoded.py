@@ -9,7 +9,7 @@ import pytest
 from tests.fakes import FakeEncoder
 
 from threefold.errors import EvaluationError, StoreError
-from threefold.retrieve.encoded import Role, Unique, encode_unique
+from threefold.retrieve.encoded import Recent, Role, Unique, encode_unique
 from threefold.text.tokenizer import Tokenizer
 from threefold.types import REPRESENTATIONS, Representation
 
@@ -102,3 +102,35 @@ def test_a_folder_that_cannot_be_written(encoder: FakeEncoder, tmp_path: Path) -
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="the cache cannot be written"):
         encode(encoder, tmp_path / "file" / "cache")
+
+
+def test_sets_of_one_run_share_what_was_encoded(encoder: FakeEncoder) -> None:
+    recent = Recent()
+
+    def given(texts: Sequence[str], role: Role) -> Unique:
+        return encode_unique(encoder, texts, role, REPRESENTATIONS, recent=recent)
+
+    first = given(TEXTS, "documents")
+    again = given([*TEXTS, "lazy dog"], "documents")
+    assert again.encoded is first.encoded
+    assert again.rows.tolist() == [0, 1, 0, 2, 1]
+    assert len(encoder.calls) == 1
+    given(TEXTS, "queries")  # may have another prompt
+    given(TEXTS[:2], "documents")
+    assert len(encoder.calls) == 3
+
+
+def test_recent_forgets_the_oldest_and_never_keeps_more_than_its_limit(encoder: FakeEncoder) -> None:
+    a, b, c = (encoder.encode([text], outputs=("dense",)) for text in "abc")
+    assert a.dense is not None
+    size = a.dense.nbytes + a.tokens.nbytes + a.truncated.nbytes
+    recent = Recent(2 * size)
+    recent.keep("a", a)
+    recent.keep("b", b)
+    assert recent.find("a") is a  # b is now the oldest
+    recent.keep("c", c)
+    assert recent.find("b") is None
+    assert (recent.find("a"), recent.find("c")) == (a, c)
+    recent.keep("large", encoder.encode(["a", "b", "c"], outputs=("dense",)))
+    assert recent.find("large") is None
+    assert recent.find("a") is a

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from threefold.evaluate.compare import Contrast, Detail
     from threefold.evaluate.report import Row
     from threefold.evaluate.task import Task
+    from threefold.retrieve.encoded import Recent
     from threefold.retrieve.modes import Protocol
     from threefold.text.protocol import TextEncoder
 
@@ -82,6 +83,7 @@ def evaluate(
 ) -> None:
     """Measure retrieval in every mode, exactly (brute force), in one process."""
     from threefold.evaluate.report import Report
+    from threefold.retrieve.encoded import Recent
 
     for target in (save, html):
         if target is not None:
@@ -101,13 +103,14 @@ def evaluate(
     settings = _Settings(encoder, modes, measures, weights, multi_depth, max_tokens)
     rows: list[Row] = []
     details: list[Detail] = []
+    recent = Recent()
     protocols: dict[str, Any] = {}
     with progress_bar("evaluating", quiet=as_json) as bar:
         for number, source in enumerate(
             judged.sources(sets, split=split, data=data, lenient=lenient, language=language), start=1
         ):
             task, protocol = settings.unseen(source.task), settings.protocol(source)
-            found, detail = _run(task, encoder, protocol, cache=cache, stream=stream, store=store)
+            found, detail = _run(task, encoder, protocol, recent, cache=cache, stream=stream, store=store)
             if second is not None:
                 more, detail = second(detail, protocol.measures)
                 found = [*found, *more]
@@ -188,13 +191,20 @@ def _modes(text: str) -> tuple[str, ...]:
 
 
 def _run(
-    task: Task, encoder: TextEncoder, protocol: Protocol, *, cache: Path | None, stream: bool, store: bool
+    task: Task,
+    encoder: TextEncoder,
+    protocol: Protocol,
+    recent: Recent,
+    *,
+    cache: Path | None,
+    stream: bool,
+    store: bool,
 ) -> tuple[Sequence[Row], Detail]:
     from threefold.evaluate.answers import judge_task
     from threefold.evaluate.compare import Detail
     from threefold.retrieve.experiment import run_task
 
-    outcome = run_task(task, encoder, protocol, cache=cache, stream=stream)
+    outcome = run_task(task, encoder, protocol, cache=cache, stream=stream, recent=recent)
     rows, all_runs, judgements = list(outcome.rows), dict(outcome.runs), dict(outcome.judgements)
     if store:
         from threefold.opening import manifest_for

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 
 from threefold.errors import EvaluationError
@@ -112,6 +113,19 @@ def best_mode(details: Sequence[Detail], measure: str) -> str:
     if not sums:
         raise EvaluationError(f"nothing was measured by {measure}")
     return max(sums, key=lambda mode: sum(sums[mode]) / len(sums[mode]))
+
+
+def wins(details: Sequence[Detail], measure: str) -> dict[tuple[str, str], float]:
+    """{(a, b): share of the queries on which mode a is better than mode b}, over the sets that both were run on."""
+    counts: dict[tuple[str, str], list[int]] = {}
+    for detail in details:
+        values = {mode: one.values[measure] for mode, one in detail.judgements.items() if measure in one.values}
+        for a, b in permutations(values, 2):
+            better = sum(value > values[b][query] for query, value in values[a].items())
+            pair = counts.setdefault((a, b), [0, 0])
+            pair[0] += better
+            pair[1] += len(values[a])
+    return {pair: better / queries for pair, (better, queries) in counts.items()}
 
 
 def _contrast(details: Sequence[Detail], measure: str, a: str, b: str) -> Contrast | None:

@@ -37,6 +37,11 @@ def bars(values: Mapping[str, Mapping[str, float | None]], modes: Sequence[str])
     return _svg(width, _y(0) + 24 + 5 * longest, parts)
 
 
+def per_row(modes: int, width: float) -> int:
+    """How many sets fit into a chart of bars; at least one."""
+    return max(int((width - _LEFT - 8) // (_BAR * modes + _GAP)), 1)
+
+
 def curves(lines: Mapping[str, Sequence[tuple[int, float]]]) -> str:
     """One line per mode over rank on a logarithmic axis: {mode: [(rank, share of 1)]}."""
     ranks = sorted({rank for points in lines.values() for rank, _ in points})

@@ -1,7 +1,8 @@
 """Texts encoded once: equal texts share one row, and rows are kept on disk by what made them.
 
 With a cache folder, trying other weights or depths on the same corpus costs seconds. A cached file is believed only
-if the encoder still gives its first text the same representations: a model card does not name prompts.
+if the encoder still gives its first text the same representations: a model card does not name prompts. Without one,
+`Recent` keeps what the sets of one run have in common, such as the English passages of every xx-en.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -29,6 +30,8 @@ Role = Literal["queries", "documents"]
 _FORMAT = 1
 #: Largest difference of a number between two runs of one encoder: what bfloat16 rounds, and less than a prompt moves.
 _TOLERANCE = 0.02
+#: Bytes that `Recent` keeps.
+RECENT_BYTES: Final = 1 << 29
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,6 +65,27 @@ class Unique:
         return len(self.encoded) == len(self.rows)
 
 
+class Recent:
+    """What one encoder made of the last lists of texts, in memory; beyond `limit` bytes the oldest are forgotten."""
+
+    def __init__(self, limit: int = RECENT_BYTES) -> None:
+        self._limit, self._kept = limit, dict[str, Encoded]()
+
+    def find(self, key: str) -> Encoded | None:
+        """What is kept under a `cache_key`; it counts as new again."""
+        encoded = self._kept.pop(key, None)
+        if encoded is not None:
+            self._kept[key] = encoded
+        return encoded
+
+    def keep(self, key: str, encoded: Encoded) -> None:
+        """Keep it, unless it alone is more than the limit."""
+        if _bytes(encoded) <= self._limit:
+            self._kept[key] = encoded
+            while sum(map(_bytes, self._kept.values())) > self._limit:
+                del self._kept[next(iter(self._kept))]
+
+
 def encode_unique(
     encoder: TextEncoder,
     texts: Sequence[str],
@@ -70,21 +94,53 @@ def encode_unique(
     *,
     max_tokens: int | None = None,
     cache: Path | None = None,
+    recent: Recent | None = None,
 ) -> Unique:
-    """Encode every different text once, or read it from the cache folder when it was encoded before."""
-    encode = encoder.encode_queries if role == "queries" else encoder.encode_documents
+    """Encode every different text once, or take what was made of this list before: from memory or the cache folder."""
     places: dict[str, int] = {}
     rows = np.array([places.setdefault(text, len(places)) for text in texts], dtype=np.int64)
     different = list(places)
-    path = cache / f"{cache_key(encoder, different, role, outputs, max_tokens)}.npz" if cache else None
+    known = None
+    key = cache_key(encoder, different, role, outputs, max_tokens) if cache or recent else ""
+    if recent is not None:
+        known = recent.find(key)
+    if known is None:
+        path = cache / f"{key}.npz" if cache else None
+        known = _encoded(encoder, different, role, outputs, max_tokens, path)
+        if recent is not None:
+            recent.keep(key, known)
+    return Unique(known, rows)
+
+
+def _encoded(
+    encoder: TextEncoder,
+    texts: Sequence[str],
+    role: Role,
+    outputs: Sequence[Representation],
+    max_tokens: int | None,
+    path: Path | None,
+) -> Encoded:
+    """From the file where there is one, else by the encoder and into the file."""
+    encode = encoder.encode_queries if role == "queries" else encoder.encode_documents
     if path is not None and path.is_file():
-        known = _read(path, len(different))
-        if same_first(known, encode(different[:1], outputs=outputs, max_tokens=max_tokens)):
-            return Unique(known, rows)
-    encoded = encode(different, outputs=outputs, max_tokens=max_tokens)
+        known = _read(path, len(texts))
+        if same_first(known, encode(texts[:1], outputs=outputs, max_tokens=max_tokens)):
+            return known
+    encoded = encode(texts, outputs=outputs, max_tokens=max_tokens)
     if path is not None:
         _write(path, encoded)
-    return Unique(encoded, rows)
+    return encoded
+
+
+def _bytes(encoded: Encoded) -> int:
+    arrays = [encoded.tokens, encoded.truncated]
+    if encoded.dense is not None:
+        arrays.append(encoded.dense)
+    if (sparse := encoded.sparse) is not None:
+        arrays += [sparse.indices, sparse.values, sparse.offsets]
+    if (multi := encoded.multi) is not None:
+        arrays += [multi.rows, multi.offsets]
+    return sum(array.nbytes for array in arrays)
 
 
 def slice_of(encoded: Encoded, start: int, stop: int) -> Encoded:

@@ -16,7 +16,7 @@ from threefold.evaluate.measures import Judgement, Run
 from threefold.evaluate.report import Row
 from threefold.evaluate.task import Task
 from threefold.retrieve.blocks import encode_blocks
-from threefold.retrieve.encoded import Unique, encode_unique
+from threefold.retrieve.encoded import Recent, Unique, encode_unique
 from threefold.retrieve.exact import Exact
 from threefold.retrieve.modes import DEFAULT_MODES, LEXICAL, MODES, Mode, Protocol, available_modes, cut_of
 from threefold.text.protocol import ModelCard, TextEncoder
@@ -41,17 +41,19 @@ def run_task(
     *,
     cache: Path | None = None,
     stream: bool = False,
+    recent: Recent | None = None,
 ) -> Outcome:
     """Encode the task once, score it exactly in every mode, and judge the runs.
 
     cache   a folder that keeps the encoded texts between calls
     stream  keep the vectors of the documents in files of the cache and read them block by block: for a corpus whose
             vectors do not fit in memory. An interrupted call goes on where it stopped
+    recent  one for all calls with this encoder: texts that several tasks share are encoded once
     """
     protocol = protocol or Protocol()
     clock = time.perf_counter
     start = clock()
-    documents, queries = encode_task(task, encoder, protocol, cache=cache, stream=stream)
+    documents, queries = encode_task(task, encoder, protocol, cache=cache, stream=stream, recent=recent)
     encoded = clock()
     tokenizer = encoder.tokenizer if "bm25" in protocol.modes else None
     runs = Exact(task, protocol, documents, queries).runs(tokenizer)
@@ -75,7 +77,13 @@ def run_task(
 
 
 def encode_task(
-    task: Task, encoder: TextEncoder, protocol: Protocol, *, cache: Path | None = None, stream: bool = False
+    task: Task,
+    encoder: TextEncoder,
+    protocol: Protocol,
+    *,
+    cache: Path | None = None,
+    stream: bool = False,
+    recent: Recent | None = None,
 ) -> tuple[Unique | None, Unique | None]:
     """Documents and judged queries as the modes of the protocol need them; None where no mode needs the model."""
     _check_modes(encoder.card, protocol)
@@ -89,9 +97,12 @@ def encode_task(
     if stream and cache is not None:
         documents = encode_blocks(encoder, texts, outputs, max_tokens=tokens, cache=cache)
     else:
-        documents = encode_unique(encoder, list(texts), "documents", outputs, max_tokens=tokens, cache=cache)
+        documents = encode_unique(
+            encoder, list(texts), "documents", outputs, max_tokens=tokens, cache=cache, recent=recent
+        )
     asked, tokens = [task.queries[id] for id in task.qrels], protocol.max_query_tokens
-    return documents, encode_unique(encoder, asked, "queries", outputs, max_tokens=tokens, cache=cache)
+    queries = encode_unique(encoder, asked, "queries", outputs, max_tokens=tokens, cache=cache, recent=recent)
+    return documents, queries
 
 
 def _check_modes(card: ModelCard, protocol: Protocol) -> None:
