@@ -5,7 +5,8 @@
 
 One set per source and language pair: its passages are the corpus, a sample of its questions the queries. And one set,
 `mixed/all`, with a part of each in one corpus: a collection of many languages, where weights that favour the language
-of the question lose the answers in another. Most of the
+of the question lose the answers in another. `bitext/xx-en` are sentences to be found by their translation, which
+`translate.py` keeps back. Most of the
 questions were not trained on (a run by the clock ends before its plan does), the passages may have been.
 """
 
@@ -18,10 +19,13 @@ from collections import defaultdict
 from pathlib import Path
 
 from corpus import Pair, read_pairs
+from translate import held_out
 
 QUERIES, PASSAGES, FEWEST = 100, 600, 60
 #: Questions and passages of each set in the mixed one.
 MIXED_QUERIES, MIXED_PASSAGES = 12, 100
+#: Sentences of the largest and the smallest set of translations.
+MOST_SENTENCES, FEWEST_SENTENCES = 150, 40
 
 
 def sample(pairs: list[Pair], queries: int, passages: int, rng: random.Random) -> tuple[list[str], list[Pair]]:
@@ -56,9 +60,12 @@ def main() -> None:
     options.add_argument("--out", type=Path, default=Path("build/mini/dev"))
     args = options.parse_args()
     sets: dict[str, list[Pair]] = defaultdict(list)
+    sentences: dict[str, list[Pair]] = defaultdict(list)
     for pair in read_pairs(args.data):
         if pair.kind == "qa":
             sets[f"{pair.source}/{pair.query_lang}-{pair.positive_lang}"].append(pair)
+        elif pair.kind == "parallel" and pair.positive_lang == "en" and held_out(pair.positive):
+            sentences[pair.query_lang].append(pair)
     rng = random.Random(7)
     all_passages: list[str] = []
     all_asked: list[Pair] = []
@@ -70,6 +77,10 @@ def main() -> None:
             all_asked += asked
             print(name, len(pairs))
     write(args.out / "mixed" / "all", all_passages, all_asked)
+    english = sorted({pair.positive for pairs in sentences.values() for pair in pairs})
+    for language, pairs in sorted(sentences.items()):
+        if len(pairs) >= FEWEST_SENTENCES and language != "en":
+            write(args.out / "bitext" / f"{language}-en", english, pairs[:MOST_SENTENCES])
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pytest
 
 from threefold.errors import EvaluationError
 from threefold.evaluate.answers import judge_task
-from threefold.evaluate.compare import Detail, best_mode, contrasts, contrasts_with_saved
+from threefold.evaluate.compare import Detail, best_mode, contrasts, contrasts_with_saved, wins
 from threefold.evaluate.html import html_report
 from threefold.evaluate.report import Report, Row
 from threefold.evaluate.svg import bars, curves, strip
@@ -97,6 +97,23 @@ def test_one_mode_has_nobody_to_compare_with() -> None:
     full = detail("a")
     one = Detail(full.task, {"dense": full.runs["dense"]}, {"dense": full.judgements["dense"]})
     assert "the best mode" not in read(html_report(report([one]), [one]))
+
+
+def test_wins_by_hand() -> None:
+    """Dense wins all ten queries of two sets and loses all ten of the third."""
+    details = [detail("a"), detail("b"), detail("c", good="bm25")]
+    shares = wins(details, "nDCG@10")
+    assert shares == {("dense", "bm25"): pytest.approx(2 / 3), ("bm25", "dense"): pytest.approx(1 / 3)}
+    text = read(html_report(report(details), details))
+    assert "66.7" in text
+    assert "33.3" in text
+
+
+def test_the_worst_queries_are_of_every_set() -> None:
+    details = [detail(f"set-{i}") for i in range(5)]
+    text = read(html_report(report(details), details))
+    assert all(text.count(f"· set-{i} ·") == 6 for i in range(5))  # 30 shown, in turn
+    assert "relevant, first on rank 1:" in text
 
 
 def test_contrasts_by_hand() -> None:

