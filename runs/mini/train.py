@@ -40,7 +40,8 @@ SPARSE_LOSS = 1.0
 SHARES = {
     "sib200": 0.2, "gatitos": 0.15, "osm_presets": 0.2, "cldr": 0.3, "wikipedia_strings": 0.3, "www_l10n": 0.4,
     "common_voice_interface": 0.3, "ha_intents": 0.3, "bible": 0.15, "ms_azd": 0.3, "ms_edgeai": 0.3,
-    "milvus_docs": 0.3, "fastapi_docs": 0.4, "asp_stories": 0.4, "jaquad": 0.25, "mlqa": 1.5, "arcd": 1.5, "faquad": 1.5, "heq": 1.5,
+    "milvus_docs": 0.3, "fastapi_docs": 0.4, "asp_stories": 0.4, "jaquad": 0.25, "mlqa": 1.5,
+    "arcd": 1.5, "faquad": 1.5, "heq": 1.5,
     "cmrc2018": 2.0, "tydi": 1.5, "afriqa": 0.6, "mkqa": 0.3,
 }  # fmt: skip
 
