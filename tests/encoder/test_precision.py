@@ -23,7 +23,7 @@ from threefold.encoder.encoder import Encoder
 from threefold.encoder.network import Batch, NetworkConfig
 from threefold.encoder.packed import PackedNetwork
 from threefold.encoder.precision import choose_budget, choose_precision, packs, prepare
-from threefold.encoder.products import has_bfloat16, has_int8
+from threefold.encoder.products import has_bfloat16, has_int8, has_onednn
 from threefold.errors import InputError, NumericalError
 
 CPU = torch.device("cpu")
@@ -157,9 +157,23 @@ def test_the_word_table_stays_in_the_mapped_file(tmp_path: Path, precision: str)
     assert held.data_ptr() == mapped.data_ptr()
 
 
-def test_float32_is_not_packed() -> None:
-    assert not packs("float32", CPU)
-    assert not packs("bfloat16", torch.device("cuda"))
+@pytest.mark.skipif(not has_onednn(), reason="this PyTorch has no oneDNN")
+@torch.inference_mode()
+def test_float32_is_packed_and_exact(m3_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also on a processor with bfloat16, where int8 has activations in it."""
+    monkeypatch.setattr("threefold.encoder.packed.fast_bfloat16", lambda: True)
+    loaded = load(m3_folder)
+    packed = PackedNetwork(loaded.config.network, lambda name: loaded.stored(f"network.{name}"), "float32")
+    batch = Batch.of(np.arange(23) % loaded.config.network.vocab, Layout.of(np.array([9, 9, 4, 1])), 2, CPU)
+    assert packed(batch).dtype == torch.float32
+    torch.testing.assert_close(packed(batch), loaded.model.network(batch), atol=1e-5, rtol=1e-5)
+
+
+def test_what_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not any(packs(precision, torch.device("cuda")) for precision in ("float32", "bfloat16", "float16"))
+    for name in ("has_onednn", "has_bfloat16", "has_int8"):
+        monkeypatch.setattr(subject, name, lambda: False)
+    assert not any(packs(precision, CPU) for precision in ("float32", "bfloat16", "int8"))
 
 
 # ---- real weights ----------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 Built straight from the tensors of a checkpoint: the word table (half of bge-m3) stays in the mapped file, where all
 processes share its pages, and only the rows of a batch are read; each matrix of the layers is packed as it comes.
-Embeddings and norms stay in float; activations are bfloat16 where the processor has it, else float32.
+Embeddings and norms stay in float; beside int8 products activations are bfloat16 where the processor has it, else
+float32.
 
 Letters: T tokens of all texts in the batch, d hidden size, f feed-forward size.
 """
@@ -26,7 +27,9 @@ INNER_BYTES = 8 << 20
 
 def activations(precision: str) -> torch.dtype:
     """In which numbers states travel between the products."""
-    return torch.bfloat16 if precision == "bfloat16" or fast_bfloat16() else torch.float32
+    if precision == "int8":
+        return torch.bfloat16 if fast_bfloat16() else torch.float32
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
 class PackedNetwork(Network):

@@ -23,7 +23,7 @@ from threefold.encoder.checkpoint import Loaded, empty
 from threefold.encoder.model import Model
 from threefold.encoder.network import Network, NetworkConfig
 from threefold.encoder.packed import INNER_BYTES, PackedNetwork, activations
-from threefold.encoder.products import fast_bfloat16, has_bfloat16, has_int8
+from threefold.encoder.products import fast_bfloat16, has_bfloat16, has_int8, has_onednn
 from threefold.errors import InputError
 
 Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
@@ -80,8 +80,10 @@ def _fast_bfloat16(device: torch.device) -> bool:
 
 
 def packs(precision: str, device: torch.device) -> bool:
-    """Whether this precision runs on a `PackedNetwork`; float32 does not: it stays in the mapped file."""
-    return device.type == "cpu" and (precision == "int8" or (precision == "bfloat16" and has_bfloat16()))
+    """Whether this precision runs on a `PackedNetwork`."""
+    if device.type != "cpu":
+        return False
+    return {"int8": has_int8(), "bfloat16": has_bfloat16(), "float32": has_onednn()}.get(precision, False)
 
 
 def prepare(loaded: Loaded, precision: str, device: torch.device) -> Model:

@@ -29,8 +29,10 @@ body { font: 15px/1.5 sans-serif; max-width: 72rem; margin: 2rem auto; padding: 
 table { border-collapse: collapse; margin: .5rem 0 1.5rem } th, td { padding: .15rem .6rem; text-align: right }
 th:first-child, td:first-child { text-align: left } thead th { border-bottom: 1px solid #888 }
 tr.mean td { border-top: 1px solid #888; font-weight: bold } tr.published td { color: #777 }
-td.best, td.real { font-weight: bold } .legend i { display: inline-block; width: .8em; height: .8em; margin: 0 .3em 0 1em }
-.chart { overflow-x: auto } .chart svg { display: block } details { margin: .3rem 0 } summary { cursor: pointer } blockquote { margin: .2rem 0 .2rem 1.2rem; color: #444 }
+td.best, td.real { font-weight: bold }
+.legend i { display: inline-block; width: .8em; height: .8em; margin: 0 .3em 0 1em }
+.chart { overflow-x: auto } .chart svg { display: block } details { margin: .3rem 0 } summary { cursor: pointer }
+blockquote { margin: .2rem 0 .2rem 1.2rem; color: #444 }
 small, .note { color: #666 }
 """
 

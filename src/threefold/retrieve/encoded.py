@@ -133,14 +133,11 @@ def _encoded(
 
 
 def _bytes(encoded: Encoded) -> int:
-    arrays = [encoded.tokens, encoded.truncated]
-    if encoded.dense is not None:
-        arrays.append(encoded.dense)
-    if (sparse := encoded.sparse) is not None:
-        arrays += [sparse.indices, sparse.values, sparse.offsets]
-    if (multi := encoded.multi) is not None:
-        arrays += [multi.rows, multi.offsets]
-    return sum(array.nbytes for array in arrays)
+    sparse, multi = encoded.sparse, encoded.multi
+    size = encoded.tokens.nbytes + encoded.truncated.nbytes
+    size += 0 if encoded.dense is None else encoded.dense.nbytes
+    size += 0 if sparse is None else sparse.indices.nbytes + sparse.values.nbytes + sparse.offsets.nbytes
+    return size + (0 if multi is None else multi.rows.nbytes + multi.offsets.nbytes)
 
 
 def slice_of(encoded: Encoded, start: int, stop: int) -> Encoded:
