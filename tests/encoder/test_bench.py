@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from threefold.encoder.bench import Measured, bench, fidelity, passages
+from threefold.encoder import bench as subject
+from threefold.encoder.bench import Measured, bench, fidelity, passages, usual_precisions
 from threefold.errors import InputError
 from threefold.types import Encoded, Ragged, Sparse
 
@@ -40,6 +41,15 @@ def test_passages_are_the_same_for_a_seed_and_of_mixed_lengths() -> None:
     lengths = [len(text) for text in texts]
     assert len(texts) == 64
     assert min(lengths) < 250 < 600 < max(lengths) <= 2000
+
+
+@pytest.mark.parametrize(("fast", "expected"), [(True, ("float32", "bfloat16")), (False, ("float32",))])
+def test_what_would_be_emulated_is_not_measured(
+    fast: bool, expected: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subject, "fast_bfloat16", lambda: fast)
+    monkeypatch.setattr(subject, "has_int8", lambda: False)
+    assert usual_precisions() == expected
 
 
 def test_nothing_to_measure_is_refused() -> None:

@@ -24,7 +24,10 @@ def bench(
     ] = None,
     texts: Annotated[Path | None, typer.Option(help="Your own texts: .txt (one per line), .jsonl, .csv ...")] = None,
     text_field: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
-    precisions: Annotated[str, typer.Option(help="What to compare.")] = "float32,bfloat16,int8",
+    precisions: Annotated[
+        str,
+        typer.Option(help="What to compare: float32, bfloat16, int8. Default: what this processor does not emulate."),
+    ] = "",
     rounds: Annotated[int, typer.Option(help="Passes over the texts; the median counts.")] = 3,
     price_per_hour: Annotated[float | None, typer.Option(help="What this machine costs per hour.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of each run. Default: all cores.")] = None,
@@ -41,7 +44,7 @@ def bench(
     names = [name.strip() for name in precisions.split(",") if name.strip()]
     if unknown := [name for name in names if name not in ("float32", "bfloat16", "int8")]:
         raise InputError(f"--precisions {unknown[0]!r}: expected some of float32, bfloat16, int8")
-    if not names:
+    if precisions and not names:
         raise InputError("--precisions is empty; give some of float32, bfloat16, int8")
     if price_per_hour is not None and price_per_hour <= 0:
         raise InputError(f"--price-per-hour must be above 0; got {price_per_hour}")
@@ -62,6 +65,8 @@ def bench(
         print_json({"model": model or "threefold-mini", "precisions": [asdict(m) | cost for m, cost in rows]})
         return
     _show(rows, price_per_hour is not None)
+    if not names and "bfloat16" not in library.usual_precisions():
+        note("bfloat16 was not measured: this processor has no instructions for it")
     for reason in bad:
         note(f"skipped: {reason}")
 

@@ -1,7 +1,8 @@
 """Matrix products of the layers on a CPU, with the weights in the order in which oneDNN's kernels read them.
 
 A plain `nn.Linear` brings its weights into that order in every call: for a query of 12 tokens that is half of the time
-in bfloat16, and a third in float32. GELU and the residual sum run inside the product where the kernel has them (docs/speed.md).
+in bfloat16, and a third in float32. GELU and the residual sum run inside the product where the kernel has them
+(docs/speed.md).
 
 bfloat16  weights and activations in 16 bits, sums in 32
 int8      weights in int8 with a scale per row, activations in uint8 with a scale per token, sums in int32
