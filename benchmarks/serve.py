@@ -310,22 +310,26 @@ def main() -> None:
     seconds, requests = (2.0, 20) if args.quick else (args.seconds, 200)
     facts = machine() | {"size": args.size, "per_s": args.per_s, "threads": os.environ.get("OMP_NUM_THREADS", "")}
     words = {"m3": [f"w{i}" for i in range(VOCAB)], "minilm": ENGLISH.split()}
-    found: dict[str, Any]
+    output = args.output or ROOT / "results" / ("serve-soak.json" if args.soak else "serve.json")
+
+    def keep(found: dict[str, Any]) -> None:
+        """After every group, so that an interrupted run keeps the groups that it finished."""
+        if not args.quick:
+            output.parent.mkdir(exist_ok=True)
+            output.write_text(json.dumps(facts | found, indent=1) + "\n")
+
+    found: dict[str, Any] = {}
     if args.soak:
         load = Load(words["m3"], args.per_s, args.soak, requests, random.Random(0))
         with server("threefold", checkpoint(args.size), "auto") as (url, pid):
-            found = {"soak": asyncio.run(soak(url, pid, load))}
+            found["soak"] = asyncio.run(soak(url, pid, load))
         print(found["soak"])
+        keep(found)
     else:
-        found = {}
         for name in args.groups:
             found[name] = compare(name, args.size, Load(words[name], args.per_s, seconds, requests, random.Random(0)))
-    result = facts | found
-    if not args.quick:
-        output = args.output or ROOT / "results" / ("serve-soak.json" if args.soak else "serve.json")
-        output.parent.mkdir(exist_ok=True)
-        output.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+            keep(found)
+    print(json.dumps(facts | found))
 
 
 if __name__ == "__main__":
