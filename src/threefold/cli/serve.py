@@ -69,6 +69,9 @@ def serve(
     have no state. On CPUs, one process per socket, with OMP_NUM_THREADS set to its cores.
     """
     _require_packages()
+    from threefold.serve.cores import share_cores
+
+    share_cores()  # before the next lines import PyTorch
     from threefold.serve.load import load_config
     from threefold.serve.run import serve as run
 
