@@ -1,9 +1,9 @@
 """Threads that share the cores of a server: those of the matrix products and those that answer.
 
 The threads of a product wait for each other awake for milliseconds (libgomp's default), on cores where others would
-read and write requests; then each product waits for a thread that was put aside. Measured with 32 clients on two cores:
-a batch of nine short texts took 79 ms in place of 27, and 112 requests/s became 140 to 150 when waiting threads sleep at
-once. A single query at a time is as fast as before, bulk 2 % slower (docs/log.md, 2026-11-25).
+read and write requests; then each product waits for a thread that was put aside. Measured with 32 clients on two
+cores: a batch of nine short texts took 79 ms, three times what it takes alone, and 112 requests/s became 140 to 150
+when waiting threads sleep at once. Bulk is 2 % slower (docs/log.md, 2026-11-25).
 """
 
 from __future__ import annotations
