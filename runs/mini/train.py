@@ -70,8 +70,7 @@ class Aims:
         return self._targets(queries), self._targets(positives)
 
     def _targets(self, texts: dict[int, str]) -> Targets:
-        vectors = self.teacher.vectors(list(texts.values())).reshape(len(texts), -1)
-        return Targets(np.array(list(texts), np.int64), vectors)
+        return Targets(np.array(list(texts), np.int64), self.teacher.vectors(list(texts.values())))
 
 
 def source_of(pair: Pair) -> str:

@@ -2,9 +2,10 @@
 
     python runs/mini/translate.py --data ../shared/data --out build/mini --steps 1000
 
-Multilingual distillation (Reimers and Gurevych 2020, arXiv 2004.09813) with the teacher's vectors of the whole batch as
-negatives: only the foreign side is read by the student, so a pair costs half of what contrastive training on both sides
-costs, and English keeps its place by being among the texts.
+Multilingual distillation (Reimers and Gurevych 2020, arXiv 2004.09813), and a contrastive part whose negatives are the
+teacher's vectors of other sentences: of the batch, and of as many more as wanted, since the teacher does not change.
+Only the foreign side is read by the student, so a pair costs half of what contrastive training on both sides costs;
+English keeps its place by being among the texts.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ MAX_TOKENS = 96
 BUDGET = 4_096
 #: Of the loss: the distance to the teacher against the contrastive part, whose scores are divided by a temperature.
 DISTANCE, TEMPERATURE = 10.0, 0.05
+#: English sentences that a text is told from, beside those of its batch.
+NEGATIVES = 2_048
 #: Part of each source that one pass takes; sources that are not named are taken whole. `ENGLISH` texts per foreign one.
 SHARES = {"gatitos": 0.4, "osm_presets": 0.4, "bible": 0.5, "ms_azd": 0.7, "ms_edgeai": 0.7, "sib200": 0.6}
 ENGLISH = 0.12
@@ -74,9 +77,14 @@ def translated(pairs: list[Pair], rng: np.random.Generator) -> tuple[list[str], 
 class Translator(Updates):
     """A student that reads texts and is told the teacher's vectors of their English."""
 
-    def __init__(self, model: Model, texts: Tokens, english: list[str], plan: list[Ints], teacher: MiniLM,
-                 settings: TrainSettings, folder: Path) -> None:  # fmt: skip
-        self.texts, self.english, self.teacher = texts, english, teacher
+    def __init__(self, model: Model, texts: Tokens, english: list[str], plan: list[Ints], settings: TrainSettings,
+                 folder: Path) -> None:  # fmt: skip
+        distinct = sorted(set(english))
+        place = {text: i for i, text in enumerate(distinct)}
+        print(f"the teacher reads {len(distinct):,} English texts", flush=True)
+        self.theirs = torch.from_numpy(MiniLM().vectors(distinct))
+        self.place = torch.tensor([place[text] for text in english])
+        self.texts = texts
         self.reader = Reader(model, (), ("dense",), settings.precision)
         groups = parameter_groups(model, settings)
         super().__init__({"model": model}, groups, plan, texts.lengths, settings, folder, World(), self.reader.dtype)
@@ -85,16 +93,15 @@ class Translator(Updates):
         rows = rows[np.argsort(self.texts.lengths[rows], kind="stable")]
         tokens = self.texts.take(rows)
         ours = self.reader(Packed(tokens.ids, tokens.lengths)).dense
-        english = [self.english[int(row)] for row in rows]
-        distinct = sorted(set(english))
-        place = {text: i for i, text in enumerate(distinct)}
-        theirs = torch.from_numpy(self.teacher.vectors(distinct))
-        right = torch.tensor([place[text] for text in english])
-        distance = embedding_distillation(ours, theirs[right])
-        contrast: Tensor = cross_entropy(ours @ theirs.T / TEMPERATURE, right)
+        aims = self.place[torch.from_numpy(rows)]
+        others = np.random.default_rng((self.settings.seed, self.step)).choice(len(self.theirs), NEGATIVES)
+        candidates = torch.unique(torch.cat([aims, torch.from_numpy(others)]))
+        distance = embedding_distillation(ours, self.theirs[aims])
+        scores = ours @ self.theirs[candidates].T
+        contrast: Tensor = cross_entropy(scores / TEMPERATURE, torch.searchsorted(candidates, aims))
         total = DISTANCE * distance + contrast
         total.backward()
-        return {"total": float(total), "distance": float(distance), "contrast": float(contrast)}
+        return {"total": total.item(), "distance": distance.item(), "contrast": contrast.item()}
 
 
 def batches_of(lengths: Ints, seed: int) -> list[Ints]:
@@ -128,9 +135,7 @@ def main() -> None:
     print(f"{len(texts):,} texts, {len(plan):,} batches of which {args.steps:,} are trained on", flush=True)
     settings = TrainSettings(body_lr=1e-4, word_lr=2e-3, checkpoint_every=50, log_every=10, seed=args.seed)
     model = load(args.out / args.start).model
-    trainer = Translator(
-        model, tokens, english, plan[: args.steps], MiniLM(), settings, args.out / args.stage
-    )  # fmt: skip
+    trainer = Translator(model, tokens, english, plan[: args.steps], settings, args.out / args.stage)
     print("resumed at step" if trainer.resume() else "started at step", trainer.step, flush=True)
     trainer.run(lambda line: print(json.dumps({k: round(v, 4) for k, v in line.items()}), flush=True))
     save(model, args.out / args.stage)
