@@ -8,7 +8,8 @@
     minilm  all-MiniLM-L6-v2, real weights              threefold, infinity-emb, sentence-transformers behind FastAPI
 
     scenario           load
-    idle               one client that waits for each answer: short queries
+    idle               one client that waits for each answer: short queries; `server_ms` is the mean time from a request
+                       to its answer inside threefold, less the time of its batch (from /metrics)
     short_alone        short queries, open loop
     busy               32 clients that wait for each answer: short queries; requests per second
     bulk_alone         3 clients, 64 texts of 254 words in each request; tokens per second
@@ -40,6 +41,7 @@ from typing import Any
 import httpx
 import numpy as np
 from machine import machine
+from prometheus_client.parser import text_string_to_metric_families
 from random_checkpoint import VOCAB, checkpoint
 from serve_peers import NAME, command_of, environment
 
@@ -179,11 +181,26 @@ async def bulk(client: httpx.AsyncClient, load: Load, seconds: float) -> dict[st
     return {"tokens_per_s": round(done * (LONG_WORDS + 2) / (time.perf_counter() - began))}
 
 
-async def scenarios(url: str, load: Load) -> dict[str, dict[str, float]]:
+async def own_seconds(client: httpx.AsyncClient) -> float:
+    """Seconds that threefold says it spent on requests so far, less those in which the model computed."""
+    total = 0.0
+    for family in text_string_to_metric_families((await client.get("/metrics")).text):
+        for sample in family.samples:
+            if sample.name == "threefold_request_seconds_sum" and sample.labels["route"].endswith("/embeddings"):
+                total += sample.value
+            elif sample.name == "threefold_batch_seconds_sum":
+                total -= sample.value
+    return total
+
+
+async def scenarios(url: str, load: Load, ours: bool) -> dict[str, dict[str, float]]:
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=url, timeout=ANSWER_S, limits=limits) as client:
         await one_by_one(client, load, load.requests // 4 + 1)  # warms up
+        before = await own_seconds(client) if ours else 0.0
         found = {"idle": percentiles(await one_by_one(client, load, load.requests))}
+        if ours:
+            found["idle"]["server_ms"] = round(1000 * (await own_seconds(client) - before) / load.requests, 2)
         found["short_alone"] = await open_loop(client, load)
         found["busy"] = await busy(client, load)
         found["bulk_alone"] = await bulk(client, load, load.seconds)
@@ -223,7 +240,8 @@ def ratios(group: dict[str, dict[str, Any]]) -> dict[str, float]:
     """The bars, and ours over each peer in requests per second."""
     ours, bare = group["threefold"], group["bare_encoder"]
     found = {
-        "idle_overhead_p50_ms": ours["idle"]["p50_ms"] - bare["p50_ms"],
+        "idle_overhead_p50_ms": ours["idle"]["p50_ms"] - bare["p50_ms"],  # with the client and HTTP
+        "idle_overhead_of_server_ms": ours["idle"]["server_ms"],
         "bulk_of_bare_encoder": ours["bulk_alone"]["tokens_per_s"] / bare["tokens_per_s"],
         "short_p95_during_bulk_over_idle": ours["short_during_bulk"]["p95_ms"] / ours["idle"]["p95_ms"],
     }
@@ -242,7 +260,7 @@ def compare(name: str, size: str, load: Load) -> dict[str, Any]:
     _show("bare_encoder", "", group["bare_encoder"])
     for system in GROUPS[name]:
         with server(system, model) as (url, _):
-            group[system] = asyncio.run(scenarios(url, load))
+            group[system] = asyncio.run(scenarios(url, load, ours=system == "threefold"))
         for scenario, values in group[system].items():
             _show(system, scenario, values)
     return group | {"ratios": ratios(group)}

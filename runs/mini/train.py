@@ -45,6 +45,8 @@ SHARES = {
     "cmrc2018": 2.0, "tydi": 1.5, "afriqa": 0.6, "mkqa": 0.3,
 }  # fmt: skip
 
+#: And of each kind: `translate.py` has read the translations before.
+KINDS = {"parallel": 0.5, "lexicon": 0.3}
 #: Kinds whose batches are made of neighbouring passages, and the passages clustered at a time.
 CLUSTERED, AT_ONCE = {"qa", "heading", "crop"}, 8_000
 
@@ -104,8 +106,9 @@ def build_table(pairs: list[Pair], tokenizer: Tokenizer) -> tuple[PairTable, lis
 
 def make_plan(table: PairTable, names: list[str], words: Floats, seed: int) -> list[Ints]:
     """The batches of one pass, in random order."""
-    shares = {i: SHARES.get(name.split("/")[0], 1.0) for i, name in enumerate(names)}
-    near = {i: share for i, share in shares.items() if names[i].split("/")[1] in CLUSTERED}
+    sources = [name.split("/") for name in names]
+    shares = {i: SHARES.get(source, 1.0) * KINDS.get(kind, 1.0) for i, (source, kind, _) in enumerate(sources)}
+    near = {i: share for i, share in shares.items() if sources[i][1] in CLUSTERED}
     batches = plan(table, shares=shares | dict.fromkeys(near, 0.0), budget=BUDGET, window=WINDOW, seed=seed)
     rng = np.random.default_rng((seed, 1))
     sizes = table.query.lengths + table.positive.lengths
@@ -160,8 +163,9 @@ def main() -> None:
     idf = np.load(args.out / "idf.npy")
     table, names = build_table(pairs, tokenizer)
     words = model.network.words.weight.detach().numpy() * idf[:, None]
-    batches = first_tokens(make_plan(table, names, words, args.seed), table.sizes, args.tokens)
-    print(f"{len(pairs):,} pairs, {len(batches):,} batches", flush=True)
+    whole = make_plan(table, names, words, args.seed)
+    batches = first_tokens(whole, table.sizes, args.tokens)
+    print(f"{len(pairs):,} pairs, {len(batches):,} of {len(whole):,} batches", flush=True)
     if not args.continued:
         start_heads(model, table, args.seed)
     settings = TrainSettings(
