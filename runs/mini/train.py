@@ -154,6 +154,7 @@ def main() -> None:
     options.add_argument("--stage", default="trained", help="folder below --out for checkpoints and the result")
     options.add_argument("--continued", action="store_true", help="the heads are trained already")
     options.add_argument("--tokens", type=int, default=2_000_000)
+    options.add_argument("--minutes", type=float, default=0.0, help="end by the clock, if that comes first")
     options.add_argument("--seed", type=int, default=0, help="another seed for another run: other pairs come first")
     args = options.parse_args()
     tokenizer = Tokenizer.load(args.out / "untrained")
@@ -169,6 +170,7 @@ def main() -> None:
     if not args.continued:
         start_heads(model, table, args.seed)
     settings = TrainSettings(
+        minutes=args.minutes,
         loss=LossWeights(sparse_loss=SPARSE_LOSS),
         teacher=TEACHER,
         idf_steps=0 if args.continued else 100,
