@@ -10,7 +10,6 @@ in all languages (`crops.py`); questions about neighbouring passages share a bat
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +18,10 @@ from clusters import clustered
 from corpus import Pair, read_pairs
 from crops import crop_pairs
 from teacher import MiniLM
-from translate import SAME_MEANING, kept_back, tokenised
+from translate import SAME_MEANING, finish, kept_back, tokenised
 
 from threefold.encoder.attention import Layout
-from threefold.encoder.checkpoint import Model, load, save
+from threefold.encoder.checkpoint import Model, load
 from threefold.encoder.network import Batch
 from threefold.text.tokenizer import Tokenizer
 from threefold.train.batches import PairTable, plan
@@ -182,10 +181,7 @@ def main() -> None:
         model, table, batches, settings, args.out / args.stage,
         special=tokenizer.special_ids, idf=idf, teacher=Aims(pairs),
     )  # fmt: skip
-    print("resumed at step" if trainer.resume() else "started at step", trainer.step, flush=True)
-    trainer.run(lambda line: print(json.dumps({k: round(v, 4) for k, v in line.items()}), flush=True))
-    save(model, args.out / args.stage)
-    tokenizer.save(args.out / args.stage / "tokenizer.json")
+    finish(trainer, model, tokenizer, args.out / args.stage)
 
 
 if __name__ == "__main__":

@@ -119,6 +119,14 @@ def tokenised(tokenizer: Tokenizer, texts: list[str], limit: int, block: int = 2
     return Tokens(ids, np.concatenate([[0], np.cumsum(lengths)]), available)
 
 
+def finish(trainer: Updates, model: Model, tokenizer: Tokenizer, folder: Path) -> None:
+    """Train from the last checkpoint to the end of the plan, a line of JSON every few steps; then save."""
+    print("resumed at step" if trainer.resume() else "started at step", trainer.step, flush=True)
+    trainer.run(lambda line: print(json.dumps({k: round(v, 4) for k, v in line.items()}), flush=True))
+    save(model, folder)
+    tokenizer.save(folder / "tokenizer.json")
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--data", type=Path, required=True)
@@ -136,10 +144,7 @@ def main() -> None:
     settings = TrainSettings(body_lr=1e-4, word_lr=2e-3, checkpoint_every=50, log_every=10, seed=args.seed)
     model = load(args.out / args.start).model
     trainer = Translator(model, tokens, english, plan[: args.steps], settings, args.out / args.stage)
-    print("resumed at step" if trainer.resume() else "started at step", trainer.step, flush=True)
-    trainer.run(lambda line: print(json.dumps({k: round(v, 4) for k, v in line.items()}), flush=True))
-    save(model, args.out / args.stage)
-    tokenizer.save(args.out / args.stage / "tokenizer.json")
+    finish(trainer, model, tokenizer, args.out / args.stage)
 
 
 if __name__ == "__main__":
