@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -115,6 +116,40 @@ def test_interactive_goes_before_bulk_by_size_and_by_word() -> None:
             await asyncio.gather(first, *tasks)
             order = [first for batch in runner.batches for first in batch]
             assert order == [1, 4, 6, 7, 2, 3, 5]
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("layer_s", "sizes"),
+    [
+        ((0.1, 0.1, 0.1), [6, 2]),
+        ((0.0, 0.0, 0.3), [2, 2, 2, 2]),  # queued ahead of their computation, as on a GPU
+        ((), [2, 2, 2, 2]),
+    ],
+)
+def test_bulk_that_yields_to_queries_has_larger_batches(layer_s: tuple[float, ...], sizes: list[int]) -> None:
+    """The warm-up reads 1,000 tokens per second, so 256 tokens take `batch_s`; texts have 125."""
+    now, layers = [0.0], itertools.cycle(layer_s)
+
+    class Layered(HeldRunner):
+        def samples(self) -> tuple[Sequence[Ints], Sequence[Any]]:
+            return [text(0, 300)], ["w"]
+
+    def layer(firsts: list[int]) -> None:
+        now[0] += next(layers)
+
+    async def test() -> None:
+        runner = Layered()
+        runner.layers, runner.layer = len(layer_s), layer
+        async with started(runner, Limits(batch_s=0.256), clock=lambda: now[0]) as engine:
+            for _ in "warm-up", "measured":
+                await asyncio.to_thread(runner.began.acquire)
+            first = await busy(engine, runner)
+            bulk = await submitted(engine, *range(10, 18), tokens=125, lane="bulk")
+            runner.release()
+            await asyncio.gather(first, bulk)
+        assert [len(batch) for batch in runner.batches if batch[0] >= 10] == sizes
 
     run(test)
 

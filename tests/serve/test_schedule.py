@@ -77,6 +77,18 @@ def test_interactive_goes_before_bulk_and_bulk_joins_where_it_costs_little() -> 
     assert sizes(schedule.take(80)) == [100]
 
 
+def test_a_batch_of_bulk_alone_may_be_larger_than_others() -> None:
+    schedule = Schedule()
+    for tokens in (30, 30, 30, 30):
+        schedule.push(item(tokens, "bulk"), now=0.0, rate=1e9)
+    schedule.push(item(40), now=0.0, rate=1e9)
+    schedule.push(item(50), now=0.0, rate=1e9)
+    assert sizes(schedule.take(80, bulk=90)) == [40]
+    assert sizes(schedule.take(80, bulk=90)) == [50]
+    assert sizes(schedule.take(80, bulk=90)) == [30, 30, 30]
+    assert sizes(schedule.take(80)) == [30]
+
+
 def test_queries_do_not_join_the_batch_of_bulk_but_are_urgent_while_it_runs() -> None:
     schedule = Schedule()
     schedule.push(item(50, "bulk"), now=0.0, rate=1e9)

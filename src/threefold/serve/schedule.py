@@ -99,8 +99,11 @@ class Schedule:
             owner.closed = True
             self._waiting[owner.lane] -= tokens
 
-    def take(self, budget: int) -> list[Item]:
-        """The next batch; empty if nothing waits. A text longer than the budget is a batch of its own."""
+    def take(self, budget: int, bulk: int = 0) -> list[Item]:
+        """The next batch; empty if nothing waits. A text longer than the budget is a batch of its own.
+
+        bulk  tokens of a batch of bulk alone, where that may be larger than others
+        """
         while self._retries:
             item = self._retries.pop()
             if not item.owner.closed:
@@ -109,7 +112,7 @@ class Schedule:
         batch: list[Item] = []
         if self._without_bulk < PATIENCE:
             self._fill("interactive", batch, budget)
-        self._fill("bulk", batch, int(budget * JOIN) if batch else budget)
+        self._fill("bulk", batch, int(budget * JOIN) if batch else max(budget, bulk))
         if not batch:  # bulk's turn, but what waited has been given up
             self._fill("interactive", batch, budget)
         served = any(item.owner.lane == "bulk" for item in batch)

@@ -5,9 +5,10 @@ Between the layers of a batch of bulk texts it looks for queries, and runs them 
     bulk   layer 1 · layer 2 ·          · layer 3 · ...
                               ╰ queries ╯
 
-So a query waits for one layer of what is running instead of for all of it, and a text of 8,192 tokens, which takes a
-processor seconds, delays nobody. Queries get at most `PATIENCE` times the time that the batch itself has had, so bulk
-work keeps its share. On a GPU layers are queued ahead of their computation, so the wait is nearer to a whole batch.
+So a query waits for one layer of what is running instead of for all of it: a batch of bulk may be so much larger, and a
+text of 8,192 tokens, which takes a processor seconds, delays nobody. Queries get at most `PATIENCE` times the time that
+the batch itself has had, so bulk work keeps its share. On a GPU layers are queued ahead of their computation and a
+query waits for nearly a whole batch; so the warm-up measures how long a batch goes on without looking for queries.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Generic, Protocol, TypeVar
 
 from threefold.serve.memory import Trimmer
@@ -105,6 +107,7 @@ class Worker(Generic[R]):
         self._loop = loop
         self._clock = clock
         self._strikes = 0
+        self._pauses = 1
         self._trimmer = Trimmer(clock)
         self._thread = threading.Thread(target=self._work, name="threefold-worker", daemon=True)
         self._thread.start()
@@ -131,21 +134,27 @@ class Worker(Generic[R]):
             self._tell(self._desk.died, error, running)
 
     def _warm_up(self, runner: Runner[R]) -> tuple[int, float]:
+        """Run the samples twice; the tokens and seconds of the second time. Learns how often `between` is called."""
         rows, wanted = runner.samples()
         runner.run(rows, wanted)
-        began = self._clock()
-        runner.run(rows, wanted)
-        return sum(len(ids) for ids in rows), self._clock() - began
+        times = [self._clock()]
+        runner.run(rows, wanted, lambda: times.append(self._clock()))
+        times.append(self._clock())
+        seconds = times[-1] - times[0]
+        longest = max(after - before for before, after in pairwise(times))
+        self._pauses = max(int(seconds / longest), 1) if longest > 0 else 1
+        return sum(len(ids) for ids in rows), seconds
 
-    def _budget(self) -> int:
-        return min(max(math.ceil(self._pace.rate * self._most_s), LEAST_TOKENS), self._most_tokens)
+    def _budget(self, pauses: int = 1) -> int:
+        """Tokens of a batch that makes a query wait for `batch_s`, if it lets queries pass so often."""
+        return min(max(math.ceil(self._pace.rate * self._most_s * pauses), LEAST_TOKENS), self._most_tokens)
 
     def _wait(self) -> list[Item]:
         """The next batch, as soon as there is one; empty when the worker is to stop."""
         shared = self._shared
         with shared.condition:
             while not shared.stop:
-                if batch := shared.schedule.take(self._budget()):
+                if batch := shared.schedule.take(self._budget(), bulk=self._budget(self._pauses)):
                     self._begin(batch)
                     return batch
                 shared.condition.wait()
