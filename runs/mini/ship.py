@@ -1,4 +1,4 @@
-"""Step 4: the trained weights as the embedded model: one byte per number, our layout, into the package.
+"""Step 6: the trained weights as the embedded model: one byte per number, our layout, into the package.
 
     python runs/mini/ship.py --out build/mini --to src/threefold/models/mini
 
@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from corpus import read_mono
 
 from threefold.encoder.checkpoint import load, save
@@ -30,13 +29,10 @@ def main() -> None:
     options.add_argument(
         "--weights", type=Path, nargs="+", help="files of `threefold tune`: the mean is the model's hybrid weights"
     )
-    options.add_argument("--stage", default="trained", help="folder below --out with the checkpoint to ship")
+    options.add_argument("--stage", default="trained", help="folder below --out with the weights to ship")
     options.add_argument("--to", type=Path, default=Path("src/threefold/models/mini"))
     args = options.parse_args()
-    model = load(args.out / "untrained").model
-    state = torch.load(args.out / args.stage / "training.pt", weights_only=True)
-    model.load_state_dict(state["model"])
-    print(f"step {state['step']:,} after {state['elapsed_s'] / 60:.0f} minutes")
+    model = load(args.out / args.stage).model
     if args.weights:
         tuned = [Tuned.load(file).weights for file in args.weights]
         fusion = np.mean([(one.dense, one.sparse, one.multi) for one in tuned], axis=0).round(3)
