@@ -123,7 +123,7 @@ def test_interactive_goes_before_bulk_by_size_and_by_word() -> None:
 @pytest.mark.parametrize(
     ("layer_s", "sizes"),
     [
-        ((0.1, 0.1, 0.1), [6, 2]),
+        ((0.05,) * 6, [6, 2]),
         ((0.0, 0.0, 0.3), [2, 2, 2, 2]),  # queued ahead of their computation, as on a GPU
         ((), [2, 2, 2, 2]),
     ],

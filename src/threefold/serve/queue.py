@@ -49,7 +49,7 @@ class Limits(Settings):
 
     batch_tokens        tokens of one forward pass, at most
     batch_s             seconds of one forward pass, about: what a query waits for when the model is busy. A pass of
-                        bulk alone yields to queries between its layers, and may take so long for each layer
+                        bulk alone yields to queries between its layers, and may take half as long for each layer
     queued_tokens       tokens that may wait; more is refused with 429 (one request alone may be larger)
     interactive_tokens  requests up to this size are interactive, larger ones bulk, if they do not say
     deadline_s          seconds after which a request is given up, if it does not say
