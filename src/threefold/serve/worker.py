@@ -145,7 +145,7 @@ class Worker(Generic[R]):
         times.append(self._clock())
         seconds = times[-1] - times[0]
         longest = max(after - before for before, after in pairwise(times))
-        self._pauses = max(int(WAIT * seconds / longest), 1) if longest > 0 else 1
+        self._pauses = max(round(WAIT * seconds / longest), 1) if longest > 0 else 1
         return sum(len(ids) for ids in rows), seconds
 
     def _budget(self, pauses: int = 1) -> int:
