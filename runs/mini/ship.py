@@ -29,7 +29,7 @@ def main() -> None:
     options.add_argument(
         "--weights", type=Path, nargs="+", help="files of `threefold tune`: the mean is the model's hybrid weights"
     )
-    options.add_argument("--stage", default="trained", help="folder below --out with the weights to ship")
+    options.add_argument("--stage", default="averaged", help="folder below --out with the weights to ship")
     options.add_argument("--to", type=Path, default=Path("src/threefold/models/mini"))
     args = options.parse_args()
     model = load(args.out / args.stage).model
