@@ -15,7 +15,8 @@ from pathlib import Path
 
 from threefold.encoder.checkpoint import load, save
 
-#: Part of each step, chosen on held-out translations and the development questions (docs/log.md, 2026-11-27).
+#: Part of each step: between two points that were measured on held-out translations and development questions. That
+#: averaging helps was first seen on sets of the benchmarks (docs/log.md, 2026-11-27).
 PARTS = {"untrained": 0.15, "translated": 0.15, "trained": 0.7}
 
 
