@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing as mp
-import resource
 import statistics
 import time
 from multiprocessing.connection import Connection
@@ -26,7 +25,7 @@ from typing import Any
 
 import numpy as np
 from encode_peers import CONTENDERS, DENSE
-from machine import machine
+from machine import machine, peak_mebibytes
 from random_checkpoint import SIZES, VOCAB, checkpoint
 
 ROOT = Path(__file__).parent.parent
@@ -79,7 +78,7 @@ def serve(pipe: Connection, name: str, folder: str) -> None:
             start = time.perf_counter()
             run(texts, outputs)
             taken.append(round(time.perf_counter() - start, 5))
-        pipe.send((taken, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024))
+        pipe.send((taken, peak_mebibytes()))
 
 
 class Field:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import machine
+from machine import machine, peak_mebibytes
 
 from threefold.text.tokenizer import NEVER, Tokenizer
 
@@ -140,7 +139,7 @@ def make(setting: tuple[str, str]) -> Score:
         start = time.perf_counter()
         scores = score(*task)
         seconds = time.perf_counter() - start
-        return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, scores
+        return seconds, peak_mebibytes(), scores
 
     return timed
 

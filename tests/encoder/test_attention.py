@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from threefold import Encoder
 from threefold.encoder.attention import Layout, attend, best_path
 
 LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=12)
@@ -75,6 +78,47 @@ def test_the_path_is_chosen_by_device_and_type() -> None:
     assert best_path(torch.device("cpu"), torch.bfloat16, 64) == "blocks"
     assert best_path(torch.device("cuda"), torch.float32, 64) == "blocks"
     assert best_path(torch.device("cuda"), torch.float16, 12) == "blocks"  # flash attention: multiples of 8
+
+
+def varlen_on_cpu(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int,
+                  *options: Any) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """What PyTorch documents of its kernel: text i has the rows from cu[i] to cu[i + 1], borders are int32."""
+    assert cu_q.dtype == cu_k.dtype == torch.int32
+    assert torch.equal(cu_q, cu_k)
+    lengths = cu_q.diff().tolist()
+    assert max_q == max_k == max(lengths)
+    qkv = torch.stack([q, k, v], dim=1).flatten(1)
+    out = one_by_one(qkv, q.shape[1], lengths).view(q.shape).to(q.dtype)
+    return out, torch.empty(q.shape[1], len(q)), torch.empty(2, dtype=torch.uint64)
+
+
+@pytest.fixture(scope="module")
+def cpu_kernel() -> None:
+    """PyTorch's own front of the kernel runs; only the CUDA code behind it is replaced."""
+    varlen = pytest.importorskip("torch.nn.attention.varlen", reason="this PyTorch has no variable-length kernel")
+    varlen._varlen_attn.register_kernel("cpu")(varlen_on_cpu)
+
+
+@pytest.mark.usefixtures("cpu_kernel")
+@settings(deadline=None, max_examples=40)
+@given(lengths=LENGTHS, heads=st.sampled_from([1, 2, 4]))
+def test_varlen_is_asked_for_what_blocks_compute(lengths: list[int], heads: int) -> None:
+    qkv = torch.randn(sum(lengths), 24, generator=torch.Generator().manual_seed(sum(lengths)))
+    layout = Layout.of(np.array(lengths))
+    varlen, blocks = (attend(qkv, heads, layout, path) for path in ("varlen", "blocks"))
+    torch.testing.assert_close(varlen, blocks, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("cpu_kernel")
+def test_the_encoder_gives_the_same_by_either_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["the tide", "der Mond zieht das Meer an, und die Erde dreht sich darunter", "潮汐", "a b c", ""]
+    blocks = Encoder(precision="float32", device="cpu").encode(texts)
+    monkeypatch.setattr("threefold.encoder.network.best_path", lambda *_: "varlen")
+    varlen = Encoder(precision="float32", device="cpu").encode(texts)
+    np.testing.assert_allclose(varlen.dense, blocks.dense, atol=1e-5)
+    np.testing.assert_array_equal(varlen.sparse.indices, blocks.sparse.indices)
+    np.testing.assert_allclose(varlen.sparse.values, blocks.sparse.values, atol=1e-5)
+    np.testing.assert_allclose(varlen.multi.rows, blocks.multi.rows, atol=1e-5)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the variable-length kernel needs a CUDA GPU")
