@@ -19,6 +19,7 @@ import json
 import multiprocessing as mp
 import statistics
 import time
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -124,8 +125,8 @@ class Field:
 
 def alternate(
     field: Field, jobs: dict[str, list[str]], rounds: int, patience: float
-) -> dict[str, dict[str, list[float]]]:
-    """{contender: {workload and outputs: seconds}}; one contender at a time has the machine."""
+) -> Iterator[dict[str, dict[str, list[float]]]]:
+    """{contender: {workload and outputs: seconds}} after each workload; one contender at a time has the machine."""
     seconds: dict[str, dict[str, list[float]]] = {name: {} for name in field.workers}
     for number in range(rounds):
         for key, texts in jobs.items():
@@ -138,7 +139,7 @@ def alternate(
                     taken = field.run(name, texts, outputs, REPEATS.get(key, 1))
                     found += taken
                     print(f"round {number + 1}: {name:32} {kind:8} {statistics.median(taken):9.3f} s", flush=True)
-    return seconds
+            yield seconds
 
 
 # ---- what the machine can do -----------------------------------------------------------------------------
@@ -201,10 +202,8 @@ def main() -> None:
     rates = matrix_rates()
     jobs = {key: texts for key, texts in workloads(args.passages, args.longest).items() if key in args.workloads}
     field = Field(names, str(checkpoint(args.size)), set(rates))
-    seconds = alternate(field, jobs, args.rounds, args.patience)
-    field.close()
     hidden, layers, _, ffn = SIZES[args.size]
-    result = {
+    result: dict[str, Any] = {
         "size": args.size,
         "rounds": args.rounds,
         "tokens": {key: tokens_of(texts) for key, texts in jobs.items()},
@@ -213,13 +212,14 @@ def main() -> None:
         "opening_seconds": field.opening,
         "peak_mebibytes": field.memory,
         "absent": field.absent,
-        "seconds": seconds,
         **machine(),
     }
-    show(result)
     output = args.output or ROOT / "results" / f"encode-{args.size}.json"
     output.parent.mkdir(exist_ok=True)
-    output.write_text(json.dumps(result, indent=1) + "\n")
+    for result["seconds"] in alternate(field, jobs, args.rounds, args.patience):
+        output.write_text(json.dumps(result, indent=1) + "\n")  # an interrupted run keeps what it has
+    field.close()
+    show(result)
     print(json.dumps(result))
 
 

@@ -80,5 +80,5 @@ class Texts(Mapping[str, str]):
         self._starts.append(self._starts[-1] + len(data))
 
     def __del__(self) -> None:
-        if getattr(self, "_file", None) is not None:
-            self._file.close()  # type: ignore[union-attr]
+        if file := getattr(self, "_file", None):  # it is missing where the constructor failed
+            file.close()
