@@ -113,6 +113,24 @@ def test_create_keeps_what_is_there(folder: Path) -> None:
         EdgeStore.create(folder, manifest(dense_dim=0, multi_dim=0, vocab=0))
 
 
+@pytest.mark.parametrize("step", ["write_manifest", "place_first_shard"])
+def test_a_creation_that_was_interrupted_can_be_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    target = tmp_path / "c"
+    with monkeypatch.context() as patch:
+        patch.setattr(f"threefold.store.folder.{step}", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            EdgeStore.create(target, manifest())
+    make = EdgeStore.create if step == "write_manifest" else lambda folder, _: EdgeStore.open(folder)
+    with make(target, manifest()) as store:
+        assert store.count() == 0
+    assert sorted(path.name for path in target.iterdir() if path.is_dir()) == ["shard"]
+
+
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(StoreError, match=r"file/c: cannot create the collection: .*may be written to"):

@@ -325,13 +325,16 @@ def _create_shard(folder: Path, manifest: Manifest) -> EdgeShard:
                 f"{folder}: has a shard but no manifest.json. Restore the file from a snapshot, or delete the folder"
             )
         files.check_space(folder, 0)
+        files.drop_first_shard(folder)
         with engine_errors(folder, "create the collection"):
-            shard = EdgeShard.create(str(shard_folder), edge_config(manifest))
+            shard = EdgeShard.create(str(files.first_path(folder)), edge_config(manifest))
             for name in INDEXED_FIELDS:
                 shard.update(UpdateOperation.create_field_index(name, PayloadSchemaType.Keyword))
             shard.flush()
-        files.write_manifest(folder, manifest)  # last: a folder with a manifest is a whole collection
-    return shard
+            shard.close()
+        files.write_manifest(folder, manifest)  # from here on it is a collection; `open` would do what is left
+        files.place_first_shard(folder)
+    return _load_shard(folder, manifest)
 
 
 def _load_shard(folder: Path, manifest: Manifest) -> EdgeShard:

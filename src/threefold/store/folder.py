@@ -48,6 +48,11 @@ def old_path(folder: Path) -> Path:
     return folder / "shard.old"
 
 
+def first_path(folder: Path) -> Path:
+    """Where the shard of a new collection is prepared; nothing was ever added to it."""
+    return folder / "shard.first"
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Replace the manifest atomically; a killed process leaves the old one or the new one."""
     target = manifest_path(folder)
@@ -175,18 +180,34 @@ def unswap_shard(folder: Path) -> None:
     recover_shard(folder)
 
 
+def drop_first_shard(folder: Path) -> None:
+    """Remove what a creation left that was interrupted. It is empty."""
+    if first_path(folder).exists():
+        shutil.rmtree(first_path(folder))
+
+
+def place_first_shard(folder: Path) -> None:
+    """Put the shard of a new collection in its place, after the manifest was written."""
+    first_path(folder).rename(shard_path(folder))
+    sync_folder(folder)
+
+
 def recover_shard(folder: Path) -> None:
-    """Finish what a process left that was killed between the two renames of `swap_shard`.
+    """Finish what a process left that was killed between the two renames of `swap_shard`, or in `place_first_shard`.
 
     A shard in its place is the one in use, whatever stands beside it.
     """
-    if old_path(folder).exists() and not shard_path(folder).exists():
+    if shard_path(folder).exists():
+        return
+    if old_path(folder).exists():
         old_path(folder).rename(shard_path(folder))
         sync_folder(folder)
+    elif first_path(folder).exists():
+        place_first_shard(folder)
 
 
 def drop_leftovers(folder: Path) -> None:
-    """Remove what an interrupted optimisation left. Call only when the shard itself is known to open."""
-    for path in (old_path(folder), copy_path(folder)):
+    """Remove what an interrupted creation or optimisation left. Call only when the shard itself is known to open."""
+    for path in (old_path(folder), copy_path(folder), first_path(folder)):
         if path.exists():
             shutil.rmtree(path)
