@@ -115,6 +115,12 @@ def test_the_encoder_gives_the_same_by_either_path(monkeypatch: pytest.MonkeyPat
     blocks = Encoder(precision="float32", device="cpu").encode(texts)
     monkeypatch.setattr("threefold.encoder.network.best_path", lambda *_: "varlen")
     varlen = Encoder(precision="float32", device="cpu").encode(texts)
+    assert varlen.dense is not None
+    assert blocks.dense is not None
+    assert varlen.sparse is not None
+    assert blocks.sparse is not None
+    assert varlen.multi is not None
+    assert blocks.multi is not None
     np.testing.assert_allclose(varlen.dense, blocks.dense, atol=1e-5)
     np.testing.assert_array_equal(varlen.sparse.indices, blocks.sparse.indices)
     np.testing.assert_allclose(varlen.sparse.values, blocks.sparse.values, atol=1e-5)
