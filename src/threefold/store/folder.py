@@ -170,8 +170,7 @@ def _copy_file(source: Path, target: Path) -> None:
 def swap_shard(folder: Path) -> None:
     """Put the prepared copy in the place of the shard; the old one is kept until `drop_leftovers`."""
     shard_path(folder).rename(old_path(folder))
-    copy_path(folder).rename(shard_path(folder))
-    sync_folder(folder)
+    _place(folder, copy_path(folder))
 
 
 def unswap_shard(folder: Path) -> None:
@@ -188,8 +187,7 @@ def drop_first_shard(folder: Path) -> None:
 
 def place_first_shard(folder: Path) -> None:
     """Put the shard of a new collection in its place, after the manifest was written."""
-    first_path(folder).rename(shard_path(folder))
-    sync_folder(folder)
+    _place(folder, first_path(folder))
 
 
 def recover_shard(folder: Path) -> None:
@@ -197,13 +195,14 @@ def recover_shard(folder: Path) -> None:
 
     A shard in its place is the one in use, whatever stands beside it.
     """
-    if shard_path(folder).exists():
-        return
-    if old_path(folder).exists():
-        old_path(folder).rename(shard_path(folder))
-        sync_folder(folder)
-    elif first_path(folder).exists():
-        place_first_shard(folder)
+    for path in (old_path(folder), first_path(folder)):
+        if path.exists() and not shard_path(folder).exists():
+            _place(folder, path)
+
+
+def _place(folder: Path, prepared: Path) -> None:
+    prepared.rename(shard_path(folder))
+    sync_folder(folder)
 
 
 def drop_leftovers(folder: Path) -> None:
