@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -31,6 +30,7 @@ from typing import Any
 import numpy as np
 from machine import machine
 
+from threefold.encoder.memory import peak_bytes
 from threefold.evaluate.answers import judge_task
 from threefold.evaluate.task import Task
 from threefold.retrieve.encoded import Unique
@@ -153,13 +153,13 @@ def measured(job: str, n: int, q: int, dim: int) -> dict[str, Any]:
     given = synthetic(n, q, dim)
     if job == "FlagEmbedding":
         import FlagEmbedding.abc.evaluation  # noqa: F401
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    before = peak_bytes() / 2**30
     start = time.perf_counter()
     figures = JOBS[job](*given)
     return {
         "seconds": round(time.perf_counter() - start, 2),
         "start_gib": round(before, 3),
-        "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
+        "peak_gib": round(peak_bytes() / 2**30, 3),
         "figures": {mode: {name: round(by[name], 6) for name in MEASURES} for mode, by in figures.items()},
     }
 

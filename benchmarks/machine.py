@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
-import resource
 import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -30,14 +28,6 @@ def machine() -> dict[str, Any]:
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
         "load": [round(one, 2) for one in os.getloadavg()],
     }
-
-
-def peak_mebibytes() -> int:
-    """The most memory that this process held. Not `ru_maxrss`, which starts at what the parent held when it forked."""
-    status = Path("/proc/self/status")
-    if found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text() if status.is_file() else ""):
-        return int(found[1]) // 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def _commit() -> str:

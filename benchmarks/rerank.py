@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import machine, peak_mebibytes
+from machine import machine
 
+from threefold.encoder.memory import peak_bytes
 from threefold.text.tokenizer import NEVER, Tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -139,7 +140,7 @@ def make(setting: tuple[str, str]) -> Score:
         start = time.perf_counter()
         scores = score(*task)
         seconds = time.perf_counter() - start
-        return seconds, peak_mebibytes(), scores
+        return seconds, peak_bytes() / 2**20, scores
 
     return timed
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -33,6 +32,7 @@ import numpy as np
 from machine import machine
 from random_checkpoint import SIZES, VOCAB, checkpoint
 
+from threefold.encoder.memory import peak_bytes
 from threefold.text.tokenizer import Tokens
 from threefold.train.batches import PairTable
 from threefold.types import Ints, offsets_of
@@ -117,7 +117,7 @@ def make(spec: Spec) -> Step:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - start
         peak = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else 0.0
-        return seconds, loss, peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return seconds, loss, peak or peak_bytes() / 2**20
 
     return timed
 

@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -32,6 +31,8 @@ from typing import Any
 
 import numpy as np
 from machine import machine
+
+from threefold.encoder.memory import peak_bytes
 
 ROOT = Path(__file__).parent.parent
 BAR_GIB = 24.0
@@ -79,7 +80,7 @@ def step(layers: int, tokens: int, passages: int) -> dict[str, Any]:
     start = time.perf_counter()
     trainer._update(plan[1])
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_bytes() / 2**20
     return {"layers": layers, "tokens": tokens, "peak_mib": round(peak), "seconds": round(seconds, 1)}
 
 

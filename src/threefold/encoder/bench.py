@@ -7,8 +7,6 @@ profits from what another one left warm.
 from __future__ import annotations
 
 import multiprocessing
-import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -18,6 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from threefold.encoder.encoder import Encoder
+from threefold.encoder.memory import peak_bytes
 from threefold.encoder.precision import Precision
 from threefold.encoder.products import fast_bfloat16, has_int8
 from threefold.errors import InputError, WorkerError
@@ -216,13 +215,3 @@ def _measure(job: _Job) -> tuple[Measured, Encoded]:
         lowest={},
     )
     return measured, compared
-
-
-def peak_bytes() -> int:
-    """Most memory that this process ever had; 0 on systems that do not say it."""
-    if os.name != "posix":
-        return 0
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
