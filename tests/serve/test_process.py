@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -46,7 +48,7 @@ def process(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
         address = None
         for line in running.stderr:
             said += line
-            address = re.search(r"at\s+(http://\S+)", said)
+            address = re.search(r"at\s+(https?://\S+)", said)
             if address:
                 break
         assert address, said
@@ -93,6 +95,23 @@ def test_sigterm_answers_what_is_running_and_ends_well(folder: Path) -> None:
         assert response.status_code == 200
         assert len(response.json()["data"]) == 12
         assert running.wait(WAIT_S) == 0
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl, which makes the certificate, is not installed")
+def test_tls_by_flags(folder: Path, tmp_path: Path) -> None:
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    make += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(make, check=True, capture_output=True)
+    flags = ("--set", f"tls_cert={certificate}", "--set", f"tls_key={key}")
+    with process("--model", str(folder), *flags) as (_, url):
+        assert url.startswith("https://")
+        trusting = ssl.create_default_context(cafile=str(certificate))
+        assert httpx.post(f"{url}/embed", json={"inputs": TEXTS}, verify=trusting).status_code == 200
+        with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            httpx.get(f"{url}/health")
+        with pytest.raises(httpx.TransportError):
+            httpx.get(f"{url.replace('https', 'http')}/health")
 
 
 def test_two_models_and_usage_that_outlives_a_kill(folder: Path, tmp_path: Path) -> None:
