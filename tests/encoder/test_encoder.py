@@ -21,6 +21,7 @@ from tests.fakes import CORPUS
 from threefold.encoder import front
 from threefold.encoder.checkpoint import Model, load, save
 from threefold.encoder.encoder import Encoder
+from threefold.encoder.transfer import OnTheWay
 from threefold.errors import CheckpointError, InputError, MissingHeadError, NumericalError
 from threefold.text.tokenizer import Tokenizer
 from threefold.types import REPRESENTATIONS, Encoded
@@ -382,12 +383,12 @@ def test_an_overflow_in_16_bits_is_computed_again_in_float32(
     encoder = Encoder(m3_folder, device="cpu", precision="bfloat16")
     run, calls = encoder._run, []
 
-    def overflowing(model: Model, *rest: Any) -> dict[str, Any]:
+    def overflowing(model: Model, *rest: Any) -> OnTheWay:
         calls.append(model.heads.state_dict()["sparse.weight"].dtype)
-        raw = run(model, *rest)
+        found = run(model, *rest)
         if calls[-1] == torch.bfloat16:
-            raw["dense"][0, 0] = np.inf
-        return raw
+            found.arrays()["dense"][0, 0] = np.inf  # a view of what travels
+        return found
 
     monkeypatch.setattr(encoder, "_run", overflowing)
     with caplog.at_level(logging.WARNING):

@@ -7,7 +7,7 @@ tensor: nothing is padded, nothing is copied in. `varlen` is PyTorch's variable-
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
 from typing import Literal, NamedTuple, cast
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from threefold.encoder.transfer import to_device
 from threefold.types import Ints, offsets_of
 
 Path = Literal["blocks", "varlen"]
@@ -44,6 +45,7 @@ class Layout:
 
     offsets: Ints
     runs: tuple[Run, ...]
+    _borders: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def of(cls, lengths: Ints) -> Layout:
@@ -67,6 +69,12 @@ class Layout:
         """
         parts = torch.split(packed, [run.texts * run.length for run in self.runs])
         return zip(self.runs, parts, strict=True)
+
+    def borders(self, device: torch.device) -> Tensor:
+        """(n + 1,) int32 `offsets` on a device: copied once, not by every layer."""
+        if device not in self._borders:
+            self._borders[device] = to_device(self.offsets.astype(np.int32), device)
+        return self._borders[device]
 
     @property
     def longest(self) -> int:
@@ -106,7 +114,7 @@ def _varlen(split: Tensor, layout: Layout) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     q, k, v = split.unbind(1)
-    borders = torch.as_tensor(layout.offsets, dtype=torch.int32, device=split.device)
+    borders = layout.borders(split.device)
     return cast(Tensor, varlen_attn(q, k, v, borders, borders, layout.longest, layout.longest))
 
 

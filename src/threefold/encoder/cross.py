@@ -200,7 +200,7 @@ class CrossEncoder:
         seconds = tokens.seconds[rows] if self._config.token_types and tokens.seconds is not None else None
         batch = Batch.of(ids, layout, self._config.network.first_position, self.device, seconds)
         hidden = model.network(batch, between)
-        first = hidden[torch.from_numpy(layout.offsets[:-1]).to(self.device)]  # (n, d)
+        first = hidden[layout.borders(self.device)[:-1]]  # (n, d)
         logits: Floats = model.head(first.float()).cpu().numpy()
         return logits
 

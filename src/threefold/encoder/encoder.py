@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from threading import Lock
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,10 +33,11 @@ from threefold.encoder.precision import (
 )
 from threefold.encoder.rows import assemble, head_arrays
 from threefold.encoder.sources import find
+from threefold.encoder.transfer import OnTheWay, ahead, depth_of
 from threefold.errors import InputError, NumericalError
 from threefold.text.packing import plan_batches, restore_order
 from threefold.text.tokenizer import Tokens
-from threefold.types import Encoded, Floats, Output, Representation, Row
+from threefold.types import Encoded, Floats, Ints, Output, Representation, Row
 
 log = logging.getLogger(__name__)
 
@@ -95,10 +96,15 @@ class Encoder(Front):
     ) -> Encoded:
         batches = plan_batches(tokens.lengths, self.budget)
         parts = []
-        for batch in batches:
-            parts.append(self._forward(tokens, batch, wanted, dim))
+        for part in ahead(
+            batches,
+            lambda rows: self._begin(tokens, rows, wanted, dim),
+            lambda begun: self._finish(tokens, begun, wanted, dim),
+            depth_of(self.device),
+        ):
+            parts.append(part)
             if progress is not None:
-                progress(len(batch), int(tokens.lengths[batch].sum()))
+                progress(len(part), int(part.tokens.sum()))
         return Encoded.concat(parts).take(restore_order(batches))
 
     def encode_tokens(
@@ -118,24 +124,26 @@ class Encoder(Front):
 
     # ---- inside --------------------------------------------------------------------------------------
 
-    def _forward(
-        self, tokens: Tokens, rows: np.ndarray[Any, Any], wanted: Sequence[Representation], dim: int | None
-    ) -> Encoded:
+    def _begin(self, tokens: Tokens, rows: Ints, wanted: Sequence[Representation], dim: int | None) -> _Begun:
         layout = Layout.of(tokens.lengths[rows])
         ids = np.concatenate([tokens[int(i)] for i in rows])
-        raw = self._checked(lambda model: self._run(model, ids, layout, wanted, dim))
+        return _Begun(rows, ids, layout, self._run(self._model, ids, layout, wanted, dim))
+
+    def _finish(self, tokens: Tokens, begun: _Begun, wanted: Sequence[Representation], dim: int | None) -> Encoded:
+        rows, ids, layout, found = begun
+        raw = self._checked(found.arrays(), lambda model: self._run(model, ids, layout, wanted, dim).arrays())
         sparse = multi = None
         if "sparse" in wanted:
             sparse = gather_sparse(raw["sparse"], ids, layout, self._card.vocab, self._tokenizer.special_ids)
         if "multi" in wanted:
             multi = gather_multi(raw["multi"], layout)
-        counts = tokens.lengths[rows].astype(np.int32)
-        return Encoded(raw.get("dense"), sparse, multi, counts, tokens.truncated[rows])
+        dense = raw["dense"].copy() if "dense" in wanted else None
+        return Encoded(dense, sparse, multi, tokens.lengths[rows].astype(np.int32), tokens.truncated[rows])
 
     @torch.inference_mode()
     def _run(
-        self, model: Model, ids: np.ndarray[Any, Any], layout: Layout, wanted: Sequence[Representation], dim: int | None
-    ) -> dict[str, Floats]:
+        self, model: Model, ids: Ints, layout: Layout, wanted: Sequence[Representation], dim: int | None
+    ) -> OnTheWay:
         hidden = self._states(model, ids, layout)  # (T, d)
         heads, found = model.heads, {}
         if "dense" in wanted:
@@ -146,12 +154,12 @@ class Encoder(Front):
             found["sparse"] = heads.sparse_weights(hidden)
         if "multi" in wanted:
             found["multi"] = heads.multi_vectors(hidden)
-        return {name: tensor.cpu().numpy() for name, tensor in found.items()}
+        return OnTheWay(found)
 
     def _rows(
         self,
         tokens: Tokens,
-        rows: np.ndarray[Any, Any],
+        rows: Ints,
         wanted: Sequence[Sequence[Output]],
         between: Callable[[], None] | None,
     ) -> list[Row]:
@@ -162,12 +170,13 @@ class Encoder(Front):
         def run(model: Model) -> dict[str, Floats]:
             return head_arrays(model.heads, self._states(model, ids, layout, between), layout, wanted)
 
-        return assemble(self._checked(run), ids, layout, wanted, self._card.vocab, self._tokenizer.special_ids)
+        raw = self._checked(run(self._model), run)
+        return assemble(raw, ids, layout, wanted, self._card.vocab, self._tokenizer.special_ids)
 
     def _states(
         self,
         model: Model,
-        ids: np.ndarray[Any, Any],
+        ids: Ints,
         layout: Layout,
         between: Callable[[], None] | None = None,
     ) -> Tensor:
@@ -175,9 +184,8 @@ class Encoder(Front):
         hidden: Tensor = model.network(batch, between)  # (T, d)
         return hidden
 
-    def _checked(self, run: Callable[[Model], dict[str, Floats]]) -> dict[str, Floats]:
-        """The arrays of one batch; once more in float32 where half precision overflowed. NaN is an error."""
-        raw = run(self._model)
+    def _checked(self, raw: dict[str, Floats], again: Callable[[Model], dict[str, Floats]]) -> dict[str, Floats]:
+        """The arrays of one batch, made again in float32 where half precision overflowed. NaN is an error."""
         if all(np.isfinite(array).all() for array in raw.values()):
             return raw
         with self._exact_lock:  # loaded once, by the first batch that needs it
@@ -185,7 +193,16 @@ class Encoder(Front):
                 log.warning("%s overflows in %s; such batches run in float32", self._source.name, self.precision)
                 self._exact = prepare(load(self._source.folder, self._pooling), "float32", self.device)
         if self._exact is not self._model:
-            raw = run(self._exact)
+            raw = again(self._exact)
             if all(np.isfinite(array).all() for array in raw.values()):
                 return raw
         raise NumericalError(f"{self._source.name} gave NaN or infinity in float32: its weights are damaged")
+
+
+class _Begun(NamedTuple):
+    """A batch that the device was told to compute."""
+
+    rows: Ints
+    ids: Ints
+    layout: Layout
+    found: OnTheWay

@@ -64,7 +64,7 @@ class Heads(nn.Module):
 
 def pool(hidden: Tensor, layout: Layout, pooling: Pooling) -> Tensor:
     """(n, d) one state per text."""
-    offsets = torch.as_tensor(layout.offsets, device=hidden.device)
+    offsets = layout.borders(hidden.device)
     if pooling == "cls":
         return hidden[offsets[:-1]]
     if pooling == "last":

@@ -18,6 +18,7 @@ from torch.nn.functional import gelu
 
 from threefold.config import Settings
 from threefold.encoder.attention import Layout, attend, best_path
+from threefold.encoder.transfer import to_device
 from threefold.errors import ConfigError
 from threefold.types import Ints
 
@@ -85,10 +86,10 @@ class Batch:
         places = np.arange(len(ids), dtype=np.int64) - np.repeat(layout.offsets[:-1], lengths)
         types = None
         if seconds is not None:
-            types = torch.from_numpy((places >= np.repeat(seconds, lengths)).astype(np.int64)).to(device)
+            types = to_device((places >= np.repeat(seconds, lengths)).astype(np.int64), device)
         return cls(
-            torch.from_numpy(ids.astype(np.int64)).to(device),
-            torch.from_numpy(places + first_position).to(device),
+            to_device(ids.astype(np.int64), device),
+            to_device(places + first_position, device),
             layout,
             types,
         )

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from threefold.encoder.attention import Layout
 from threefold.encoder.heads import Heads, gather_multi, gather_sparse
+from threefold.encoder.transfer import OnTheWay, to_device
 from threefold.types import Bools, Floats, Ints, Output, Row
 
 #: What must be computed for an output: `sparse` is made of the weights of its tokens.
@@ -39,7 +39,7 @@ def head_arrays(heads: Heads, hidden: Tensor, layout: Layout, wanted: Wanted) ->
             found[name] = heads.sparse_weights(states)
         else:
             found[name] = heads.multi_vectors(states) if name == "multi" else states.float()
-    return {name: tensor.cpu().numpy() for name, tensor in found.items()}
+    return OnTheWay(found).arrays()
 
 
 def assemble(
@@ -79,7 +79,7 @@ def _part(hidden: Tensor, layout: Layout, asked: Bools) -> tuple[Tensor, Layout]
         return hidden, layout
     lengths = np.diff(layout.offsets)
     rows = np.flatnonzero(np.repeat(asked, lengths))
-    return hidden[torch.from_numpy(rows).to(hidden.device)], Layout.of(lengths[asked])
+    return hidden[to_device(rows, hidden.device)], Layout.of(lengths[asked])
 
 
 def _cut(array: Floats, layout: Layout) -> list[Floats]:

@@ -104,7 +104,7 @@ class CrossTrainer:
         batch = Batch.of(packed.ids, layout, config.network.first_position, self.device, seconds)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             hidden = self.model.network(batch)
-        first = hidden[torch.from_numpy(layout.offsets[:-1]).to(self.device)].float()  # (m, d)
+        first = hidden[layout.borders(self.device)[:-1]].float()  # (m, d)
         logits: Tensor = self.model.head(first)
         return logits[torch.from_numpy(np.argsort(order, kind="stable")).to(self.device)]
 

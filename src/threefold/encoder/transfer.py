@@ -1,0 +1,71 @@
+"""Copies between the host and a GPU that nobody waits for, and work that is begun before the last is looked at.
+
+A plain copy stops the host until the GPU has done all that it was told, so the GPU idles while the host cuts, packs and
+sorts. Copies out of and into pinned memory only take their turn (PyTorch, "A guide on good usage of `non_blocking` and
+`pin_memory()`"). On other devices everything here is the plain thing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from threefold.types import Floats
+
+Item = TypeVar("Item")
+Begun = TypeVar("Begun")
+Done = TypeVar("Done")
+
+
+def to_device(array: np.ndarray[Any, Any], device: torch.device) -> Tensor:
+    """The array on a device; a CUDA GPU fetches it in its own time."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+class OnTheWay:
+    """Tensors of one device that travel to the host, behind what the device still computes."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._ready: torch.cuda.Event | None = None
+        device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
+        if device.type == "cuda":
+            self._host = {name: _pinned(tensor) for name, tensor in tensors.items()}
+            self._ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._ready.record(torch.cuda.current_stream(device))
+        else:
+            self._host = {name: tensor.cpu() for name, tensor in tensors.items()}
+
+    def arrays(self) -> dict[str, Floats]:
+        """The arrays, as soon as they are here. From a GPU they are in pinned memory: copy what is kept for long."""
+        if self._ready is not None:
+            self._ready.synchronize()
+        return {name: tensor.numpy() for name, tensor in self._host.items()}
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
+
+
+def ahead(
+    items: Iterable[Item], begin: Callable[[Item], Begun], finish: Callable[[Begun], Done], depth: int
+) -> Iterator[Done]:
+    """`finish(begin(item))` of each, in order; up to `depth` more have begun when one is finished."""
+    begun: deque[Begun] = deque()
+    for item in items:
+        begun.append(begin(item))
+        if len(begun) > depth:
+            yield finish(begun.popleft())
+    while begun:
+        yield finish(begun.popleft())
+
+
+def depth_of(device: torch.device) -> int:
+    """Batches that are worth beginning early: the work of a CPU is done when a call returns."""
+    return 1 if device.type == "cuda" else 0

@@ -1,0 +1,80 @@
+"""Work that is begun early comes back in order; copies bring what was computed."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import threefold.encoder.encoder as encoder_module
+from threefold import Encoder
+from threefold.encoder.transfer import OnTheWay, ahead, depth_of, to_device
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU"))]
+
+
+@given(n=st.integers(0, 12), depth=st.integers(0, 4))
+def test_results_come_in_order_and_at_most_depth_more_have_begun(n: int, depth: int) -> None:
+    begun: list[int] = []
+    early: list[int] = []
+
+    def begin(item: int) -> int:
+        begun.append(item)
+        return item
+
+    def finish(item: int) -> int:
+        early.append(len(begun) - item - 1)
+        return item * item
+
+    assert list(ahead(range(n), begin, finish, depth)) == [i * i for i in range(n)]
+    assert begun == list(range(n))
+    assert early == [min(depth, n - 1 - i) for i in range(n)]
+
+
+def test_an_error_of_the_second_batch_comes_after_nothing_was_lost() -> None:
+    def begin(item: int) -> int:
+        if item == 2:
+            raise ValueError("the device is gone")
+        return item
+
+    found: list[int] = []
+    with pytest.raises(ValueError, match="the device is gone"):
+        found.extend(ahead(range(4), begin, lambda item: item, 0))
+    assert found == [0, 1]
+
+
+def test_a_cpu_begins_nothing_early() -> None:
+    assert depth_of(torch.device("cpu")) == 0
+    assert depth_of(torch.device("cuda")) == 1
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_there_and_back(device: str) -> None:
+    array = np.arange(12, dtype=np.float32).reshape(3, 4)
+    tensor = to_device(array, torch.device(device))
+    assert tensor.device.type == device
+    arrays = OnTheWay({"a": tensor * 2, "b": tensor[0]}).arrays()
+    assert np.array_equal(arrays["a"], array * 2)
+    assert np.array_equal(arrays["b"], array[0])
+    assert OnTheWay({}).arrays() == {}
+
+
+def test_the_encoder_finds_the_same_when_batches_begin_early(m3_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = Encoder(m3_folder, budget=16)
+    texts = [f"text {'and more ' * (i % 5)}{i}" for i in range(23)]
+    seen: list[tuple[int, int]] = []
+    plain = encoder.encode(texts)
+    monkeypatch.setattr(encoder_module, "depth_of", lambda device: 2)
+    early = encoder.encode(texts, progress=lambda n, tokens: seen.append((n, tokens)))
+    assert plain.dense is not None
+    assert early.dense is not None
+    assert np.array_equal(plain.dense, early.dense)
+    assert plain.multi is not None
+    assert early.multi is not None
+    assert np.array_equal(plain.multi.rows, early.multi.rows)
+    assert plain.sparse is not None
+    assert early.sparse is not None
+    assert np.array_equal(plain.sparse.values, early.sparse.values)
+    assert (sum(n for n, _ in seen), sum(tokens for _, tokens in seen)) == (23, int(early.tokens.sum()))
