@@ -5,9 +5,10 @@
 
 One set per source and language pair: its passages are the corpus, a sample of its questions the queries. And one set,
 `mixed/all`, with a part of each in one corpus: a collection of many languages, where weights that favour the language
-of the question lose the answers in another. `bitext/xx-en` are sentences to be found by their translation, which
-`translate.py` keeps back. Most of the
-questions were not trained on (a run by the clock ends before its plan does), the passages may have been.
+of the question lose the answers in another. `natural/en` has English questions of people who had not seen the passage,
+and all English passages of these sources: there fewer words are shared. `bitext/xx-en` are sentences to be found by
+their translation, which `translate.py` keeps back. Most of the questions were not trained on (a run by the clock ends
+before its plan does), the passages may have been.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ QUERIES, PASSAGES, FEWEST = 100, 600, 60
 MIXED_QUERIES, MIXED_PASSAGES = 12, 100
 #: Sentences of the largest and the smallest set of translations.
 MOST_SENTENCES, FEWEST_SENTENCES = 150, 40
+#: Sources of English questions that were asked before anybody looked for an answer, and the questions of each.
+NATURAL = {"tydi", "afriqa", "milvus_docs", "ms_azd", "ms_edgeai", "fastapi_docs"}
+NATURAL_QUERIES = 120
 
 
 def sample(pairs: list[Pair], queries: int, passages: int, rng: random.Random) -> tuple[list[str], list[Pair]]:
@@ -54,6 +58,12 @@ def write(folder: Path, passages: list[str], asked: list[Pair]) -> None:
             file.write(f"q{i}\t{kept[pair.positive]}\t1\n")
 
 
+def natural(pairs: dict[str, list[Pair]], rng: random.Random) -> tuple[list[str], list[Pair]]:
+    """Every English passage of the sources, and as many questions of each as there are, up to `NATURAL_QUERIES`."""
+    asked = [pair for _, group in sorted(pairs.items()) for pair in rng.sample(group, min(NATURAL_QUERIES, len(group)))]
+    return [pair.positive for _, group in sorted(pairs.items()) for pair in group], asked
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--data", type=Path, required=True)
@@ -61,11 +71,18 @@ def main() -> None:
     args = options.parse_args()
     sets: dict[str, list[Pair]] = defaultdict(list)
     sentences: dict[str, list[Pair]] = defaultdict(list)
+    english_questions: dict[str, list[Pair]] = defaultdict(list)
     for pair in read_pairs(args.data):
         if pair.kind == "qa":
             sets[f"{pair.source}/{pair.query_lang}-{pair.positive_lang}"].append(pair)
         elif pair.kind == "parallel" and pair.positive_lang == "en" and held_out(pair.positive):
             sentences[pair.query_lang].append(pair)
+        if (
+            pair.source in NATURAL
+            and pair.kind in ("qa", "faq", "heading")
+            and pair.query_lang == pair.positive_lang == "en"
+        ):
+            english_questions[f"{pair.source}/{pair.kind}"].append(pair)
     rng = random.Random(7)
     all_passages: list[str] = []
     all_asked: list[Pair] = []
@@ -77,10 +94,11 @@ def main() -> None:
             all_asked += asked
             print(name, len(pairs))
     write(args.out / "mixed" / "all", all_passages, all_asked)
-    english = sorted({pair.positive for pairs in sentences.values() for pair in pairs})
+    write(args.out / "natural" / "en", *natural(english_questions, random.Random(7)))
+    known = sorted({pair.positive for pairs in sentences.values() for pair in pairs})
     for language, pairs in sorted(sentences.items()):
         if len(pairs) >= FEWEST_SENTENCES and language != "en":
-            write(args.out / "bitext" / f"{language}-en", english, pairs[:MOST_SENTENCES])
+            write(args.out / "bitext" / f"{language}-en", known, pairs[:MOST_SENTENCES])
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from clusters import clustered
 from corpus import Pair, read_pairs
 from crops import crop_pairs
 from teacher import MiniLM
-from translate import SAME_MEANING, finish, kept_back, tokenised
+from translate import SAME_MEANING, Translations, finish, kept_back, tokenised
 
 from threefold.encoder.attention import Layout
 from threefold.encoder.checkpoint import Model, load
@@ -27,6 +27,7 @@ from threefold.text.tokenizer import Tokenizer
 from threefold.train.batches import PairTable, plan
 from threefold.train.loop import Targets, Trainer, TrainSettings
 from threefold.train.losses import LossWeights
+from threefold.train.reader import Reader
 from threefold.types import Floats, Ints
 
 MAX_QUERY, MAX_POSITIVE = 64, 192
@@ -48,6 +49,24 @@ SHARES = {
 KINDS = {"parallel": 0.5, "lexicon": 0.3}
 #: Kinds whose batches are made of neighbouring passages, and the passages clustered at a time.
 CLUSTERED, AT_ONCE = {"qa", "heading", "crop"}, 8_000
+
+
+class Both(Trainer):
+    """Pairs, and with each batch of them one of translations: joint training alone unlearns these (docs/log.md)."""
+
+    translations: Translations | None = None
+
+    def go_on_with(self, translations: Translations) -> None:
+        self.translations = translations
+        self.dense = Reader(self.model, (), ("dense",), self.settings.precision)
+
+    def gradients(self, rows: Ints) -> dict[str, float]:
+        log = super().gradients(rows)
+        if self.translations is None:
+            return log
+        plan = self.translations.plan
+        more = self.translations.gradients(self.dense, plan[self.step % len(plan)], self.step)
+        return log | more | {"total": log["total"] + more["total"]}
 
 
 class Aims:
@@ -152,6 +171,8 @@ def main() -> None:
     options.add_argument("--start", default="translated", help="folder below --out with the weights to start from")
     options.add_argument("--stage", default="trained", help="folder below --out for checkpoints and the result")
     options.add_argument("--continued", action="store_true", help="the heads are trained already")
+    options.add_argument("--teacher", type=float, default=TEACHER, help="weight of the distance to the teacher")
+    options.add_argument("--translations", type=int, default=0, help="batches of translations to go on learning")
     options.add_argument("--tokens", type=int, default=2_000_000)
     options.add_argument("--minutes", type=float, default=0.0, help="end by the clock, if that comes first")
     options.add_argument("--seed", type=int, default=0, help="another seed for another run: other pairs come first")
@@ -171,16 +192,18 @@ def main() -> None:
     settings = TrainSettings(
         minutes=args.minutes,
         loss=LossWeights(sparse_loss=SPARSE_LOSS),
-        teacher=TEACHER,
+        teacher=args.teacher,
         idf_steps=0 if args.continued else 100,
         checkpoint_every=25,
         log_every=10,
         seed=args.seed,
     )
-    trainer = Trainer(
+    trainer = Both(
         model, table, batches, settings, args.out / args.stage,
         special=tokenizer.special_ids, idf=idf, teacher=Aims(pairs),
     )  # fmt: skip
+    if args.translations:
+        trainer.go_on_with(Translations(pairs, tokenizer, args.seed, args.translations))
     finish(trainer, model, tokenizer, args.out / args.stage)
 
 

@@ -74,27 +74,31 @@ def translated(pairs: list[Pair], rng: np.random.Generator) -> tuple[list[str], 
     return [*texts, *own], [*english, *own]
 
 
-class Translator(Updates):
-    """A student that reads texts and is told the teacher's vectors of their English."""
+class Translations:
+    """Texts in batches, and what the teacher makes of their English.
 
-    def __init__(self, model: Model, texts: Tokens, english: list[str], plan: list[Ints], settings: TrainSettings,
-                 folder: Path) -> None:  # fmt: skip
-        distinct = sorted(set(english))
-        place = {text: i for i, text in enumerate(distinct)}
-        print(f"the teacher reads {len(distinct):,} English texts", flush=True)
-        self.theirs = torch.from_numpy(MiniLM().vectors(distinct))
-        self.place = torch.tensor([place[text] for text in english])
-        self.texts = texts
-        self.reader = Reader(model, (), ("dense",), settings.precision)
-        groups = parameter_groups(model, settings)
-        super().__init__({"model": model}, groups, plan, texts.lengths, settings, folder, World(), self.reader.dtype)
+    plan  rows of the texts that each batch takes; only these have vectors
+    """
 
-    def gradients(self, rows: Ints) -> dict[str, float]:
+    def __init__(self, pairs: list[Pair], tokenizer: Tokenizer, seed: int, batches: int) -> None:
+        texts, english = translated(pairs, np.random.default_rng(seed))
+        self.texts = tokenised(tokenizer, texts, MAX_TOKENS)
+        whole = batches_of(self.texts.lengths, seed)
+        self.seed, self.plan = seed, whole[:batches]
+        print(f"{len(texts):,} texts, {len(whole):,} batches of which {len(self.plan):,} are trained on", flush=True)
+        used = {english[row] for batch in self.plan for row in batch.tolist()}
+        place = {text: i for i, text in enumerate(sorted(used))}
+        print(f"the teacher reads {len(place):,} English texts", flush=True)
+        self.theirs = torch.from_numpy(MiniLM().vectors(list(place)))
+        self.place = torch.tensor([place.get(text, -1) for text in english])
+
+    def gradients(self, reader: Reader, rows: Ints, step: int) -> dict[str, float]:
+        """Adds the gradients of one batch to what the parameters have; returns its losses."""
         rows = rows[np.argsort(self.texts.lengths[rows], kind="stable")]
         tokens = self.texts.take(rows)
-        ours = self.reader(Packed(tokens.ids, tokens.lengths)).dense
+        ours = reader(Packed(tokens.ids, tokens.lengths)).dense
         aims = self.place[torch.from_numpy(rows)]
-        others = np.random.default_rng((self.settings.seed, self.step)).choice(len(self.theirs), NEGATIVES)
+        others = np.random.default_rng((self.seed, step)).choice(len(self.theirs), NEGATIVES)
         candidates = torch.unique(torch.cat([aims, torch.from_numpy(others)]))
         distance = embedding_distillation(ours, self.theirs[aims])
         scores = ours @ self.theirs[candidates].T
@@ -102,6 +106,22 @@ class Translator(Updates):
         total = DISTANCE * distance + contrast
         total.backward()
         return {"total": total.item(), "distance": distance.item(), "contrast": contrast.item()}
+
+
+class Translator(Updates):
+    """A student that reads texts and is told the teacher's vectors of their English."""
+
+    def __init__(self, model: Model, translations: Translations, settings: TrainSettings, folder: Path) -> None:
+        self.translations = translations
+        self.reader = Reader(model, (), ("dense",), settings.precision)
+        groups = parameter_groups(model, settings)
+        lengths = translations.texts.lengths
+        super().__init__(
+            {"model": model}, groups, translations.plan, lengths, settings, folder, World(), self.reader.dtype
+        )
+
+    def gradients(self, rows: Ints) -> dict[str, float]:
+        return self.translations.gradients(self.reader, rows, self.step)
 
 
 def batches_of(lengths: Ints, seed: int) -> list[Ints]:
@@ -137,13 +157,10 @@ def main() -> None:
     options.add_argument("--seed", type=int, default=0)
     args = options.parse_args()
     tokenizer = Tokenizer.load(args.out / "untrained")
-    texts, english = translated(list(read_pairs(args.data)), np.random.default_rng(args.seed))
-    tokens = tokenised(tokenizer, texts, MAX_TOKENS)
-    plan = batches_of(tokens.lengths, args.seed)
-    print(f"{len(texts):,} texts, {len(plan):,} batches of which {args.steps:,} are trained on", flush=True)
+    translations = Translations(list(read_pairs(args.data)), tokenizer, args.seed, args.steps)
     settings = TrainSettings(body_lr=1e-4, word_lr=2e-3, checkpoint_every=50, log_every=10, seed=args.seed)
     model = load(args.out / args.start).model
-    trainer = Translator(model, tokens, english, plan[: args.steps], settings, args.out / args.stage)
+    trainer = Translator(model, translations, settings, args.out / args.stage)
     finish(trainer, model, tokenizer, args.out / args.stage)
 
 
