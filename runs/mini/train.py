@@ -173,7 +173,6 @@ def main() -> None:
     options.add_argument("--continued", action="store_true", help="the heads are trained already")
     options.add_argument("--teacher", type=float, default=TEACHER, help="weight of the distance to the teacher")
     options.add_argument("--translations", type=int, default=0, help="batches of translations to go on learning")
-    options.add_argument("--only-heads", action="store_true", help="fit the heads to a body that stays, near IDF")
     options.add_argument("--tokens", type=int, default=2_000_000)
     options.add_argument("--minutes", type=float, default=0.0, help="end by the clock, if that comes first")
     options.add_argument("--seed", type=int, default=0, help="another seed for another run: other pairs come first")
@@ -194,15 +193,14 @@ def main() -> None:
         minutes=args.minutes,
         loss=LossWeights(sparse_loss=SPARSE_LOSS),
         teacher=args.teacher,
-        freeze=("body", "words") if args.only_heads else (),
-        idf_steps=2 * len(batches) if args.only_heads else 0 if args.continued else 100,
+        idf_steps=0 if args.continued else 100,
         checkpoint_every=25,
         log_every=10,
         seed=args.seed,
     )
     trainer = Both(
         model, table, batches, settings, args.out / args.stage,
-        special=tokenizer.special_ids, idf=idf, teacher=None if args.only_heads else Aims(pairs),
+        special=tokenizer.special_ids, idf=idf, teacher=Aims(pairs),
     )  # fmt: skip
     if args.translations:
         trainer.go_on_with(Translations(pairs, tokenizer, args.seed, args.translations))
