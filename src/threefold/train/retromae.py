@@ -186,7 +186,7 @@ class RetroMAE(Updates):
         read, whole = (Batch.of(ids, layout, first, device) for ids in (shown, packed.ids))
         hidden_at = torch.from_numpy(np.flatnonzero(masks.encoder)).to(device)
         known_at = torch.from_numpy(np.flatnonzero(known)).to(device)
-        starts = torch.as_tensor(layout.offsets[:-1], device=device)
+        starts = layout.borders(device)[:-1]
         with self.reader.mixed():
             states = self.reader.states(read)  # (T, d)
             words = network.words.weight

@@ -33,7 +33,7 @@ class Side:
     @property
     def owners(self) -> Tensor:
         """(T,) which text each token belongs to."""
-        lengths = torch.as_tensor(self.layout.offsets, device=self.ids.device).diff()
+        lengths = self.layout.borders(self.ids.device).diff()
         return torch.repeat_interleave(torch.arange(len(lengths), device=self.ids.device), lengths)
 
     @property
@@ -86,5 +86,5 @@ def multi_matrix(queries: Side, passages: Side, chunk: int = CHUNK) -> Tensor:
 
 def _inner(side: Side) -> tuple[Tensor, Tensor]:
     keep = torch.ones(len(side.ids), dtype=torch.bool, device=side.ids.device)
-    keep[torch.as_tensor(side.layout.offsets[:-1], device=side.ids.device)] = False
+    keep[side.layout.borders(side.ids.device)[:-1]] = False
     return side.multi[keep], side.owners[keep]
