@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from os import cpu_count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,14 +116,31 @@ def onnxruntime(folder: str) -> Run:
     return run
 
 
-def llama_cpp(folder: str) -> Run:
-    """llama.cpp's embeddings of the file that $THREEFOLD_GGUF names (a conversion of the same checkpoint)."""
-    import os
+def llama_cpp(folder: str, kind: str, together: int) -> Run:
+    """llama.cpp through its Python binding, on a conversion of the same checkpoint; `together` tokens in a batch.
 
+    Tokens of a batch attend to those of other texts before the mask drops them, so small batches are its best.
+    """
+    from gguf_file import gguf_file
     from llama_cpp import Llama
 
-    model = Llama(os.environ["THREEFOLD_GGUF"], embedding=True, n_ctx=8192, n_batch=2048, verbose=False)
-    return lambda texts, outputs: model.create_embedding(list(texts))
+    path = str(gguf_file(Path(folder), kind))
+    model = Llama(path, embedding=True, n_ctx=8192, n_batch=8192, n_ubatch=8192, n_threads=cpu_count(), verbose=False)
+    most = model.context_params.n_seq_max
+
+    def run(texts: Sequence[str], outputs: tuple[str, ...]) -> Any:
+        batch: list[str] = []
+        tokens = 0
+        for text in sorted(texts, key=len, reverse=True):
+            own = len(text.split()) + 2
+            if batch and (tokens + own > together or len(batch) == most):
+                model.embed(batch, normalize=True)
+                batch, tokens = [], 0
+            batch.append(text)
+            tokens += own
+        model.embed(batch, normalize=True)
+
+    return run
 
 
 CONTENDERS: dict[str, Contender] = {
@@ -142,5 +160,6 @@ CONTENDERS: dict[str, Contender] = {
     "OpenVINO float32": Contender(openvino, ("f32",), (DENSE,), "float32", "openvino"),
     "OpenVINO int8": Contender(openvino, ("int8",), (DENSE,), "int8", "openvino"),
     "ONNX Runtime int8": Contender(onnxruntime, (), (DENSE,), "int8", "onnxruntime"),
-    "llama.cpp": Contender(llama_cpp, (), (DENSE,), "int8", "llama_cpp"),
+    "llama.cpp Q8_0": Contender(llama_cpp, ("q8_0", 512), (DENSE,), "int8", "llama_cpp"),
+    "llama.cpp F16": Contender(llama_cpp, ("f16", 512), (DENSE,), "float32", "llama_cpp"),
 }

@@ -171,6 +171,8 @@ def main() -> None:
     options.add_argument("--start", default="translated", help="folder below --out with the weights to start from")
     options.add_argument("--stage", default="trained", help="folder below --out for checkpoints and the result")
     options.add_argument("--continued", action="store_true", help="the heads are trained already")
+    options.add_argument("--heads-only", action="store_true", help="keep body and words, such as a mean of several")
+    options.add_argument("--distil", type=float, default=1.0, help="weight of self-distillation")
     options.add_argument("--teacher", type=float, default=TEACHER, help="weight of the distance to the teacher")
     options.add_argument("--translations", type=int, default=0, help="batches of translations to go on learning")
     options.add_argument("--tokens", type=int, default=2_000_000)
@@ -191,7 +193,8 @@ def main() -> None:
         start_heads(model, table, args.seed)
     settings = TrainSettings(
         minutes=args.minutes,
-        loss=LossWeights(sparse_loss=SPARSE_LOSS),
+        loss=LossWeights(sparse_loss=SPARSE_LOSS, distil=args.distil),
+        freeze=("words", "body") if args.heads_only else (),
         teacher=args.teacher,
         idf_steps=0 if args.continued else 100,
         checkpoint_every=25,

@@ -13,6 +13,9 @@ from __future__ import annotations
 import argparse
 import json
 import zlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +36,7 @@ from threefold.train.updates import Updates
 from threefold.train.world import World
 from threefold.types import Ints
 
-MAX_TOKENS = 96
+MAX_TOKENS = 192
 #: Tokens of a batch.
 BUDGET = 4_096
 #: Of the loss: the distance to the teacher against the contrastive part, whose scores are divided by a temperature.
@@ -43,6 +46,9 @@ NEGATIVES = 2_048
 #: Part of each source that one pass takes; sources that are not named are taken whole. `ENGLISH` texts per foreign one.
 SHARES = {"gatitos": 0.4, "osm_presets": 0.4, "bible": 0.5, "ms_azd": 0.7, "ms_edgeai": 0.7, "sib200": 0.6}
 ENGLISH = 0.12
+#: Neighbouring sentences of a source and language are also joined, so many at a time, with their English: told
+#: single sentences alone, the vectors of paragraphs get worse (docs/log.md, 2026-11-28).
+JOINED = (2, 7)
 SAME_MEANING = {"parallel", "lexicon"}
 
 
@@ -60,18 +66,34 @@ def kept_back(pair: Pair) -> bool:
 
 
 def translated(pairs: list[Pair], rng: np.random.Generator) -> tuple[list[str], list[str]]:
-    """Texts and their English: foreign ones, and a few that are English themselves."""
+    """Texts and their English: foreign sentences, paragraphs made of them, and a few that are English themselves."""
     texts, english = [], []
+    neighbours: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
     for pair in pairs:
         if pair.kind not in SAME_MEANING or "en" not in (pair.query_lang, pair.positive_lang):
             continue
         swapped = pair.query_lang == "en"
         foreign, its_english = (pair.positive, pair.query) if swapped else (pair.query, pair.positive)
+        language = pair.positive_lang if swapped else pair.query_lang
         if not held_out(its_english) and rng.random() < SHARES.get(pair.source, 1.0):
+            texts.append(foreign)
+            english.append(its_english)
+            if pair.kind == "parallel":
+                neighbours[pair.source, language].append((foreign, its_english))
+    for sentences in neighbours.values():
+        for foreign, its_english in paragraphs(sentences, rng):
             texts.append(foreign)
             english.append(its_english)
     own = rng.choice(sorted(set(english)), round(ENGLISH * len(english)))
     return [*texts, *own], [*english, *own]
+
+
+def paragraphs(sentences: Sequence[tuple[str, str]], rng: np.random.Generator) -> Iterator[tuple[str, str]]:
+    """Runs of `JOINED` sentences (foreign, English), each sentence in one of them."""
+    ends = np.cumsum(rng.integers(*JOINED, size=len(sentences)))
+    for start, end in pairwise([0, *ends[ends < len(sentences)].tolist(), len(sentences)]):
+        foreign, english = zip(*sentences[start:end], strict=True)
+        yield " ".join(foreign), " ".join(english)
 
 
 class Translations:

@@ -7,9 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.encoder.cross_checkpoints import bge_reranker
 
+import threefold.encoder.cross as cross_module
 import threefold.encoder.encoder as encoder_module
-from threefold import Encoder
+from threefold import CrossEncoder, Encoder
 from threefold.encoder.transfer import OnTheWay, ahead, depth_of, to_device
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU"))]
@@ -78,3 +80,16 @@ def test_the_encoder_finds_the_same_when_batches_begin_early(m3_folder: Path, mo
     assert early.sparse is not None
     assert np.array_equal(plain.sparse.values, early.sparse.values)
     assert (sum(n for n, _ in seen), sum(tokens for _, tokens in seen)) == (23, int(early.tokens.sum()))
+
+
+def test_a_cross_encoder_finds_the_same_when_batches_begin_early(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cross = CrossEncoder(bge_reranker(tmp_path / "reranker"), budget=32)
+    texts = [f"text {'and more ' * (i % 5)}{i}" for i in range(23)]
+    seen: list[int] = []
+    plain = cross.score("more", texts)
+    monkeypatch.setattr(cross_module, "depth_of", lambda device: 2)
+    assert np.array_equal(cross.score("more", texts, progress=lambda n, tokens: seen.append(n)), plain)
+    assert len(seen) > 3
+    assert sum(seen) == 23

@@ -29,6 +29,7 @@ from threefold.encoder.precision import (
     held_bytes,
 )
 from threefold.encoder.sources import find
+from threefold.encoder.transfer import OnTheWay, ahead, depth_of
 from threefold.errors import CheckpointError, InputError, NumericalError
 from threefold.text.packing import plan_batches, restore_order
 from threefold.text.tokenizer import Tokenizer, Tokens
@@ -179,30 +180,36 @@ class CrossEncoder:
         between  called before every layer, in this thread; it may score something more urgent
         """
         batches = plan_batches(tokens.lengths, self.budget)
-        parts = []
-        for rows in batches:
-            parts.append(self._batch(tokens, rows, between))
+        parts = [np.zeros(0, np.float32)]
+        for logits, rows in ahead(
+            batches,
+            lambda rows: (self._run(self._model, tokens, rows, between), rows),
+            lambda begun: (self._finish(tokens, *begun), begun[1]),
+            depth_of(self.device),
+        ):
+            parts.append(logits)
             if progress is not None:
                 progress(len(rows), int(tokens.lengths[rows].sum()))
-        logits: Floats = np.concatenate([np.zeros(0, np.float32), *parts])[restore_order(batches)]
-        return logits
+        in_order: Floats = np.concatenate(parts)[restore_order(batches)]
+        return in_order
 
     # ---- inside --------------------------------------------------------------------------------------
 
-    def _batch(self, tokens: Tokens, rows: Ints, between: Callable[[], None] | None) -> Floats:
-        logits = self._run(self._model, tokens, rows, between)
-        return logits if np.isfinite(logits).all() else self._rescue(tokens, rows)
-
     @torch.inference_mode()
-    def _run(self, model: CrossModel, tokens: Tokens, rows: Ints, between: Callable[[], None] | None = None) -> Floats:
+    def _run(
+        self, model: CrossModel, tokens: Tokens, rows: Ints, between: Callable[[], None] | None = None
+    ) -> OnTheWay:
         layout = Layout.of(tokens.lengths[rows])
         ids = np.concatenate([tokens[int(i)] for i in rows])
         seconds = tokens.seconds[rows] if self._config.token_types and tokens.seconds is not None else None
         batch = Batch.of(ids, layout, self._config.network.first_position, self.device, seconds)
         hidden = model.network(batch, between)
         first = hidden[layout.borders(self.device)[:-1]]  # (n, d)
-        logits: Floats = model.head(first.float()).cpu().numpy()
-        return logits
+        return OnTheWay({"logits": model.head(first.float())})
+
+    def _finish(self, tokens: Tokens, found: OnTheWay, rows: Ints) -> Floats:
+        logits = found.arrays()["logits"]
+        return logits if np.isfinite(logits).all() else self._rescue(tokens, rows)
 
     def _rescue(self, tokens: Tokens, rows: Ints) -> Floats:
         """Once more in float32: half precision can overflow. What is still not finite is an error."""
@@ -211,7 +218,7 @@ class CrossEncoder:
                 log.warning("%s overflows in %s; such batches run in float32", self.name, self.precision)
                 self._exact = _ready(load_cross(self._source.folder).model, "float32", self.device)
         if self._exact is not self._model:
-            logits = self._run(self._exact, tokens, rows)
+            logits = self._run(self._exact, tokens, rows).arrays()["logits"]
             if np.isfinite(logits).all():
                 return logits
         raise NumericalError(f"{self.name} gave NaN or infinity in float32: its weights are damaged")

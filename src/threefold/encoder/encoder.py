@@ -31,6 +31,7 @@ from threefold.encoder.precision import (
     held_bytes,
     prepare,
 )
+from threefold.encoder.recorded import Recorded
 from threefold.encoder.rows import assemble, head_arrays
 from threefold.encoder.sources import find
 from threefold.encoder.transfer import OnTheWay, ahead, depth_of
@@ -51,6 +52,7 @@ class Encoder(Front):
     revision   commit on the hub; None takes the one that threefold was written against, or the newest
     pooling    how the dense vector is read, for a bare backbone that does not say it
     budget     tokens in one forward pass; None chooses by device
+    graphs     on a CUDA GPU: record the layers once per length, for single texts of at most 64 tokens (queries)
 
     >>> encoder = Encoder()
     >>> three = encoder.encode(["What is BGE M3?"])
@@ -67,11 +69,14 @@ class Encoder(Front):
         revision: str | None = None,
         pooling: str | None = None,
         budget: int | None = None,
+        graphs: bool = False,
     ) -> None:
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
         if budget is not None and budget < 1:
             raise InputError(f"the token budget must be at least 1; got {budget}")
+        if graphs and self.device.type != "cuda":
+            raise InputError(f"graphs=True needs a CUDA GPU; the device is {self.device}. Leave it out elsewhere")
         source = find(model, revision)
         loaded = load(source.folder, pooling)
         self.budget = choose_budget(loaded.config.network, self.device) if budget is None else budget
@@ -80,6 +85,7 @@ class Encoder(Front):
         self._model = prepare(loaded, self.precision, self.device)
         self._exact: Model | None = self._model if self.precision == "float32" else None
         self._exact_lock = Lock()
+        self._recorded = Recorded(self._model.network, self.device) if graphs else None
 
     @property
     def weight_bytes(self) -> int:
@@ -180,6 +186,9 @@ class Encoder(Front):
         layout: Layout,
         between: Callable[[], None] | None = None,
     ) -> Tensor:
+        """(T, d) states of the last layer."""
+        if self._recorded is not None and model is self._model and self._recorded.takes(layout):
+            return self._recorded(ids, layout)
         batch = Batch.of(ids, layout, self._config.network.first_position, self.device)
         hidden: Tensor = model.network(batch, between)  # (T, d)
         return hidden

@@ -37,7 +37,9 @@ def make_server(config: ServeConfig) -> Server:
     precision = cast(Precision, config.precision)
 
     def load() -> Encoder:
-        return Encoder(config.model, device=config.device, precision=precision, revision=config.revision)
+        return Encoder(
+            config.model, device=config.device, precision=precision, revision=config.revision, graphs=config.graphs
+        )
 
     def load_cross() -> CrossEncoder:
         return CrossEncoder(cast(str, config.reranker), device=config.device, precision=precision)

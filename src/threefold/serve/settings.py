@@ -41,6 +41,7 @@ class ServeConfig(Settings):
     """The settings of `threefold serve`: one table of a TOML file, or flags, or `THREEFOLD_SERVE_...` variables.
 
     model, revision      the encoder; None is the embedded model
+    graphs               on a CUDA GPU: single short queries to it run as recorded graphs (`Encoder(graphs=True)`)
     reranker             a cross-encoder for rerank and score; None scores by the encoder's own three heads
     served_names         further names under which the encoder answers; its own always works
     models               further models, by name
@@ -71,6 +72,7 @@ class ServeConfig(Settings):
     revision: str | None = None
     device: str = "auto"
     precision: str = "auto"
+    graphs: bool = False
     reranker: str | None = None
     served_names: tuple[str, ...] = ()
     models: tuple[ModelSettings, ...] = ()
