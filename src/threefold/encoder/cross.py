@@ -11,7 +11,6 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from threading import Lock
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from scipy.special import expit
 
 from threefold.encoder.attention import Layout
 from threefold.encoder.cross_model import CrossModel, load_cross
+from threefold.encoder.finite import Finite
 from threefold.encoder.network import Batch
 from threefold.encoder.precision import (
     Precision,
@@ -26,11 +26,10 @@ from threefold.encoder.precision import (
     choose_budget,
     choose_device,
     choose_precision,
-    held_bytes,
 )
 from threefold.encoder.sources import find
 from threefold.encoder.transfer import OnTheWay, ahead, depth_of
-from threefold.errors import CheckpointError, InputError, NumericalError
+from threefold.errors import CheckpointError, InputError
 from threefold.text.packing import plan_batches, restore_order
 from threefold.text.tokenizer import Tokenizer, Tokens
 from threefold.types import Bools, Floats, Ints
@@ -97,8 +96,10 @@ class CrossEncoder:
                 f"the word table of the network {self._config.network.vocab:,} rows: they belong to different models"
             )
         self._model = _ready(loaded.model, self.precision, self.device)
-        self._exact: CrossModel | None = self._model if self.precision == "float32" else None
-        self._exact_lock = Lock()
+        self._finite = Finite(
+            self.name, self._model, self.precision,
+            lambda: _ready(load_cross(self._source.folder).model, "float32", self.device),
+        )  # fmt: skip
 
     @property
     def name(self) -> str:
@@ -113,7 +114,7 @@ class CrossEncoder:
     @property
     def weight_bytes(self) -> int:
         """Memory of the weights, as they are held now."""
-        return held_bytes(self._model, self._exact)
+        return self._finite.weight_bytes
 
     def __repr__(self) -> str:
         return f"CrossEncoder({self.name!r}, device={str(self.device)!r}, precision={self.precision!r})"
@@ -208,20 +209,8 @@ class CrossEncoder:
         return OnTheWay({"logits": model.head(first.float())})
 
     def _finish(self, tokens: Tokens, found: OnTheWay, rows: Ints) -> Floats:
-        logits = found.arrays()["logits"]
-        return logits if np.isfinite(logits).all() else self._rescue(tokens, rows)
-
-    def _rescue(self, tokens: Tokens, rows: Ints) -> Floats:
-        """Once more in float32: half precision can overflow. What is still not finite is an error."""
-        with self._exact_lock:  # loaded once, by the first batch that needs it
-            if self._exact is None:
-                log.warning("%s overflows in %s; such batches run in float32", self.name, self.precision)
-                self._exact = _ready(load_cross(self._source.folder).model, "float32", self.device)
-        if self._exact is not self._model:
-            logits = self._run(self._exact, tokens, rows).arrays()["logits"]
-            if np.isfinite(logits).all():
-                return logits
-        raise NumericalError(f"{self.name} gave NaN or infinity in float32: its weights are damaged")
+        checked = self._finite.checked(found.arrays(), lambda model: self._run(model, tokens, rows).arrays())
+        return checked["logits"]
 
 
 def _ready(model: CrossModel, precision: str, device: torch.device) -> CrossModel:

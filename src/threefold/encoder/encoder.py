@@ -7,10 +7,8 @@ An encoder is immutable after construction and may be shared between threads.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Sequence
-from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +17,7 @@ from torch import Tensor
 
 from threefold.encoder.attention import Layout
 from threefold.encoder.checkpoint import load
+from threefold.encoder.finite import Finite
 from threefold.encoder.front import Front, Progress
 from threefold.encoder.heads import gather_multi, gather_sparse
 from threefold.encoder.model import Model
@@ -28,19 +27,16 @@ from threefold.encoder.precision import (
     choose_budget,
     choose_device,
     choose_precision,
-    held_bytes,
     prepare,
 )
 from threefold.encoder.recorded import Recorded
 from threefold.encoder.rows import assemble, head_arrays
 from threefold.encoder.sources import find
 from threefold.encoder.transfer import OnTheWay, ahead, depth_of
-from threefold.errors import InputError, NumericalError
+from threefold.errors import InputError
 from threefold.text.packing import plan_batches, restore_order
 from threefold.text.tokenizer import Tokens
 from threefold.types import Encoded, Floats, Ints, Output, Representation, Row
-
-log = logging.getLogger(__name__)
 
 
 class Encoder(Front):
@@ -81,16 +77,17 @@ class Encoder(Front):
         loaded = load(source.folder, pooling)
         self.budget = choose_budget(loaded.config.network, self.device) if budget is None else budget
         super().__init__(source, loaded, self.precision)
-        self._pooling = pooling
         self._model = prepare(loaded, self.precision, self.device)
-        self._exact: Model | None = self._model if self.precision == "float32" else None
-        self._exact_lock = Lock()
+        self._finite = Finite(
+            source.name, self._model, self.precision,
+            lambda: prepare(load(source.folder, pooling), "float32", self.device),
+        )  # fmt: skip
         self._recorded = Recorded(self._model.network, self.device) if graphs else None
 
     @property
     def weight_bytes(self) -> int:
         """Memory of the weights, as they are held now."""
-        return held_bytes(self._model, self._exact)
+        return self._finite.weight_bytes
 
     def __repr__(self) -> str:
         return f"Encoder({self._source.name!r}, device={str(self.device)!r}, precision={self.precision!r})"
@@ -137,7 +134,7 @@ class Encoder(Front):
 
     def _finish(self, tokens: Tokens, begun: _Begun, wanted: Sequence[Representation], dim: int | None) -> Encoded:
         rows, ids, layout, found = begun
-        raw = self._checked(found.arrays(), lambda model: self._run(model, ids, layout, wanted, dim).arrays())
+        raw = self._finite.checked(found.arrays(), lambda model: self._run(model, ids, layout, wanted, dim).arrays())
         sparse = multi = None
         if "sparse" in wanted:
             sparse = gather_sparse(raw["sparse"], ids, layout, self._card.vocab, self._tokenizer.special_ids)
@@ -176,7 +173,7 @@ class Encoder(Front):
         def run(model: Model) -> dict[str, Floats]:
             return head_arrays(model.heads, self._states(model, ids, layout, between), layout, wanted)
 
-        raw = self._checked(run(self._model), run)
+        raw = self._finite.checked(run(self._model), run)
         return assemble(raw, ids, layout, wanted, self._card.vocab, self._tokenizer.special_ids)
 
     def _states(
@@ -192,20 +189,6 @@ class Encoder(Front):
         batch = Batch.of(ids, layout, self._config.network.first_position, self.device)
         hidden: Tensor = model.network(batch, between)  # (T, d)
         return hidden
-
-    def _checked(self, raw: dict[str, Floats], again: Callable[[Model], dict[str, Floats]]) -> dict[str, Floats]:
-        """The arrays of one batch, made again in float32 where half precision overflowed. NaN is an error."""
-        if all(np.isfinite(array).all() for array in raw.values()):
-            return raw
-        with self._exact_lock:  # loaded once, by the first batch that needs it
-            if self._exact is None:
-                log.warning("%s overflows in %s; such batches run in float32", self._source.name, self.precision)
-                self._exact = prepare(load(self._source.folder, self._pooling), "float32", self.device)
-        if self._exact is not self._model:
-            raw = again(self._exact)
-            if all(np.isfinite(array).all() for array in raw.values()):
-                return raw
-        raise NumericalError(f"{self._source.name} gave NaN or infinity in float32: its weights are damaged")
 
 
 class _Begun(NamedTuple):
