@@ -7,8 +7,8 @@ One set per source and language pair: its passages are the corpus, a sample of i
 `mixed/all`, with a part of each in one corpus: a collection of many languages, where weights that favour the language
 of the question lose the answers in another. `natural/en` has English questions of people who had not seen the passage,
 and all English passages of these sources: there fewer words are shared. `bitext/xx-en` are sentences to be found by
-their translation, which `translate.py` keeps back. Most of the questions were not trained on (a run by the clock ends
-before its plan does), the passages may have been.
+their translation, which `translate.py` keeps back, `paragraph/xx-en` several of them joined. Most of the questions were
+not trained on (a run by the clock ends before its plan does), the passages may have been.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import random
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 from corpus import Pair, read_pairs
-from translate import held_out
+from translate import held_out, paragraphs
 
 QUERIES, PASSAGES, FEWEST = 100, 600, 60
 #: Questions and passages of each set in the mixed one.
@@ -64,6 +65,27 @@ def natural(pairs: dict[str, list[Pair]], rng: random.Random) -> tuple[list[str]
     return [pair.positive for _, group in sorted(pairs.items()) for pair in group], asked
 
 
+def write_translations(folder: Path, sets: dict[str, list[Pair]]) -> None:
+    """One set per language; the English side of all languages is the corpus of each."""
+    known = sorted({pair.positive for pairs in sets.values() for pair in pairs})
+    for language, pairs in sorted(sets.items()):
+        if len(pairs) >= FEWEST_SENTENCES and language != "en":
+            write(folder / f"{language}-en", known, pairs[:MOST_SENTENCES])
+
+
+def joined(pairs: list[Pair]) -> list[Pair]:
+    """Translations of paragraphs, made of translations of sentences of one source."""
+    by_source: dict[str, list[Pair]] = defaultdict(list)
+    for pair in pairs:
+        by_source[pair.source].append(pair)
+    rng = np.random.default_rng(7)
+    return [
+        own[0]._replace(query=foreign, positive=english)
+        for own in by_source.values()
+        for foreign, english in paragraphs([(pair.query, pair.positive) for pair in own], rng)
+    ]
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--data", type=Path, required=True)
@@ -95,10 +117,8 @@ def main() -> None:
             print(name, len(pairs))
     write(args.out / "mixed" / "all", all_passages, all_asked)
     write(args.out / "natural" / "en", *natural(english_questions, random.Random(7)))
-    known = sorted({pair.positive for pairs in sentences.values() for pair in pairs})
-    for language, pairs in sorted(sentences.items()):
-        if len(pairs) >= FEWEST_SENTENCES and language != "en":
-            write(args.out / "bitext" / f"{language}-en", known, pairs[:MOST_SENTENCES])
+    write_translations(args.out / "bitext", sentences)
+    write_translations(args.out / "paragraph", {language: joined(pairs) for language, pairs in sentences.items()})
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ in all languages (`crops.py`); questions about neighbouring passages share a bat
 from __future__ import annotations
 
 import argparse
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +140,22 @@ def make_plan(table: PairTable, names: list[str], words: Floats, seed: int) -> l
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
+def prepared(data: Path, out: Path, seed: int) -> tuple[list[Pair], PairTable, list[Ints]]:
+    """The pairs, their tokens and the batches of one pass. The latter take minutes and are kept below `out`."""
+    pairs = [p for p in read_pairs(data) if p.query.strip() and p.positive.strip() and not kept_back(p)]
+    pairs += crop_pairs(data, seed)
+    kept = out / f"plan-{seed}.pickle"
+    if not kept.is_file():
+        table, names = build_table(pairs, Tokenizer.load(out / "untrained"))
+        words = load(out / "untrained").model.network.words.weight.detach().numpy() * np.load(out / "idf.npy")[:, None]
+        with kept.with_suffix(".part").open("wb") as file:
+            pickle.dump((table, make_plan(table, names, words, seed)), file)
+        kept.with_suffix(".part").replace(kept)
+    with kept.open("rb") as file:
+        table, batches = pickle.load(file)  # written above
+    return pairs, table, batches
+
+
 def first_tokens(batches: list[Ints], sizes: Ints, tokens: int) -> list[Ints]:
     """The beginning of a plan that has about so many tokens."""
     until = np.cumsum([int(sizes[batch].sum()) for batch in batches])
@@ -180,13 +197,8 @@ def main() -> None:
     options.add_argument("--seed", type=int, default=0, help="another seed for another run: other pairs come first")
     args = options.parse_args()
     tokenizer = Tokenizer.load(args.out / "untrained")
-    pairs = [p for p in read_pairs(args.data) if p.query.strip() and p.positive.strip() and not kept_back(p)]
-    pairs += crop_pairs(args.data, args.seed)
     model = load(args.out / args.start).model
-    idf = np.load(args.out / "idf.npy")
-    table, names = build_table(pairs, tokenizer)
-    words = model.network.words.weight.detach().numpy() * idf[:, None]
-    whole = make_plan(table, names, words, args.seed)
+    pairs, table, whole = prepared(args.data, args.out, args.seed)
     batches = first_tokens(whole, table.sizes, args.tokens)
     print(f"{len(pairs):,} pairs, {len(batches):,} of {len(whole):,} batches", flush=True)
     if not args.continued:
@@ -203,7 +215,8 @@ def main() -> None:
     )
     trainer = Both(
         model, table, batches, settings, args.out / args.stage,
-        special=tokenizer.special_ids, idf=idf, teacher=Aims(pairs),
+        special=tokenizer.special_ids, idf=np.load(args.out / "idf.npy"),
+        teacher=Aims(pairs) if args.teacher else None,
     )  # fmt: skip
     if args.translations:
         trainer.go_on_with(Translations(pairs, tokenizer, args.seed, args.translations))
