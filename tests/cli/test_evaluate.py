@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,17 @@ def test_a_benchmark_by_name_with_its_protocol(tmp_path: Path, capsys: pytest.Ca
     code, out, _ = run(capsys, "evaluate", "miracl:sw", "--data", tmp_path / "data", "--modes", "bm25")
     assert code == 0
     assert re.search(r"miracl/sw, published +35\.1", out)
+
+
+def test_averages_alone_leave_out_the_sets_but_not_a_single_one(
+    beir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = ["evaluate", beir, "--modes", "bm25", "--measures", "nDCG@10", "--averages"]
+    assert re.search(rf"^{beir.name} +\d", run(capsys, *one)[1], re.MULTILINE)
+    other = shutil.copytree(beir, tmp_path / "other")
+    several = run(capsys, *one, other)[1]
+    assert re.search(r"^average +\d", several, re.MULTILINE)
+    assert "other" not in several
 
 
 def test_the_page_and_the_comparison(beir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

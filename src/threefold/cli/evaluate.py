@@ -275,7 +275,8 @@ def _show(report: Any, per_set: bool) -> None:
     for measure in report.measures:
         cells = cast("list[list[str]]", report.cells(measure))
         header, *body = cells
-        rows = [row for row in body if per_set or row[0] not in report.tasks]
+        one_by_one = per_set or len(report.tasks) == 1  # a single set is its own average
+        rows = [row for row in body if one_by_one or row[0] not in report.tasks]
         rows += _published(report, measure) if per_set else []
         _print_table(measure, header, rows)
     warnings: Mapping[str, Mapping[str, int]] = report.warnings
