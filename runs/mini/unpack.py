@@ -2,8 +2,8 @@
 
     python runs/mini/unpack.py --data ../shared/data --out build/mini --stage averaged3
 
-Writes its weights as float32 (they are stored in one byte each, which moves vectors by less than a thousandth), its
-tokenizer, and the inverse document frequencies that training needs.
+Writes its weights as float32 (they are stored in one byte each: `ship.py` prints what that changes), its tokenizer, and
+the inverse document frequencies that training needs.
 """
 
 from __future__ import annotations
