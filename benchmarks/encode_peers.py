@@ -119,7 +119,7 @@ def onnxruntime(folder: str) -> Run:
 def llama_cpp(folder: str, kind: str, together: int) -> Run:
     """llama.cpp through its Python binding, on a conversion of the same checkpoint; `together` tokens in a batch.
 
-    Tokens of a batch attend to those of other texts before the mask drops them, so small batches are its best.
+    Tokens of a batch attend to those of other texts before the mask drops them, so large batches waste work.
     """
     from gguf_file import gguf_file
     from llama_cpp import Llama

@@ -1,6 +1,6 @@
 """What the parts of joint training are worth: the recipe of `train.py` less one part, from one start, same batches.
 
-    python runs/mini/ablate.py --data ../shared/data --start untrained --steps 150
+    python runs/mini/ablate.py --data ../shared/data --start untrained --steps 80
     for name in joint no-self-distillation no-teacher; do
         threefold evaluate DATA/bench/small.tar.xz -m build/mini/ablations/$name --modes dense,sparse,multi,hybrid \
             --measures nDCG@10,accuracy@1 --averages --save results/ablations/$name.json
@@ -43,7 +43,7 @@ def main() -> None:
     options.add_argument("--data", type=Path, required=True)
     options.add_argument("--out", type=Path, default=Path("build/mini"))
     options.add_argument("--start", default="untrained", help="folder below --out with the weights to start from")
-    options.add_argument("--steps", type=int, default=150)
+    options.add_argument("--steps", type=int, default=80)
     args = options.parse_args()
     tokenizer = Tokenizer.load(args.out / "untrained")
     pairs, table, whole = prepared(args.data, args.out, WHOLE.seed)
