@@ -121,24 +121,19 @@ def llama_cpp(folder: str, kind: str, together: int) -> Run:
 
     Tokens of a batch attend to those of other texts before the mask drops them, so large batches waste work.
     """
+    import numpy as np
     from gguf_file import gguf_file
     from llama_cpp import Llama
 
+    from threefold.text.packing import plan_batches
+
     path = str(gguf_file(Path(folder), kind))
     model = Llama(path, embedding=True, n_ctx=8192, n_batch=8192, n_ubatch=8192, n_threads=cpu_count(), verbose=False)
-    most = model.context_params.n_seq_max
 
     def run(texts: Sequence[str], outputs: tuple[str, ...]) -> Any:
-        batch: list[str] = []
-        tokens = 0
-        for text in sorted(texts, key=len, reverse=True):
-            own = len(text.split()) + 2
-            if batch and (tokens + own > together or len(batch) == most):
-                model.embed(batch, normalize=True)
-                batch, tokens = [], 0
-            batch.append(text)
-            tokens += own
-        model.embed(batch, normalize=True)
+        lengths = np.array([len(text.split()) + 2 for text in texts])
+        for rows in plan_batches(lengths, together):
+            model.embed([texts[int(i)] for i in rows], normalize=True)
 
     return run
 

@@ -4,6 +4,8 @@
     for name in joint no-self-distillation no-teacher; do
         threefold evaluate DATA/bench/small.tar.xz -m build/mini/ablations/$name --modes dense,sparse,multi,hybrid \
             --measures nDCG@10,accuracy@1 --averages --save results/ablations/$name.json
+        threefold evaluate build/mini/dev/natural/en --split dev -m build/mini/ablations/$name \
+            --modes dense,multi,hybrid --measures nDCG@10 --save results/ablations/$name-natural-en.json
     done
 
     joint                 three heads, their sum, self-distillation, MiniLM's vectors
@@ -45,8 +47,9 @@ def main() -> None:
     options.add_argument("--start", default="untrained", help="folder below --out with the weights to start from")
     options.add_argument("--steps", type=int, default=80)
     args = options.parse_args()
-    tokenizer = Tokenizer.load(args.out / "untrained")
-    pairs, table, whole = prepared(args.data, args.out, WHOLE.seed)
+    tokenizer, idf = Tokenizer.load(args.out / "untrained"), np.load(args.out / "idf.npy")
+    words = load(args.out / args.start).model.network.words.weight.detach().numpy() * idf[:, None]
+    pairs, table, whole = prepared(args.data, tokenizer, words, WHOLE.seed)
     aims = Aims(pairs)
     for name, settings in VARIANTS.items():
         folder = args.out / "ablations" / name
@@ -56,9 +59,8 @@ def main() -> None:
         model = load(args.out / args.start).model
         start_heads(model, table, settings.seed)
         trainer = Trainer(
-            model, table, whole[: args.steps], settings, folder, special=tokenizer.special_ids,
-            idf=np.load(args.out / "idf.npy"),
-            teacher=aims if settings.teacher else None,
+            model, table, whole[: args.steps], settings, folder,
+            special=tokenizer.special_ids, idf=idf, teacher=aims if settings.teacher else None,
         )  # fmt: skip
         finish(trainer, model, tokenizer, folder)
 

@@ -10,7 +10,6 @@ in all languages (`crops.py`); questions about neighbouring passages share a bat
 from __future__ import annotations
 
 import argparse
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -140,20 +139,12 @@ def make_plan(table: PairTable, names: list[str], words: Floats, seed: int) -> l
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def prepared(data: Path, out: Path, seed: int) -> tuple[list[Pair], PairTable, list[Ints]]:
-    """The pairs, their tokens and the batches of one pass. The latter take minutes and are kept below `out`."""
+def prepared(data: Path, tokenizer: Tokenizer, words: Floats, seed: int) -> tuple[list[Pair], PairTable, list[Ints]]:
+    """The pairs, their tokens, and the batches of one pass; `words` (vocab, d) say which passages are neighbours."""
     pairs = [p for p in read_pairs(data) if p.query.strip() and p.positive.strip() and not kept_back(p)]
     pairs += crop_pairs(data, seed)
-    kept = out / f"plan-{seed}.pickle"
-    if not kept.is_file():
-        table, names = build_table(pairs, Tokenizer.load(out / "untrained"))
-        words = load(out / "untrained").model.network.words.weight.detach().numpy() * np.load(out / "idf.npy")[:, None]
-        with kept.with_suffix(".part").open("wb") as file:
-            pickle.dump((table, make_plan(table, names, words, seed)), file)
-        kept.with_suffix(".part").replace(kept)
-    with kept.open("rb") as file:
-        table, batches = pickle.load(file)  # written above
-    return pairs, table, batches
+    table, names = build_table(pairs, tokenizer)
+    return pairs, table, make_plan(table, names, words, seed)
 
 
 def first_tokens(batches: list[Ints], sizes: Ints, tokens: int) -> list[Ints]:
@@ -188,8 +179,6 @@ def main() -> None:
     options.add_argument("--start", default="translated", help="folder below --out with the weights to start from")
     options.add_argument("--stage", default="trained", help="folder below --out for checkpoints and the result")
     options.add_argument("--continued", action="store_true", help="the heads are trained already")
-    options.add_argument("--heads-only", action="store_true", help="keep body and words, such as a mean of several")
-    options.add_argument("--distil", type=float, default=1.0, help="weight of self-distillation")
     options.add_argument("--teacher", type=float, default=TEACHER, help="weight of the distance to the teacher")
     options.add_argument("--translations", type=int, default=0, help="batches of translations to go on learning")
     options.add_argument("--tokens", type=int, default=2_000_000)
@@ -198,15 +187,16 @@ def main() -> None:
     args = options.parse_args()
     tokenizer = Tokenizer.load(args.out / "untrained")
     model = load(args.out / args.start).model
-    pairs, table, whole = prepared(args.data, args.out, args.seed)
+    idf = np.load(args.out / "idf.npy")
+    words = model.network.words.weight.detach().numpy() * idf[:, None]
+    pairs, table, whole = prepared(args.data, tokenizer, words, args.seed)
     batches = first_tokens(whole, table.sizes, args.tokens)
     print(f"{len(pairs):,} pairs, {len(batches):,} of {len(whole):,} batches", flush=True)
     if not args.continued:
         start_heads(model, table, args.seed)
     settings = TrainSettings(
         minutes=args.minutes,
-        loss=LossWeights(sparse_loss=SPARSE_LOSS, distil=args.distil),
-        freeze=("words", "body") if args.heads_only else (),
+        loss=LossWeights(sparse_loss=SPARSE_LOSS),
         teacher=args.teacher,
         idf_steps=0 if args.continued else 100,
         checkpoint_every=25,
@@ -215,8 +205,7 @@ def main() -> None:
     )
     trainer = Both(
         model, table, batches, settings, args.out / args.stage,
-        special=tokenizer.special_ids, idf=np.load(args.out / "idf.npy"),
-        teacher=Aims(pairs) if args.teacher else None,
+        special=tokenizer.special_ids, idf=idf, teacher=Aims(pairs),
     )  # fmt: skip
     if args.translations:
         trainer.go_on_with(Translations(pairs, tokenizer, args.seed, args.translations))

@@ -67,25 +67,23 @@ def kept_back(pair: Pair) -> bool:
 
 def translated(pairs: list[Pair], rng: np.random.Generator) -> tuple[list[str], list[str]]:
     """Texts and their English: foreign sentences, paragraphs made of them, and a few that are English themselves."""
-    texts, english = [], []
+    found: list[tuple[str, str]] = []
     neighbours: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
     for pair in pairs:
         if pair.kind not in SAME_MEANING or "en" not in (pair.query_lang, pair.positive_lang):
             continue
         swapped = pair.query_lang == "en"
-        foreign, its_english = (pair.positive, pair.query) if swapped else (pair.query, pair.positive)
+        both = (pair.positive, pair.query) if swapped else (pair.query, pair.positive)  # foreign, English
         language = pair.positive_lang if swapped else pair.query_lang
-        if not held_out(its_english) and rng.random() < SHARES.get(pair.source, 1.0):
-            texts.append(foreign)
-            english.append(its_english)
+        if not held_out(both[1]) and rng.random() < SHARES.get(pair.source, 1.0):
+            found.append(both)
             if pair.kind == "parallel":
-                neighbours[pair.source, language].append((foreign, its_english))
+                neighbours[pair.source, language].append(both)
     for sentences in neighbours.values():
-        for foreign, its_english in paragraphs(sentences, rng):
-            texts.append(foreign)
-            english.append(its_english)
-    own = rng.choice(sorted(set(english)), round(ENGLISH * len(english)))
-    return [*texts, *own], [*english, *own]
+        found += paragraphs(sentences, rng)
+    own = rng.choice(sorted({english for _, english in found}), round(ENGLISH * len(found)))
+    found += zip(own, own, strict=True)
+    return [text for text, _ in found], [english for _, english in found]
 
 
 def paragraphs(sentences: Sequence[tuple[str, str]], rng: np.random.Generator) -> Iterator[tuple[str, str]]:

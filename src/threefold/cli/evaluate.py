@@ -272,10 +272,10 @@ def _contrasts(details: Sequence[Detail], baseline: str, measure: str) -> Iterat
 
 
 def _show(report: Any, per_set: bool) -> None:
+    one_by_one = per_set or len(report.tasks) == 1  # a single set is its own average
     for measure in report.measures:
         cells = cast("list[list[str]]", report.cells(measure))
         header, *body = cells
-        one_by_one = per_set or len(report.tasks) == 1  # a single set is its own average
         rows = [row for row in body if one_by_one or row[0] not in report.tasks]
         rows += _published(report, measure) if per_set else []
         _print_table(measure, header, rows)

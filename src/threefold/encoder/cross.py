@@ -182,12 +182,13 @@ class CrossEncoder:
         """
         batches = plan_batches(tokens.lengths, self.budget)
         parts = [np.zeros(0, np.float32)]
-        for logits, rows in ahead(
+        finished = ahead(
             batches,
             lambda rows: (self._run(self._model, tokens, rows, between), rows),
-            lambda begun: (self._finish(tokens, *begun), begun[1]),
+            lambda begun: self._finish(tokens, *begun),
             depth_of(self.device),
-        ):
+        )
+        for rows, logits in zip(batches, finished, strict=True):
             parts.append(logits)
             if progress is not None:
                 progress(len(rows), int(tokens.lengths[rows].sum()))
