@@ -66,7 +66,8 @@ def info(
 
     encoder = options.open_encoder(model, revision, device, precision)
     facts: dict[str, Any] = {"threefold": __version__, **dataclasses.asdict(encoder.card)}
-    facts |= {"device": str(encoder.device), "token_budget": encoder.budget, "home": str(home())}
+    facts |= {"device": str(encoder.device), "kernels": encoder.kernels, "token_budget": encoder.budget}
+    facts["home"] = str(home())
     if as_json:
         print_json(facts)
         return

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from threefold.encoder import native
 from threefold.encoder.attention import Layout
 from threefold.encoder.checkpoint import load
 from threefold.encoder.finite import Finite
@@ -88,6 +89,15 @@ class Encoder(Front):
     def weight_bytes(self) -> int:
         """Memory of the weights, as they are held now."""
         return self._finite.weight_bytes
+
+    @property
+    def kernels(self) -> str:
+        """What runs the layers: "native" (threefold's own, see docs/speed.md) or "PyTorch", and why not the former."""
+        if getattr(self._model.network, "native", False):
+            return "native"
+        if self.device.type != "cpu" or self.precision == "float32":
+            return "PyTorch"
+        return f"PyTorch ({native.status() or 'sizes that the native ones do not know'})"
 
     def __repr__(self) -> str:
         return f"Encoder({self._source.name!r}, device={str(self.device)!r}, precision={self.precision!r})"

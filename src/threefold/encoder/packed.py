@@ -3,18 +3,22 @@
 Built straight from the tensors of a checkpoint: the word table (half of bge-m3) stays in the mapped file, where all
 processes share its pages, and only the rows of a batch are read; each matrix of the layers is packed as it comes.
 Embeddings and norms stay in float; beside int8 products activations are bfloat16 where the processor has it, else
-float32.
+float32. Where the kernels of `native.py` run, each layer is one call of theirs, and states stay float32 between layers.
 
 Letters: T tokens of all texts in the batch, d hidden size, f feed-forward size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
+from threefold.encoder import native
 from threefold.encoder.attention import Layout, attend
+from threefold.encoder.native import NativeLayer
 from threefold.encoder.network import Batch, Network, NetworkConfig
 from threefold.encoder.products import FloatProduct, Int8Product, Product, fast_bfloat16
 from threefold.encoder.stored import Reader, Stored
@@ -39,11 +43,15 @@ class PackedNetwork(Network):
         nn.Module.__init__(self)
         self.config = config
         self.dtype = activations(precision)
+        self.native = precision != "float32" and native.runs(config)
         product = Int8Product if precision == "int8" else FloatProduct
         self.tables = nn.ModuleDict({name: _Table(read(f"{name}.weight")) for name in ("words", "positions", "types")})
         self.first_norm = _Norm(read, "norm", config.norm_eps)
         self.layers = nn.ModuleList(
-            _PackedLayer(config, read, f"layers.{i}", product, self.dtype) for i in range(config.layers)
+            NativeLayer(config, read, f"layers.{i}", precision == "int8")
+            if self.native
+            else _PackedLayer(config, read, f"layers.{i}", product, self.dtype)
+            for i in range(config.layers)
         )
 
     @classmethod
@@ -52,12 +60,16 @@ class PackedNetwork(Network):
         state = network.state_dict()
         return cls(network.config, lambda name: Stored(state[name]), precision)
 
+    def forward(self, batch: Batch, between: Callable[[], None] | None = None) -> Tensor:
+        """(T, d) hidden states of the last layer, in the numbers of the heads. `between` as in `Network`."""
+        return super().forward(batch, between).to(self.dtype)
+
     def embed(self, batch: Batch, words: Tensor | None = None) -> Tensor:
         """(T, d) what the first layer reads: word, place and type of every token. A tensor of its own."""
         words = self.tables["words"](batch.ids) if words is None else words
         types = torch.zeros_like(batch.ids) if batch.types is None else batch.types
         x = words + self.tables["positions"](batch.positions) + self.tables["types"](types)
-        return self.first_norm(x).to(self.dtype)  # type: ignore[no-any-return]
+        return self.first_norm(x).to(torch.float32 if self.native else self.dtype)  # type: ignore[no-any-return]
 
 
 class _PackedLayer(nn.Module):

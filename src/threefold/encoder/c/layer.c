@@ -1,0 +1,359 @@
+// One layer of BERT / XLM-RoBERTa (attention and feed-forward, each with residual and LayerNorm) for inference on
+// processors with AVX512-VNNI and AVX512-BF16. The same function as `_PackedLayer` in packed.py, in one call.
+//
+// Work is cut into stages. In each, threads take tasks from a counter until none is left, then wait for each other. A
+// token's numbers never depend on how tasks were cut, so a text's result does not depend on its batch, to the last bit.
+//
+// Threads are PyTorch's own: these symbols are those of the OpenMP library that it has loaded. A second one would have
+// threads of its own, and both would wait for work on the same cores.
+
+#include "attention.h"
+
+extern void GOMP_parallel(void (*work)(void *), void *data, unsigned threads, unsigned flags);
+extern void GOMP_barrier(void);
+
+// (outputs, inputs), packed by threefold_pack. `scale` (outputs,) only in int8.
+struct matrix {
+    const char *weight;
+    const float *scale, *bias;
+    int outputs, inputs;
+};
+
+struct norm {
+    const float *weight, *bias;
+};
+
+struct layer {
+    struct matrix qkv, attended, up, down;
+    struct norm attended_norm, down_norm;
+    int hidden, ffn, heads, int8;
+    float eps;
+};
+
+// Rows as the products read them: bfloat16, or int8 with the step and the sum of each row.
+struct rows {
+    char *values;
+    float *step;
+    int32_t *sum;
+};
+
+// Up to so many tokens are one block of rows, and threads share the columns, each a range of its own.
+enum { SHORT = 24, BLOCK_BYTES = 512 << 10, MOST_PANELS = 8, TASKS_PER_THREAD = 4, ROWS_AT_ONCE = 1024, ROWS_PER_TASK = 8 };
+
+struct pass {
+    const struct layer *layer;
+    float *x;
+    const int64_t *offsets;
+    int texts, tokens, threads;
+    int first, rows;  // of the feed-forward part: so many tokens from this one on
+    int *next;        // task of each stage that nobody has taken
+    int *places;      // (texts + 1,) padded lengths of the texts before
+    int *blocks;      // (texts + 1,) blocks of queries of the texts before
+    bf16 *qkv, *keys, *values, *context, *inner;
+    float *y;
+    struct rows states, inputs, inners;
+};
+
+enum finish { AS_IS, GELU, PLUS };
+
+// ---- rows as inputs ---------------------------------------------------------------------------------------------
+
+INLINE __m512 read(const void *from, int wide, int i) {
+    return wide ? _mm512_loadu_ps((const float *)from + i) : read_bf16((const bf16 *)from + i);
+}
+
+// One row of `count` numbers (float32 if `wide`, else bfloat16) into row `r` of `to`.
+static void prepare(const struct layer *l, const void *from, int wide, int count, struct rows *to, int r) {
+    if (!l->int8) {
+        bf16 *out = (bf16 *)to->values + (ptrdiff_t)r * count;
+        for (int i = 0; i < count; i += 16) write_bf16(out + i, read(from, wide, i));
+        return;
+    }
+    __m512i most = _mm512_setzero_si512(), sum = most;
+    for (int i = 0; i < count; i += 16) most = larger_magnitude(most, read(from, wide, i));
+    float largest = magnitude(most);
+    float step = (largest < 1e-12f ? 1e-12f : largest) / 127.0f;  // NaN and infinity stay in the step
+    char *out = to->values + (ptrdiff_t)r * count;
+    for (int i = 0; i < count; i += 16) {
+        __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(read(from, wide, i), _mm512_set1_ps(1.0f / step)));
+        sum = _mm512_add_epi32(sum, q);
+        _mm_storeu_si128((__m128i *)(out + i), _mm512_cvtsepi32_epi8(q));
+    }
+    to->step[r] = step;
+    to->sum[r] = _mm512_reduce_add_epi32(sum);
+}
+
+// LayerNorm of one row in place, and the row as an input where `to` is not null.
+static void normalise(const struct layer *l, const struct norm *norm, float *row, struct rows *to, int r) {
+    const int d = l->hidden;
+    __m512 sum = _mm512_setzero_ps(), squares = sum;
+    for (int i = 0; i < d; i += 16) sum = _mm512_add_ps(sum, _mm512_loadu_ps(row + i));
+    __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / d);
+    for (int i = 0; i < d; i += 16) {
+        __m512 x = _mm512_sub_ps(_mm512_loadu_ps(row + i), mean);
+        squares = _mm512_fmadd_ps(x, x, squares);
+    }
+    __m512 by = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(squares) / d + l->eps));
+    for (int i = 0; i < d; i += 16) {
+        __m512 x = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(row + i), mean), by);
+        x = _mm512_fmadd_ps(x, _mm512_loadu_ps(norm->weight + i), _mm512_loadu_ps(norm->bias + i));
+        _mm512_storeu_ps(row + i, x);
+    }
+    if (to) prepare(l, row, 1, d, to, r);
+}
+
+// ---- products ---------------------------------------------------------------------------------------------------
+
+// Sums of a tile -> outputs of rows r.. and columns c.. : scaled, with bias, then as `finish` says. AS_IS and GELU give
+// bfloat16 (rows, outputs) at `to`; PLUS gives float32, with `plus` (rows, outputs) added.
+INLINE void finish_tile(const struct layer *l, const struct matrix *m, const struct rows *in, const void *sums, int r,
+                        int rows, int c, enum finish finish, void *to, const float *plus) {
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < PANEL; j += 16) {
+            __m512 x;
+            const ptrdiff_t at = (ptrdiff_t)(r + i) * m->outputs + c + j;
+            if (l->int8) {
+                __m512i whole = _mm512_loadu_si512((const int32_t *)sums + i * PANEL + j);
+                whole = _mm512_sub_epi32(whole, _mm512_set1_epi32(ZERO_POINT * in->sum[r + i]));
+                __m512 scale = _mm512_mul_ps(_mm512_loadu_ps(m->scale + c + j), _mm512_set1_ps(in->step[r + i]));
+                x = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), scale, _mm512_loadu_ps(m->bias + c + j));
+            } else {
+                x = _mm512_add_ps(_mm512_loadu_ps((const float *)sums + i * PANEL + j), _mm512_loadu_ps(m->bias + c + j));
+            }
+            if (finish == PLUS) {
+                _mm512_storeu_ps((float *)to + at, _mm512_add_ps(x, _mm512_loadu_ps(plus + at)));
+            } else {
+                write_bf16((bf16 *)to + at, finish == GELU ? gelu(x) : x);
+            }
+        }
+}
+
+INLINE int bytes_of(const struct layer *l) { return l->int8 ? 1 : 2; }
+
+// Rows and columns that one task multiplies: rows that stay in the second cache, or all of a short batch; and for a short
+// batch so many panels that each thread has one range of the weights to read, else some tasks for each thread.
+INLINE int block_rows(const struct layer *l, const struct matrix *m, int rows) {
+    if (rows <= SHORT) return rows;
+    int most = BLOCK_BYTES / (m->inputs * bytes_of(l));
+    most = most < 48 ? 48 : most;
+    int blocks = tiles_of(rows, most);
+    return tiles_of(tiles_of(rows, blocks), TILE_ROWS) * TILE_ROWS;
+}
+
+INLINE int block_panels(const struct pass *p, const struct matrix *m, int rows) {
+    const int panels = m->outputs / PANEL;
+    if (rows <= SHORT) return tiles_of(panels, p->threads);
+    int width = panels * tiles_of(rows, block_rows(p->layer, m, rows)) / (TASKS_PER_THREAD * p->threads);
+    return width < 1 ? 1 : width > MOST_PANELS ? MOST_PANELS : width;
+}
+
+INLINE int product_tasks(const struct pass *p, const struct matrix *m, int rows) {
+    return tiles_of(rows, block_rows(p->layer, m, rows)) * tiles_of(m->outputs / PANEL, block_panels(p, m, rows));
+}
+
+static void product(struct pass *p, int task, const struct matrix *m, const struct rows *in, int rows,
+                    enum finish finish, void *to, const float *plus) {
+    const struct layer *l = p->layer;
+    const int height = block_rows(l, m, rows), width = block_panels(p, m, rows);
+    const int across = tiles_of(m->outputs / PANEL, width);
+    const int first = task / across * height, last = first + height < rows ? first + height : rows;
+    const int panel = task % across * width, end = panel + width < m->outputs / PANEL ? panel + width : m->outputs / PANEL;
+    const int tiles = tiles_of(last - first, TILE_ROWS), groups = m->inputs * bytes_of(l) / GROUP_BYTES;
+    const ptrdiff_t row_bytes = (ptrdiff_t)m->inputs * bytes_of(l), panel_bytes = row_bytes * PANEL;
+    int32_t sums[TILE_ROWS * PANEL] __attribute__((aligned(64)));
+    for (int n = panel; n < end; n++)
+        for (int i = 0; i < tiles; i++) {
+            int a = first + border(last - first, tiles, i), b = first + border(last - first, tiles, i + 1);
+            // of the next panel half is fetched beside each of the first two tiles, while this one is multiplied
+            const char *w = m->weight + n * panel_bytes;
+            const char *ahead = tiles > 1 && i < 2 && n + 1 < end ? w + panel_bytes + i * panel_bytes / 2 : NULL;
+            (l->int8 ? few_rows_int8 : few_rows_bf16)(b - a, in->values + a * row_bytes, row_bytes, w, groups, sums,
+                                                      PANEL * sizeof(float), 0, ahead);
+            finish_tile(l, m, in, sums, a, b - a, n * PANEL, finish, to, plus);
+        }
+}
+
+// ---- stages -----------------------------------------------------------------------------------------------------
+
+static int index_of(const int *starts, int count, int place) {  // the last start that is not behind the place
+    int low = 0, high = count;
+    while (high - low > 1) {
+        int middle = (low + high) / 2;
+        if (starts[middle] <= place) low = middle;
+        else high = middle;
+    }
+    return low;
+}
+
+static void read_states(struct pass *p, int task) {
+    const int d = p->layer->hidden;
+    for (int r = task * ROWS_PER_TASK; r < p->tokens && r < (task + 1) * ROWS_PER_TASK; r++)
+        prepare(p->layer, p->x + (ptrdiff_t)r * d, 1, d, &p->states, r);
+}
+
+static void make_qkv(struct pass *p, int task) {
+    product(p, task, &p->layer->qkv, &p->states, p->tokens, AS_IS, p->qkv, NULL);
+}
+
+static void pack(struct pass *p, int task) {
+    const struct layer *l = p->layer;
+    const int text = task / l->heads, h = task % l->heads, d = l->hidden, head = d / l->heads;
+    const int length = (int)(p->offsets[text + 1] - p->offsets[text]);
+    const bf16 *from = p->qkv + p->offsets[text] * 3 * d + h * head;
+    const ptrdiff_t at = (ptrdiff_t)p->places[text] * d + (ptrdiff_t)padded(length) * h * head;
+    pack_keys(from + d, 3 * d, length, head, p->keys + at);
+    pack_values(from + 2 * d, 3 * d, length, head, p->values + at);
+}
+
+static void attend_block(struct pass *p, int task) {
+    const struct layer *l = p->layer;
+    const int d = l->hidden, head = d / l->heads;
+    const int text = index_of(p->blocks, p->texts, task / l->heads), h = task % l->heads;
+    const int length = (int)(p->offsets[text + 1] - p->offsets[text]);
+    const int blocks = p->blocks[text + 1] - p->blocks[text], block = task / l->heads - p->blocks[text];
+    const ptrdiff_t at = (ptrdiff_t)p->places[text] * d + (ptrdiff_t)padded(length) * h * head;
+    attend(p->qkv + p->offsets[text] * 3 * d + h * head, 3 * d, p->keys + at, p->values + at, length, head,
+           border(length, blocks, block), border(length, blocks, block + 1), p->context + p->offsets[text] * d + h * head, d);
+}
+
+static void read_context(struct pass *p, int task) {
+    const int d = p->layer->hidden;
+    for (int r = task * ROWS_PER_TASK; r < p->rows && r < (task + 1) * ROWS_PER_TASK; r++)
+        prepare(p->layer, p->context + (ptrdiff_t)(p->first + r) * d, 0, d, &p->inputs, r);
+}
+
+static void add_attended(struct pass *p, int task) {
+    const ptrdiff_t at = (ptrdiff_t)p->first * p->layer->hidden;
+    product(p, task, &p->layer->attended, &p->inputs, p->rows, PLUS, p->y, p->x + at);
+}
+
+static void norm_attended(struct pass *p, int task) {
+    for (int r = task * ROWS_PER_TASK; r < p->rows && r < (task + 1) * ROWS_PER_TASK; r++)
+        normalise(p->layer, &p->layer->attended_norm, p->y + (ptrdiff_t)r * p->layer->hidden, &p->inputs, r);
+}
+
+static void make_inner(struct pass *p, int task) {
+    product(p, task, &p->layer->up, &p->inputs, p->rows, GELU, p->inner, NULL);
+}
+
+static void read_inner(struct pass *p, int task) {
+    const int f = p->layer->ffn;
+    for (int r = task * ROWS_PER_TASK; r < p->rows && r < (task + 1) * ROWS_PER_TASK; r++)
+        prepare(p->layer, p->inner + (ptrdiff_t)r * f, 0, f, &p->inners, r);
+}
+
+static void add_down(struct pass *p, int task) {
+    product(p, task, &p->layer->down, &p->inners, p->rows, PLUS, p->x + (ptrdiff_t)p->first * p->layer->hidden, p->y);
+}
+
+static void norm_down(struct pass *p, int task) {
+    for (int r = task * ROWS_PER_TASK; r < p->rows && r < (task + 1) * ROWS_PER_TASK; r++)
+        normalise(p->layer, &p->layer->down_norm, p->x + (ptrdiff_t)(p->first + r) * p->layer->hidden, NULL, r);
+}
+
+static void share(struct pass *p, int stage, int tasks, void (*work)(struct pass *, int)) {
+    for (int task; (task = __atomic_fetch_add(p->next + stage, 1, __ATOMIC_RELAXED)) < tasks;) work(p, task);
+    GOMP_barrier();
+}
+
+enum { ATTENTION_STAGES = 4, FORWARD_STAGES = 7 };
+
+static void attention_part(void *data) {
+    struct pass *p = data;
+    const struct layer *l = p->layer;
+    share(p, 0, tiles_of(p->tokens, ROWS_PER_TASK), read_states);
+    share(p, 1, product_tasks(p, &l->qkv, p->tokens), make_qkv);
+    share(p, 2, p->texts * l->heads, pack);
+    share(p, 3, p->blocks[p->texts] * l->heads, attend_block);
+}
+
+static void forward_part(void *data) {
+    struct pass *p = data;
+    const struct layer *l = p->layer;
+    const int parts = tiles_of(p->rows, ROWS_PER_TASK);
+    if (l->int8) share(p, 0, parts, read_context);
+    share(p, 1, product_tasks(p, &l->attended, p->rows), add_attended);
+    share(p, 2, parts, norm_attended);
+    share(p, 3, product_tasks(p, &l->up, p->rows), make_inner);
+    if (l->int8) share(p, 4, parts, read_inner);
+    share(p, 5, product_tasks(p, &l->down, p->rows), add_down);
+    share(p, 6, parts, norm_down);
+}
+
+// ---- entry ------------------------------------------------------------------------------------------------------
+
+static void *carve(char **at, size_t bytes) {
+    char *here = *at;
+    *at += (bytes + 63) / 64 * 64;
+    return here;
+}
+
+static void carve_rows(char **at, struct rows *rows, const struct layer *l, size_t count, size_t width) {
+    rows->values = carve(at, count * width * bytes_of(l));
+    rows->step = carve(at, count * sizeof(float));
+    rows->sum = carve(at, count * sizeof(int32_t));
+}
+
+// Places of everything in `scratch`; returns its size.
+static size_t arrange(struct pass *p, char *scratch) {
+    const struct layer *l = p->layer;
+    const size_t d = l->hidden, n = p->tokens, some = n < ROWS_AT_ONCE ? n : ROWS_AT_ONCE;
+    size_t places = 0;
+    for (int i = 0; i < p->texts; i++) places += padded((int)(p->offsets[i + 1] - p->offsets[i]));
+    char *at = scratch;
+    p->next = carve(&at, (ATTENTION_STAGES + FORWARD_STAGES) * sizeof(int));
+    p->places = carve(&at, (p->texts + 1) * sizeof(int));
+    p->blocks = carve(&at, (p->texts + 1) * sizeof(int));
+    p->qkv = carve(&at, n * 3 * d * sizeof(bf16));
+    p->keys = carve(&at, places * d * sizeof(bf16));
+    p->values = carve(&at, places * d * sizeof(bf16));
+    p->context = carve(&at, n * d * sizeof(bf16));
+    p->inner = carve(&at, some * l->ffn * sizeof(bf16));
+    p->y = carve(&at, some * d * sizeof(float));
+    carve_rows(&at, &p->states, l, n, d);
+    carve_rows(&at, &p->inputs, l, some, d);
+    carve_rows(&at, &p->inners, l, l->int8 ? some : 0, l->ffn);
+    return at - scratch;
+}
+
+// Bytes of scratch memory that threefold_layer wants for texts (offsets: texts + 1 numbers, from 0) end to end.
+size_t threefold_scratch(const struct layer *layer, const int64_t *offsets, int texts) {
+    struct pass p = {.layer = layer, .offsets = offsets, .texts = texts, .tokens = (int)offsets[texts]};
+    return arrange(&p, NULL);
+}
+
+// Overwrites the states x (tokens, hidden) with those after this layer. `scratch` begins at a multiple of 64.
+void threefold_layer(const struct layer *layer, float *x, const int64_t *offsets, int texts, char *scratch, int threads) {
+    struct pass p = {.layer = layer, .x = x, .offsets = offsets, .texts = texts, .tokens = (int)offsets[texts],
+                     .threads = threads};
+    arrange(&p, scratch);
+    p.places[0] = p.blocks[0] = 0;
+    for (int i = 0; i < texts; i++) {
+        int length = (int)(offsets[i + 1] - offsets[i]);
+        p.places[i + 1] = p.places[i] + padded(length);
+        p.blocks[i + 1] = p.blocks[i] + tiles_of(length, BLOCK_QUERIES);
+    }
+    for (int i = 0; i < ATTENTION_STAGES; i++) p.next[i] = 0;
+    GOMP_parallel(attention_part, &p, threads, 0);
+    for (p.first = 0; p.first < p.tokens; p.first += ROWS_AT_ONCE) {
+        p.rows = p.tokens - p.first < ROWS_AT_ONCE ? p.tokens - p.first : ROWS_AT_ONCE;
+        struct pass part = p;
+        if (!layer->int8) part.inputs.values = (char *)(p.context + (ptrdiff_t)p.first * layer->hidden);
+        if (!layer->int8) part.inners.values = (char *)p.inner;
+        for (int i = 0; i < FORWARD_STAGES; i++) part.next[i] = 0;
+        GOMP_parallel(forward_part, &part, threads, 0);
+    }
+}
+
+// Weights (outputs, inputs) in int8 or bfloat16, row by row, into panels as product.h wants them.
+void threefold_pack(const void *weight, int outputs, int inputs, int int8, void *to) {
+    const int bytes = int8 ? 1 : 2, groups = inputs * bytes / GROUP_BYTES;
+    const uint32_t *from = weight;
+    uint32_t *out = to;
+    for (int panel = 0; panel < outputs; panel += PANEL)
+        for (int g = 0; g < groups; g++)
+            for (int c = 0; c < PANEL; c++) {
+                uint32_t four = from[(ptrdiff_t)(panel + c) * groups + g];
+                *out++ = int8 ? four ^ 0x80808080u : four;  // + 128, modulo 256
+            }
+}

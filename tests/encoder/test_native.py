@@ -1,0 +1,306 @@
+"""The kernels in C against the formula of a layer, and what has to hold to the last bit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from threefold.encoder import native as subject
+from threefold.encoder.attention import Layout
+from threefold.encoder.encoder import Encoder
+from threefold.encoder.native import NativeLayer, runs, status
+from threefold.encoder.network import Layer, Network, NetworkConfig, initialise
+from threefold.encoder.packed import PackedNetwork
+from threefold.encoder.stored import Stored
+
+needs_kernels = pytest.mark.skipif(bool(status()), reason=f"kernels in C: {status()}")
+
+#: Heads of 32 and of 64 dimensions; sizes that are one panel, and some.
+SIZES = [(64, 2, 64), (192, 3, 320), (384, 12, 1536)]
+TEXTS = ["a fox", "Ein Fuchs springt über den faulen Hund.", "狐" * 70, "x " * 200]
+
+
+@cache
+def network(size: tuple[int, int, int]) -> Network:
+    """One layer with norms and biases that are not those of a fresh one."""
+    hidden, heads, ffn = size
+    made = Network(NetworkConfig(vocab=10, hidden=hidden, layers=1, heads=heads, ffn=ffn))
+    initialise(made, std=0.08)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in made.layers.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
+    return made
+
+
+@cache
+def layer(size: tuple[int, int, int], int8: bool) -> NativeLayer:
+    state = network(size).state_dict()
+    return NativeLayer(network(size).config, lambda name: Stored(state[name]), "layers.0", int8)
+
+
+def states(tokens: int, size: tuple[int, int, int], seed: int = 0) -> Tensor:
+    return torch.randn(tokens, size[0], generator=torch.Generator().manual_seed(seed))
+
+
+def run(size: tuple[int, int, int], int8: bool, x: Tensor, lengths: list[int]) -> Tensor:
+    with torch.inference_mode():
+        found: Tensor = layer(size, int8)(x.clone(), Layout.of(np.array(lengths)))
+    return found
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+# ---- the formula -----------------------------------------------------------------------------------------
+
+
+@needs_kernels
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("lengths", [[1], [12], [64, 65], [3, 40, 129, 128, 300, 7], [1100, 5]])
+@torch.inference_mode()
+def test_equals_the_layer_in_float64(size: tuple[int, int, int], int8: bool, lengths: list[int]) -> None:
+    """Blocks of queries, keys, rows and panels of every kind: whole, more than one, and cut."""
+    x = states(sum(lengths), size)
+    exact = Layer(network(size).config).double()
+    exact.load_state_dict(network(size).layers[0].state_dict())
+    wanted = exact(x.double(), Layout.of(np.array(lengths)))
+    got = run(size, int8, x, lengths).double()
+    assert torch.cosine_similarity(got, wanted).min() >= (0.998 if int8 else 0.9999)
+    assert (got - wanted).abs().mean() <= (0.03 if int8 else 0.01) * wanted.abs().mean()
+
+
+@needs_kernels
+@torch.inference_mode()
+def test_attention_looks_at_all_tokens_and_at_no_other_text() -> None:
+    """One key that stands out, at the end of a text that is longer than a block of keys."""
+    size = SIZES[1]
+    x = states(300, size)
+    x[299] *= 5
+    base = run(size, False, x, [300])
+    x[299] *= -1
+    moved = (run(size, False, x, [300]) - base).abs().amax(dim=1)
+    assert (moved[:299] > 1e-4).all()
+    apart = (run(size, False, x, [299, 1])[:299] - run(size, False, states(300, size), [299, 1])[:299]).abs().max()
+    assert apart == 0
+
+
+@needs_kernels
+@pytest.mark.parametrize("int8", [False, True])
+@settings(deadline=None, max_examples=25)
+@given(lengths=st.lists(st.integers(1, 150), min_size=1, max_size=12), seed=st.integers(0, 5))
+def test_a_text_has_the_same_bits_alone_and_in_any_batch(int8: bool, lengths: list[int], seed: int) -> None:
+    x = states(sum(lengths), SIZES[1], seed)
+    together = run(SIZES[1], int8, x, lengths)
+    ends = np.cumsum(lengths)
+    for start, end in zip(ends - lengths, ends, strict=True):
+        assert torch.equal(run(SIZES[1], int8, x[start:end], [int(end - start)]), together[start:end])
+
+
+@needs_kernels
+@pytest.mark.parametrize("int8", [False, True])
+def test_threads_change_nothing(int8: bool, threads: None) -> None:
+    found = []
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        found.append([run(SIZES[2], int8, states(n, SIZES[2]), [n]) for n in (3, 20, 60, 400)])
+    for one, two, five in zip(*found, strict=True):
+        assert torch.equal(one, two)
+        assert torch.equal(one, five)
+
+
+@needs_kernels
+def test_several_callers_at_once() -> None:
+    """A server encodes from more than one thread."""
+    cases = [(n, states(n, SIZES[2], n)) for n in (5, 90, 33, 250)]
+    alone = [run(SIZES[2], False, x, [n]) for n, x in cases]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            for wanted, got in zip(alone, pool.map(lambda c: run(SIZES[2], False, c[1], [c[0]]), cases), strict=True):
+                assert torch.equal(got, wanted)
+
+
+@needs_kernels
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_not_hidden(int8: bool, bad: float) -> None:
+    """Every token of its text is lost, and no other."""
+    x = states(40, SIZES[0])
+    x[15, 3] = bad
+    y = run(SIZES[0], int8, x, [10, 20, 10])
+    assert not torch.isfinite(y[10:30]).all(dim=1).any()
+    assert torch.isfinite(y[:10]).all()
+    assert torch.isfinite(y[30:]).all()
+
+
+@needs_kernels
+def test_zeros_are_no_special_case() -> None:
+    assert torch.isfinite(run(SIZES[0], True, torch.zeros(7, 64), [7])).all()
+
+
+@needs_kernels
+def test_memory_of_a_long_text_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subject, "KEPT_BYTES", 1 << 20)
+    run(SIZES[0], False, states(3_000, SIZES[0]), [1_000] * 3)
+    long = len(subject._scratch.memory)
+    assert long > subject.KEPT_BYTES
+    run(SIZES[0], False, states(2_000, SIZES[0]), [1_000] * 2)  # not much shorter: kept
+    assert len(subject._scratch.memory) == long
+    run(SIZES[0], False, states(10, SIZES[0]), [10])
+    assert len(subject._scratch.memory) < subject.KEPT_BYTES
+
+
+# ---- in an encoder ---------------------------------------------------------------------------------------
+
+
+@needs_kernels
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+@torch.inference_mode()
+def test_the_states_of_the_embedded_model_have_the_same_bits_in_any_batch(precision: str) -> None:
+    encoder = Encoder(device="cpu", precision=precision)  # type: ignore[arg-type]
+    assert encoder.kernels == "native"
+    tokens = encoder.tokenizer.encode(TEXTS, max_tokens=200)
+    together = encoder._states(encoder._model, tokens.ids, Layout.of(tokens.lengths))
+    for i, (start, length) in enumerate(zip(tokens.offsets, tokens.lengths, strict=False)):
+        alone = encoder._states(encoder._model, tokens[i], Layout.of(tokens.lengths[i : i + 1]))
+        assert torch.equal(alone, together[start : start + length])
+
+
+@needs_kernels
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_both_executors_agree(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours is as close to float32 as PyTorch's products."""
+    monkeypatch.setattr(subject, "runs", lambda config: False)
+    plain = Encoder(device="cpu", precision=precision)  # type: ignore[arg-type]
+    monkeypatch.undo()
+    ours = Encoder(device="cpu", precision=precision)  # type: ignore[arg-type]
+    assert (plain.kernels.split(" ")[0], ours.kernels) == ("PyTorch", "native")
+    exact, a, b = (encoder.encode(TEXTS).dense for encoder in (Encoder(device="cpu", precision="float32"), plain, ours))
+    assert exact is not None
+    assert a is not None
+    assert b is not None
+    assert (b * exact).sum(axis=1).mean() >= (a * exact).sum(axis=1).mean() - 5e-4
+
+
+def test_float32_and_small_heads_stay_with_pytorch(m3_folder: Path) -> None:
+    assert Encoder(device="cpu", precision="float32").kernels == "PyTorch"
+    assert Encoder(m3_folder, device="cpu", precision="bfloat16").kernels.startswith("PyTorch (")
+    assert not runs(NetworkConfig(hidden=96, heads=3))
+    assert not runs(NetworkConfig(hidden=384, heads=24))
+    assert runs(NetworkConfig()) == (status() == "")
+
+
+# ---- whether they run ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("_is_vnni_supported", False, "no AVX512-BF16 and AVX512-VNNI"),
+        ("_is_avx512_bf16_supported", False, "no AVX512-BF16 and AVX512-VNNI"),
+        ("_is_amx_tile_supported", True, "has AMX"),
+    ],
+)
+def test_says_what_the_processor_lacks(
+    name: str, value: bool, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for feature in ("_is_vnni_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, feature, lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, name, lambda: value)
+    assert message in status.__wrapped__()
+
+
+def test_says_when_there_is_no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for feature in ("_is_vnni_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, feature, lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(subject, "LIBRARY", tmp_path / "layer.so")
+    assert "not compiled" in status.__wrapped__()
+    (tmp_path / "layer.so").write_text("no library")
+    monkeypatch.setattr(subject, "_library", subject._library.__wrapped__)
+    assert "cannot be loaded" in status.__wrapped__()
+
+
+def test_can_be_switched_off() -> None:
+    code = "from threefold.encoder.native import status; print(status())"
+    environment = os.environ | {"THREEFOLD_NATIVE": "0"}
+    said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "switched off by THREEFOLD_NATIVE=0"
+
+
+@needs_kernels
+def test_a_packed_network_without_them_is_the_other_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THREEFOLD_NATIVE", "1")
+    made = network(SIZES[0])
+    assert PackedNetwork.of(made, "bfloat16").native
+    assert not PackedNetwork.of(made, "float32").native
+    monkeypatch.setattr(subject, "status", lambda: "for this test")
+    assert not PackedNetwork.of(made, "bfloat16").native
+
+
+# ---- the compiler ----------------------------------------------------------------------------------------
+
+HOOK = Path(__file__).parents[2] / "hatch_build.py"
+needs_compiler = pytest.mark.skipif(
+    sys.platform != "linux" or not (shutil.which("gcc") or shutil.which("clang")), reason="no C compiler here"
+)
+
+
+def compiled(library: Path, monkeypatch: pytest.MonkeyPatch, compiler: str | None = None) -> str:
+    """What the hook of the build says; hatchling itself is not there when tests run."""
+    import importlib.util
+    import types
+
+    names = "hatchling", "hatchling.builders", "hatchling.builders.hooks", "hatchling.builders.hooks.plugin"
+    for name in names:
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    interface = types.ModuleType("hatchling.builders.hooks.plugin.interface")
+    interface.BuildHookInterface = object  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, interface.__name__, interface)
+    spec = importlib.util.spec_from_file_location("hatch_build", HOOK)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if compiler is not None:
+        monkeypatch.setenv("CC", compiler)
+    said: str = module.compile_kernels(subject.LIBRARY.parent / "layer.c", library)
+    return said
+
+
+@needs_compiler
+def test_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert compiled(tmp_path / "layer.so", monkeypatch) == ""
+    assert (tmp_path / "layer.so").stat().st_size > 10_000
+
+
+@needs_compiler
+def test_a_compiler_that_fails_is_named_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "layer.so").write_text("of an earlier build")
+    assert compiled(tmp_path / "layer.so", monkeypatch, "false").startswith("false failed")
+    assert not (tmp_path / "layer.so").exists()
+
+
+def test_other_systems_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert "Linux on x86-64, not darwin" in compiled(tmp_path / "layer.so", monkeypatch)
