@@ -25,6 +25,7 @@ from threefold.encoder.native import NativeLayer, runs, status
 from threefold.encoder.network import Layer, Network, NetworkConfig, initialise
 from threefold.encoder.packed import PackedNetwork
 from threefold.encoder.stored import Stored
+from threefold.errors import ShapeError
 
 needs_kernels = pytest.mark.skipif(bool(status()), reason=f"kernels in C: {status()}")
 
@@ -155,6 +156,22 @@ def test_what_is_not_finite_is_not_hidden(int8: bool, bad: float) -> None:
 @needs_kernels
 def test_zeros_are_no_special_case() -> None:
     assert torch.isfinite(run(SIZES[0], True, torch.zeros(7, 64), [7])).all()
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    "x",
+    [
+        states(7, SIZES[0]),
+        states(8, SIZES[1]),
+        states(8, SIZES[0]).bfloat16(),
+        torch.randn(64, 8, generator=torch.Generator().manual_seed(0)).T,
+    ],
+)
+def test_states_of_another_form_are_refused(x: Tensor) -> None:
+    """C would read and write behind them."""
+    with pytest.raises(ShapeError, match=r"\(8, 64\) float32, contiguous; got"), torch.inference_mode():
+        layer(SIZES[0], False)(x, Layout.of(np.array([8])))
 
 
 @needs_kernels

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from threefold.encoder.attention import Layout
 from threefold.encoder.network import NetworkConfig
 from threefold.encoder.stored import Reader
+from threefold.errors import ShapeError
 
 LIBRARY: Final = Path(__file__).parent / "c" / "layer.so"
 #: Scratch memory of more than this is given back as soon as a smaller batch comes.
@@ -125,6 +126,10 @@ class NativeLayer(nn.Module):
         return parameter.data_ptr()
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        hidden, tokens = self._layer.hidden, int(layout.offsets[-1])
+        if x.dtype != torch.float32 or x.shape != (tokens, hidden) or not x.is_contiguous():
+            # C would write behind it
+            raise ShapeError(f"states must be ({tokens}, {hidden}) float32, contiguous; got {tuple(x.shape)} {x.dtype}")
         library, texts = _library(), len(layout.offsets) - 1
         offsets = layout.offsets.ctypes.data_as(ctypes.c_void_p)
         size = library.threefold_scratch(ctypes.byref(self._layer), offsets, texts)

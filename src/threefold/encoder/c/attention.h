@@ -1,5 +1,5 @@
-// softmax(q k' / sqrt(head)) v of one head of one text, block by block with a running maximum (Milakov and Gimelshein 2018,
-// arXiv 1805.02867; Dao et al. 2022, arXiv 2205.14135): no table of scores, whatever the length.
+// softmax(q k' / sqrt(head)) v of one head of one text, block by block with a running maximum (Milakov and Gimelshein
+// 2018, arXiv 1805.02867; Dao et al. 2022, arXiv 2205.14135): no table of scores, whatever the length.
 //
 // Keys and values are packed once per text and head, padded to whole panels of 64 keys:
 //   keys    [keys / 64][head / 2][64][2]   weights of the product q k'
@@ -12,9 +12,13 @@
 // A block of scores is 24 kB and stays in the first cache.
 enum { BLOCK_QUERIES = 48, BLOCK_KEYS = 128, MOST_HEAD = 64 };
 
-INLINE int padded(int length) { return (length + PANEL - 1) / PANEL * PANEL; }
+INLINE int padded(int length) {
+    return (length + PANEL - 1) / PANEL * PANEL;
+}
 
-INLINE __mmask16 first_of_16(int count) { return count >= 16 ? 0xFFFF : count <= 0 ? 0 : (__mmask16)((1u << count) - 1); }
+INLINE __mmask16 first_of_16(int count) {
+    return count >= 16 ? 0xFFFF : count <= 0 ? 0 : (__mmask16)((1u << count) - 1);
+}
 
 // From rows of `stride` bfloat16 each. Rows behind the end are zeros.
 static void pack_keys(const bf16 *keys, ptrdiff_t stride, int length, int head, bf16 *to) {
@@ -33,15 +37,16 @@ static void pack_values(const bf16 *values, ptrdiff_t stride, int length, int he
     for (int row = 0; row < padded(length); row += 2)
         for (int c = 0; c < head; c += 16, to += 32) {
             __m512i even = _mm512_setzero_si512(), odd = even;
-            if (row < length) even = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(values + row * stride + c)));
+            if (row < length)
+                even = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(values + row * stride + c)));
             if (row + 1 < length)
                 odd = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(values + (row + 1) * stride + c)));
             _mm512_storeu_si512(to, _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
         }
 }
 
-// One row of scores becomes weights that are not yet divided by their sum: the first `valid`, and zeros up to a multiple
-// of 16. Returns what everything summed so far has to be multiplied by.
+// One row of scores becomes weights that are not yet divided by their sum: the first `valid`, and zeros up to a
+// multiple of 16. Returns what everything summed so far has to be multiplied by.
 INLINE float soften(const float *scores, bf16 *weights, int valid, float scale, float *top, float *sum) {
     __m512 most = _mm512_set1_ps(-INFINITY), all = _mm512_setzero_ps();
     for (int j = 0; j < valid; j += 16) {
@@ -55,7 +60,7 @@ INLINE float soften(const float *scores, bf16 *weights, int valid, float scale, 
         write_bf16(weights + j, x);
         all = _mm512_add_ps(all, x);
     }
-    float fade = exp2f(before - now);  // 0 for the first block
+    float fade = exp2f(before - now); // 0 for the first block
     *top = now;
     *sum = *sum * fade + _mm512_reduce_add_ps(all);
     return fade;
@@ -67,18 +72,22 @@ static void attend(const bf16 *queries, ptrdiff_t q_stride, const bf16 *keys, co
     float scores[BLOCK_QUERIES * BLOCK_KEYS], found[BLOCK_QUERIES * MOST_HEAD] = {0};
     float top[BLOCK_QUERIES], sum[BLOCK_QUERIES] = {0};
     bf16 weights[BLOCK_QUERIES * BLOCK_KEYS];
-    const int rows = last - first, tiles = tiles_of(rows, TILE_ROWS), pairs = tiles_of(rows, 2 * TILE_ROWS);
-    const float scale = 1.44269504f / sqrtf((float)head);  // weights are powers of two
-    const ptrdiff_t row_of_scores = BLOCK_KEYS * sizeof(float), row_of_found = head * sizeof(float);
+    const int rows = last - first, score_tiles = tiles_of(rows, TILE_ROWS);
+    const int value_tiles = head == 32 ? tiles_of(rows, 2 * TILE_ROWS) : score_tiles;
+    const float scale = 1.44269504f / sqrtf((float)head); // weights are powers of two
     for (int r = 0; r < rows; r++) top[r] = -INFINITY;
     for (int start = 0; start < length; start += BLOCK_KEYS) {
         const int valid = length - start < BLOCK_KEYS ? length - start : BLOCK_KEYS;
         for (int j = 0; j < valid; j += PANEL)
-            for (int i = 0; i < tiles; i++) {
-                int a = border(rows, tiles, i), b = border(rows, tiles, i + 1);
-                few_rows_bf16(b - a, (const char *)(queries + (first + a) * q_stride), q_stride * sizeof(bf16),
-                              (const char *)(keys + (ptrdiff_t)(start + j) * head), head / 2,
-                              scores + a * BLOCK_KEYS + j, row_of_scores, 0, NULL);
+            for (int i = 0; i < score_tiles; i++) {
+                int a = border(rows, score_tiles, i), b = border(rows, score_tiles, i + 1);
+                struct operands o = {.inputs = (const char *)(queries + (first + a) * q_stride),
+                                     .input_stride = q_stride * sizeof(bf16),
+                                     .weights = (const char *)(keys + (ptrdiff_t)(start + j) * head),
+                                     .groups = head / 2,
+                                     .sums = scores + a * BLOCK_KEYS + j,
+                                     .sum_stride = BLOCK_KEYS * sizeof(float)};
+                rows_by_64_bf16(b - a, &o);
             }
         for (int r = 0; r < rows; r++) {
             float fade = soften(scores + r * BLOCK_KEYS, weights + r * BLOCK_KEYS, valid, scale, top + r, sum + r);
@@ -87,12 +96,16 @@ static void attend(const bf16 *queries, ptrdiff_t q_stride, const bf16 *keys, co
                 _mm512_storeu_ps(at, _mm512_mul_ps(_mm512_loadu_ps(at), _mm512_set1_ps(fade)));
             }
         }
-        const int parts = head == 32 ? pairs : tiles;
-        for (int i = 0; i < parts; i++) {
-            int a = border(rows, parts, i), b = border(rows, parts, i + 1);
-            (head == 32 ? few_rows_32 : few_rows_bf16)(
-                b - a, (const char *)(weights + a * BLOCK_KEYS), BLOCK_KEYS * sizeof(bf16),
-                (const char *)(values + (ptrdiff_t)start * head), (valid + 1) / 2, found + a * head, row_of_found, 1, NULL);
+        for (int i = 0; i < value_tiles; i++) {
+            int a = border(rows, value_tiles, i), b = border(rows, value_tiles, i + 1);
+            struct operands o = {.inputs = (const char *)(weights + a * BLOCK_KEYS),
+                                 .input_stride = BLOCK_KEYS * sizeof(bf16),
+                                 .weights = (const char *)(values + (ptrdiff_t)start * head),
+                                 .groups = (valid + 1) / 2,
+                                 .sums = found + a * head,
+                                 .sum_stride = head * sizeof(float),
+                                 .add = 1};
+            (head == 32 ? rows_by_32_bf16 : rows_by_64_bf16)(b - a, &o);
         }
     }
     for (int r = 0; r < rows; r++)

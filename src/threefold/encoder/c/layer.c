@@ -38,17 +38,24 @@ struct rows {
 };
 
 // Up to so many tokens are one block of rows, and threads share the columns, each a range of its own.
-enum { SHORT = 24, BLOCK_BYTES = 512 << 10, MOST_PANELS = 8, TASKS_PER_THREAD = 4, ROWS_AT_ONCE = 1024, ROWS_PER_TASK = 8 };
+enum {
+    SHORT = 24,
+    BLOCK_BYTES = 512 << 10,
+    MOST_PANELS = 8,
+    TASKS_PER_THREAD = 4,
+    ROWS_AT_ONCE = 1024,
+    ROWS_PER_TASK = 8
+};
 
 struct pass {
     const struct layer *layer;
     float *x;
     const int64_t *offsets;
     int texts, tokens, threads;
-    int first, rows;  // of the feed-forward part: so many tokens from this one on
-    int *next;        // task of each stage that nobody has taken
-    int *places;      // (texts + 1,) padded lengths of the texts before
-    int *blocks;      // (texts + 1,) blocks of queries of the texts before
+    int first, rows; // of the feed-forward part: so many tokens from this one on
+    int *next;       // task of each stage that nobody has taken
+    int *places;     // (texts + 1,) padded lengths of the texts before
+    int *blocks;     // (texts + 1,) blocks of queries of the texts before
     bf16 *qkv, *keys, *values, *context, *inner;
     float *y;
     struct rows states, inputs, inners;
@@ -72,7 +79,7 @@ static void prepare(const struct layer *l, const void *from, int wide, int count
     __m512i most = _mm512_setzero_si512(), sum = most;
     for (int i = 0; i < count; i += 16) most = larger_magnitude(most, read(from, wide, i));
     float largest = magnitude(most);
-    float step = (largest < 1e-12f ? 1e-12f : largest) / 127.0f;  // NaN and infinity stay in the step
+    float step = (largest < 1e-12f ? 1e-12f : largest) / 127.0f; // NaN and infinity stay in the step
     char *out = to->values + (ptrdiff_t)r * count;
     for (int i = 0; i < count; i += 16) {
         __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(read(from, wide, i), _mm512_set1_ps(1.0f / step)));
@@ -118,7 +125,8 @@ INLINE void finish_tile(const struct layer *l, const struct matrix *m, const str
                 __m512 scale = _mm512_mul_ps(_mm512_loadu_ps(m->scale + c + j), _mm512_set1_ps(in->step[r + i]));
                 x = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), scale, _mm512_loadu_ps(m->bias + c + j));
             } else {
-                x = _mm512_add_ps(_mm512_loadu_ps((const float *)sums + i * PANEL + j), _mm512_loadu_ps(m->bias + c + j));
+                x = _mm512_add_ps(_mm512_loadu_ps((const float *)sums + i * PANEL + j),
+                                  _mm512_loadu_ps(m->bias + c + j));
             }
             if (finish == PLUS) {
                 _mm512_storeu_ps((float *)to + at, _mm512_add_ps(x, _mm512_loadu_ps(plus + at)));
@@ -128,10 +136,12 @@ INLINE void finish_tile(const struct layer *l, const struct matrix *m, const str
         }
 }
 
-INLINE int bytes_of(const struct layer *l) { return l->int8 ? 1 : 2; }
+INLINE int bytes_of(const struct layer *l) {
+    return l->int8 ? 1 : 2;
+}
 
-// Rows and columns that one task multiplies: rows that stay in the second cache, or all of a short batch; and for a short
-// batch so many panels that each thread has one range of the weights to read, else some tasks for each thread.
+// Rows and columns that one task multiplies: rows that stay in the second cache, or all of a short batch; and for a
+// short batch so many panels that each thread has one range of the weights to read, else some tasks for each thread.
 INLINE int block_rows(const struct layer *l, const struct matrix *m, int rows) {
     if (rows <= SHORT) return rows;
     int most = BLOCK_BYTES / (m->inputs * bytes_of(l));
@@ -157,30 +167,38 @@ static void product(struct pass *p, int task, const struct matrix *m, const stru
     const int height = block_rows(l, m, rows), width = block_panels(p, m, rows);
     const int across = tiles_of(m->outputs / PANEL, width);
     const int first = task / across * height, last = first + height < rows ? first + height : rows;
-    const int panel = task % across * width, end = panel + width < m->outputs / PANEL ? panel + width : m->outputs / PANEL;
+    const int panels = m->outputs / PANEL, panel = task % across * width;
+    const int end = panel + width < panels ? panel + width : panels;
     const int tiles = tiles_of(last - first, TILE_ROWS), groups = m->inputs * bytes_of(l) / GROUP_BYTES;
     const ptrdiff_t row_bytes = (ptrdiff_t)m->inputs * bytes_of(l), panel_bytes = row_bytes * PANEL;
     int32_t sums[TILE_ROWS * PANEL] __attribute__((aligned(64)));
     for (int n = panel; n < end; n++)
         for (int i = 0; i < tiles; i++) {
             int a = first + border(last - first, tiles, i), b = first + border(last - first, tiles, i + 1);
-            // of the next panel half is fetched beside each of the first two tiles, while this one is multiplied
             const char *w = m->weight + n * panel_bytes;
-            const char *ahead = tiles > 1 && i < 2 && n + 1 < end ? w + panel_bytes + i * panel_bytes / 2 : NULL;
-            (l->int8 ? few_rows_int8 : few_rows_bf16)(b - a, in->values + a * row_bytes, row_bytes, w, groups, sums,
-                                                      PANEL * sizeof(float), 0, ahead);
+            struct operands o = {.inputs = in->values + a * row_bytes,
+                                 .input_stride = row_bytes,
+                                 .weights = w,
+                                 .groups = groups,
+                                 .sums = sums,
+                                 .sum_stride = PANEL * sizeof(float)};
+            // of the next panel half is fetched beside each of the first two tiles, while this one is multiplied
+            if (tiles > 1 && i < 2 && n + 1 < end) o.ahead = w + panel_bytes + i * panel_bytes / 2;
+            (l->int8 ? rows_by_64_int8 : rows_by_64_bf16)(b - a, &o);
             finish_tile(l, m, in, sums, a, b - a, n * PANEL, finish, to, plus);
         }
 }
 
 // ---- stages -----------------------------------------------------------------------------------------------------
 
-static int index_of(const int *starts, int count, int place) {  // the last start that is not behind the place
+static int index_of(const int *starts, int count, int place) { // the last start that is not behind the place
     int low = 0, high = count;
     while (high - low > 1) {
         int middle = (low + high) / 2;
-        if (starts[middle] <= place) low = middle;
-        else high = middle;
+        if (starts[middle] <= place)
+            low = middle;
+        else
+            high = middle;
     }
     return low;
 }
@@ -213,7 +231,8 @@ static void attend_block(struct pass *p, int task) {
     const int blocks = p->blocks[text + 1] - p->blocks[text], block = task / l->heads - p->blocks[text];
     const ptrdiff_t at = (ptrdiff_t)p->places[text] * d + (ptrdiff_t)padded(length) * h * head;
     attend(p->qkv + p->offsets[text] * 3 * d + h * head, 3 * d, p->keys + at, p->values + at, length, head,
-           border(length, blocks, block), border(length, blocks, block + 1), p->context + p->offsets[text] * d + h * head, d);
+           border(length, blocks, block), border(length, blocks, block + 1),
+           p->context + p->offsets[text] * d + h * head, d);
 }
 
 static void read_context(struct pass *p, int task) {
@@ -323,9 +342,10 @@ size_t threefold_scratch(const struct layer *layer, const int64_t *offsets, int 
 }
 
 // Overwrites the states x (tokens, hidden) with those after this layer. `scratch` begins at a multiple of 64.
-void threefold_layer(const struct layer *layer, float *x, const int64_t *offsets, int texts, char *scratch, int threads) {
-    struct pass p = {.layer = layer, .x = x, .offsets = offsets, .texts = texts, .tokens = (int)offsets[texts],
-                     .threads = threads};
+void threefold_layer(const struct layer *layer, float *x, const int64_t *offsets, int texts, char *scratch,
+                     int threads) {
+    struct pass p = {
+        .layer = layer, .x = x, .offsets = offsets, .texts = texts, .tokens = (int)offsets[texts], .threads = threads};
     arrange(&p, scratch);
     p.places[0] = p.blocks[0] = 0;
     for (int i = 0; i < texts; i++) {
@@ -354,6 +374,6 @@ void threefold_pack(const void *weight, int outputs, int inputs, int int8, void 
         for (int g = 0; g < groups; g++)
             for (int c = 0; c < PANEL; c++) {
                 uint32_t four = from[(ptrdiff_t)(panel + c) * groups + g];
-                *out++ = int8 ? four ^ 0x80808080u : four;  // + 128, modulo 256
+                *out++ = int8 ? four ^ 0x80808080u : four; // + 128, modulo 256
             }
 }

@@ -4,7 +4,8 @@
 //   bfloat16  [inputs / 2][64][2]
 //   int8      [inputs / 4][64][4], unsigned with 128 as zero: the product wants one unsigned side, and only the
 //             signed side can be repeated from memory
-// A tile is at most 6 rows by 64 columns (or 12 by 32): 24 registers of sums, so nothing but weights and inputs is read.
+// A tile is at most 6 rows by 64 columns (or 12 by 32): 24 registers of sums, so that nothing is read but weights and
+// inputs, each once.
 
 #pragma once
 
@@ -12,71 +13,94 @@
 
 enum { PANEL = 64, TILE_ROWS = 6, GROUP_BYTES = 4, ZERO_POINT = 128 };
 
-// Sums (rows, 16 * wide) of a tile. `wide` registers to a row, constant like `rows`; `groups` of 4 bytes; strides in
-// bytes. `ahead`, if not null, is where weights are that will be wanted next: two lines of it are fetched per group.
-#define TILE(name, sums_t, zeros, load_sums, store_sums, multiply)                                                      \
-    INLINE void name(const int rows, const int wide, const char *a, ptrdiff_t a_stride, const char *w, int groups,      \
-                     void *to, ptrdiff_t to_stride, int add, const char *ahead) {                                      \
-        sums_t sums[12][4];                                                                                            \
-        _Pragma("GCC unroll 12") for (int r = 0; r < rows; r++)                                                        \
-            _Pragma("GCC unroll 4") for (int j = 0; j < wide; j++)                                                     \
-                sums[r][j] = add ? load_sums((char *)to + r * to_stride + 64 * j) : zeros();                           \
-        for (int g = 0; g < groups; g++) {                                                                             \
-            __m512i weights[4];                                                                                        \
-            _Pragma("GCC unroll 4") for (int j = 0; j < wide; j++)                                                     \
-                weights[j] = _mm512_loadu_si512(w + ((ptrdiff_t)g * wide + j) * 64);                                   \
-            if (ahead) {                                                                                               \
-                _mm_prefetch(ahead + (ptrdiff_t)g * 128, _MM_HINT_T1);                                                 \
-                _mm_prefetch(ahead + (ptrdiff_t)g * 128 + 64, _MM_HINT_T1);                                            \
-            }                                                                                                          \
-            _Pragma("GCC unroll 12") for (int r = 0; r < rows; r++) {                                                  \
-                __m512i x = _mm512_set1_epi32(*(const int *)(a + r * a_stride + (ptrdiff_t)g * GROUP_BYTES));           \
-                _Pragma("GCC unroll 4") for (int j = 0; j < wide; j++)                                                 \
-                    sums[r][j] = multiply(sums[r][j], weights[j], x);                                                  \
-            }                                                                                                          \
-        }                                                                                                              \
-        _Pragma("GCC unroll 12") for (int r = 0; r < rows; r++)                                                        \
-            _Pragma("GCC unroll 4") for (int j = 0; j < wide; j++)                                                     \
-                store_sums((char *)to + r * to_stride + 64 * j, sums[r][j]);                                           \
+#define UNROLLED(i, count) _Pragma("GCC unroll 12") for (int i = 0; i < count; i++)
+
+// What a tile reads and writes; strides are in bytes.
+struct operands {
+    const char *inputs, *weights;
+    ptrdiff_t input_stride, sum_stride;
+    int groups;        // of 4 bytes in a row of inputs
+    int add;           // to the sums that are there already
+    void *sums;        // float32, or int32 in int8
+    const char *ahead; // weights that are wanted next, or NULL: two lines of them are fetched per group
+};
+
+INLINE __m512i multiply(const int int8, __m512i sum, __m512i weights, __m512i x) {
+    if (int8) return _mm512_dpbusd_epi32(sum, weights, x);
+    __m512 more = _mm512_dpbf16_ps(_mm512_castsi512_ps(sum), (__m512bh)weights, (__m512bh)x);
+    return _mm512_castps_si512(more);
+}
+
+// `rows` rows by `wide` registers of 16 columns: constants where it is called, so the sums stay in registers.
+INLINE void tile(const int int8, const int rows, const int wide, const struct operands *o) {
+    __m512i sums[12][4], weights[4];
+    char *to = o->sums;
+    UNROLLED (r, rows)
+        UNROLLED (j, wide) {
+            sums[r][j] = o->add ? _mm512_loadu_si512(to + r * o->sum_stride + 64 * j) : _mm512_setzero_si512();
+        }
+    const char *from = o->inputs, *w = o->weights, *ahead = o->ahead;
+    const ptrdiff_t stride = o->input_stride;
+    for (int g = 0; g < o->groups; g++, from += GROUP_BYTES) {
+        UNROLLED (j, wide) weights[j] = _mm512_loadu_si512(w + 64 * j);
+        w += 64 * wide;
+        if (ahead) {
+            _mm_prefetch(ahead, _MM_HINT_T1);
+            _mm_prefetch(ahead + 64, _MM_HINT_T1);
+            ahead += 128;
+        }
+        UNROLLED (r, rows) {
+            __m512i x = _mm512_set1_epi32(*(const int *)(from + r * stride));
+            UNROLLED (j, wide) sums[r][j] = multiply(int8, sums[r][j], weights[j], x);
+        }
     }
-
-#define MULTIPLY_BF16(sum, w, x) _mm512_dpbf16_ps(sum, (__m512bh)(w), (__m512bh)(x))
-#define MULTIPLY_INT8(sum, w, x) _mm512_dpbusd_epi32(sum, w, x)
-
-TILE(tile_bf16, __m512, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, MULTIPLY_BF16)
-TILE(tile_int8, __m512i, _mm512_setzero_si512, _mm512_loadu_si512, _mm512_storeu_si512, MULTIPLY_INT8)
-
-#define ROWS_64(tile, n) case n: tile(n, 4, a, a_stride, w, groups, to, to_stride, add, ahead); break;
-#define ROWS_32(tile, n) case n: tile(n, 2, a, a_stride, w, groups, to, to_stride, add, ahead); break;
-#define ARGUMENTS                                                                                                       \
-    int rows, const char *a, ptrdiff_t a_stride, const char *w, int groups, void *to, ptrdiff_t to_stride, int add,     \
-        const char *ahead
+    UNROLLED (r, rows)
+        UNROLLED (j, wide) _mm512_storeu_si512(to + r * o->sum_stride + 64 * j, sums[r][j]);
+}
 
 // 1 to 6 rows by 64 columns.
-static void few_rows_bf16(ARGUMENTS) {
+INLINE void rows_by_64(const int int8, int rows, const struct operands *o) {
     switch (rows) {
-        ROWS_64(tile_bf16, 1) ROWS_64(tile_bf16, 2) ROWS_64(tile_bf16, 3)
-        ROWS_64(tile_bf16, 4) ROWS_64(tile_bf16, 5) ROWS_64(tile_bf16, 6)
+    case 1: tile(int8, 1, 4, o); break;
+    case 2: tile(int8, 2, 4, o); break;
+    case 3: tile(int8, 3, 4, o); break;
+    case 4: tile(int8, 4, 4, o); break;
+    case 5: tile(int8, 5, 4, o); break;
+    case 6: tile(int8, 6, 4, o); break;
     }
 }
 
-static void few_rows_int8(ARGUMENTS) {
-    switch (rows) {
-        ROWS_64(tile_int8, 1) ROWS_64(tile_int8, 2) ROWS_64(tile_int8, 3)
-        ROWS_64(tile_int8, 4) ROWS_64(tile_int8, 5) ROWS_64(tile_int8, 6)
-    }
+static void rows_by_64_bf16(int rows, const struct operands *o) {
+    rows_by_64(0, rows, o);
 }
 
-// 1 to 12 rows by 32 columns: values of heads of 32 dimensions.
-static void few_rows_32(ARGUMENTS) {
+static void rows_by_64_int8(int rows, const struct operands *o) {
+    rows_by_64(1, rows, o);
+}
+
+// 1 to 12 rows by 32 columns, in bfloat16: the values of heads of 32 dimensions.
+static void rows_by_32_bf16(int rows, const struct operands *o) {
     switch (rows) {
-        ROWS_32(tile_bf16, 1) ROWS_32(tile_bf16, 2) ROWS_32(tile_bf16, 3) ROWS_32(tile_bf16, 4)
-        ROWS_32(tile_bf16, 5) ROWS_32(tile_bf16, 6) ROWS_32(tile_bf16, 7) ROWS_32(tile_bf16, 8)
-        ROWS_32(tile_bf16, 9) ROWS_32(tile_bf16, 10) ROWS_32(tile_bf16, 11) ROWS_32(tile_bf16, 12)
+    case 1: tile(0, 1, 2, o); break;
+    case 2: tile(0, 2, 2, o); break;
+    case 3: tile(0, 3, 2, o); break;
+    case 4: tile(0, 4, 2, o); break;
+    case 5: tile(0, 5, 2, o); break;
+    case 6: tile(0, 6, 2, o); break;
+    case 7: tile(0, 7, 2, o); break;
+    case 8: tile(0, 8, 2, o); break;
+    case 9: tile(0, 9, 2, o); break;
+    case 10: tile(0, 10, 2, o); break;
+    case 11: tile(0, 11, 2, o); break;
+    case 12: tile(0, 12, 2, o); break;
     }
 }
 
 // `total` rows are cut into tiles of nearly equal height: this is where tile `i` of `tiles` begins.
-INLINE int border(int total, int tiles, int i) { return (int)((int64_t)total * i / tiles); }
+INLINE int border(int total, int tiles, int i) {
+    return (int)((int64_t)total * i / tiles);
+}
 
-INLINE int tiles_of(int total, int rows) { return (total + rows - 1) / rows; }
+INLINE int tiles_of(int total, int rows) {
+    return (total + rows - 1) / rows;
+}
