@@ -41,11 +41,13 @@ test-all: $(VENV)/.dev
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror src/threefold/encoder/c/*.[ch]
 	$(BIN)/mypy
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i src/threefold/encoder/c/*.[ch]
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/search.py
