@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 
@@ -21,8 +22,8 @@ from torch import Tensor
 from threefold.encoder import native as subject
 from threefold.encoder.attention import Layout
 from threefold.encoder.encoder import Encoder
-from threefold.encoder.native import NativeLayer, runs, status
-from threefold.encoder.network import Layer, Network, NetworkConfig, initialise
+from threefold.encoder.native import NativeLayers, runs, status
+from threefold.encoder.network import Network, NetworkConfig, initialise
 from threefold.encoder.packed import PackedNetwork
 from threefold.encoder.stored import Stored
 from threefold.errors import ShapeError
@@ -36,9 +37,9 @@ TEXTS = ["a fox", "Ein Fuchs springt über den faulen Hund.", "狐" * 70, "x " *
 
 @cache
 def network(size: tuple[int, int, int]) -> Network:
-    """One layer with norms and biases that are not those of a fresh one."""
+    """Two layers with norms and biases that are not those of fresh ones."""
     hidden, heads, ffn = size
-    made = Network(NetworkConfig(vocab=10, hidden=hidden, layers=1, heads=heads, ffn=ffn))
+    made = Network(NetworkConfig(vocab=10, hidden=hidden, layers=2, heads=heads, ffn=ffn))
     initialise(made, std=0.08)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -49,9 +50,9 @@ def network(size: tuple[int, int, int]) -> Network:
 
 
 @cache
-def layer(size: tuple[int, int, int], int8: bool) -> NativeLayer:
+def layers(size: tuple[int, int, int], int8: bool) -> NativeLayers:
     state = network(size).state_dict()
-    return NativeLayer(network(size).config, lambda name: Stored(state[name]), "layers.0", int8)
+    return NativeLayers(network(size).config, lambda name: Stored(state[name]), int8)
 
 
 def states(tokens: int, size: tuple[int, int, int], seed: int = 0) -> Tensor:
@@ -60,7 +61,7 @@ def states(tokens: int, size: tuple[int, int, int], seed: int = 0) -> Tensor:
 
 def run(size: tuple[int, int, int], int8: bool, x: Tensor, lengths: list[int]) -> Tensor:
     with torch.inference_mode():
-        found: Tensor = layer(size, int8)(x.clone(), Layout.of(np.array(lengths)))
+        found: Tensor = layers(size, int8)(x.clone(), Layout.of(np.array(lengths)))
     return found
 
 
@@ -79,15 +80,15 @@ def threads() -> Iterator[None]:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("lengths", [[1], [12], [64, 65], [3, 40, 129, 128, 300, 7], [1100, 5]])
 @torch.inference_mode()
-def test_equals_the_layer_in_float64(size: tuple[int, int, int], int8: bool, lengths: list[int]) -> None:
+def test_equals_the_layers_in_float64(size: tuple[int, int, int], int8: bool, lengths: list[int]) -> None:
     """Blocks of queries, keys, rows and panels of every kind: whole, more than one, and cut."""
     x = states(sum(lengths), size)
-    exact = Layer(network(size).config).double()
-    exact.load_state_dict(network(size).layers[0].state_dict())
-    wanted = exact(x.double(), Layout.of(np.array(lengths)))
+    wanted = x.double()
+    for one in deepcopy(network(size).layers).double():
+        wanted = one(wanted, Layout.of(np.array(lengths)))
     got = run(size, int8, x, lengths).double()
-    assert torch.cosine_similarity(got, wanted).min() >= (0.998 if int8 else 0.9999)
-    assert (got - wanted).abs().mean() <= (0.03 if int8 else 0.01) * wanted.abs().mean()
+    assert torch.cosine_similarity(got, wanted).min() >= (0.995 if int8 else 0.9998)
+    assert (got - wanted).abs().mean() <= (0.06 if int8 else 0.015) * wanted.abs().mean()
 
 
 @needs_kernels
@@ -115,6 +116,21 @@ def test_a_text_has_the_same_bits_alone_and_in_any_batch(int8: bool, lengths: li
     ends = np.cumsum(lengths)
     for start, end in zip(ends - lengths, ends, strict=True):
         assert torch.equal(run(SIZES[1], int8, x[start:end], [int(end - start)]), together[start:end])
+
+
+@needs_kernels
+def test_layer_by_layer_or_at_once_and_something_urgent_between() -> None:
+    size, calls = SIZES[1], []
+    urgent = run(size, False, states(5, size, 1), [5])
+
+    def between() -> None:
+        calls.append(torch.equal(run(size, False, states(5, size, 1), [5]), urgent))
+
+    x = states(2_000, size)
+    with torch.inference_mode():
+        step_by_step = layers(size, False)(x.clone(), Layout.of(np.array([700, 1_300])), between)
+    assert torch.equal(step_by_step, run(size, False, x, [700, 1_300]))
+    assert calls == [True, True]
 
 
 @needs_kernels
@@ -171,7 +187,7 @@ def test_zeros_are_no_special_case() -> None:
 def test_states_of_another_form_are_refused(x: Tensor) -> None:
     """C would read and write behind them."""
     with pytest.raises(ShapeError, match=r"\(8, 64\) float32, contiguous; got"), torch.inference_mode():
-        layer(SIZES[0], False)(x, Layout.of(np.array([8])))
+        layers(SIZES[0], False)(x, Layout.of(np.array([8])))
 
 
 @needs_kernels

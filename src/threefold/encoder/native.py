@@ -1,8 +1,8 @@
-"""The layers of a network as one call each into `c/layer.c`, on processors with AVX512-VNNI and AVX512-BF16.
+"""The layers of a network as one call into `c/layer.c`, on processors with AVX512-VNNI and AVX512-BF16.
 
 PyTorch runs a layer in some thirty operations, each of which writes its result to memory, and oneDNN's products read
-the weights for a query at half of what memory gives. Here a layer is one call: rounding, bias, GELU and residual run
-inside the products, attention inside the first cache (docs/speed.md has what that is worth).
+the weights for a query at half of what memory gives. Here all layers are one call: rounding, bias, GELU and residual
+run inside the products, attention inside the first cache (docs/speed.md has what that is worth).
 
 The library is compiled when threefold is installed from source and a C compiler is there (`hatch_build.py`). Without
 it, or on another processor, the products of `products.py` do the same; `status` says which it is and why.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -85,23 +86,27 @@ def runs(config: NetworkConfig) -> bool:
 def _library() -> ctypes.CDLL:
     library = ctypes.CDLL(str(LIBRARY))
     library.threefold_scratch.restype = ctypes.c_size_t
-    library.threefold_layer.restype = library.threefold_pack.restype = None
+    library.threefold_layers.restype = library.threefold_pack.restype = None
     return library
 
 
-class NativeLayer(nn.Module):
-    """Self-attention and feed-forward, each with residual and LayerNorm. Overwrites its input (T, d) in float32."""
+class NativeLayers(nn.Module):
+    """All layers. They overwrite their input, states (T, d) in float32."""
 
-    def __init__(self, config: NetworkConfig, read: Reader, name: str, int8: bool) -> None:
+    def __init__(self, config: NetworkConfig, read: Reader, int8: bool) -> None:
         super().__init__()
-        self._layer = _Layer(
-            hidden=config.hidden, ffn=config.ffn, heads=config.heads, int8=int(int8), eps=config.norm_eps
-        )
+        self.config = config
+        self._layers = (_Layer * config.layers)(*(self._layer(read, f"layers.{i}", int8) for i in range(config.layers)))
+
+    def _layer(self, read: Reader, name: str, int8: bool) -> _Layer:
+        config = self.config
+        layer = _Layer(hidden=config.hidden, ffn=config.ffn, heads=config.heads, int8=int(int8), eps=config.norm_eps)
         for part in ("qkv", "attended", "up", "down"):
-            setattr(self._layer, part, self._packed(read, f"{name}.{part}", int8))
+            setattr(layer, part, self._packed(read, f"{name}.{part}", int8))
         for part in ("attended_norm", "down_norm"):
             weight, bias = (self._kept(read(f"{name}.{part}.{what}").float()) for what in ("weight", "bias"))
-            setattr(self._layer, part, _Norm(weight, bias))
+            setattr(layer, part, _Norm(weight, bias))
+        return layer
 
     def _packed(self, read: Reader, name: str, int8: bool) -> _Matrix:
         stored = read(f"{name}.weight")
@@ -120,32 +125,43 @@ class NativeLayer(nn.Module):
         return _Matrix(self._kept(packed), scale, self._kept(read(f"{name}.bias").float()), outputs, inputs)
 
     def _kept(self, tensor: Tensor) -> int:
-        """The address of a tensor that lives as long as this layer."""
+        """The address of a tensor that lives as long as these layers."""
         parameter = nn.Parameter(tensor.contiguous(), requires_grad=False)
         self.register_parameter(f"p{len(self._parameters)}", parameter)
         return parameter.data_ptr()
 
-    def forward(self, x: Tensor, layout: Layout) -> Tensor:
-        hidden, tokens = self._layer.hidden, int(layout.offsets[-1])
+    def forward(self, x: Tensor, layout: Layout, between: Callable[[], None] | None = None) -> Tensor:
+        """`between` is called before every layer; it may call this again."""
+        tokens, hidden = int(layout.offsets[-1]), self.config.hidden
         if x.dtype != torch.float32 or x.shape != (tokens, hidden) or not x.is_contiguous():
             # C would write behind it
             raise ShapeError(f"states must be ({tokens}, {hidden}) float32, contiguous; got {tuple(x.shape)} {x.dtype}")
+        if between is None:
+            self._run(x, layout, 0, self.config.layers)
+            return x
+        for i in range(self.config.layers):
+            between()
+            self._run(x, layout, i, 1)
+        return x
+
+    def _run(self, x: Tensor, layout: Layout, first: int, count: int) -> None:
         library, texts = _library(), len(layout.offsets) - 1
+        layers = ctypes.byref(self._layers, first * ctypes.sizeof(_Layer))
         offsets = layout.offsets.ctypes.data_as(ctypes.c_void_p)
-        size = library.threefold_scratch(ctypes.byref(self._layer), offsets, texts)
-        library.threefold_layer(
-            ctypes.byref(self._layer),
+        scratch = _scratch.of(library.threefold_scratch(layers, offsets, texts))
+        library.threefold_layers(
+            layers,
+            count,
             ctypes.c_void_p(x.data_ptr()),
             offsets,
             texts,
-            ctypes.c_void_p(_scratch.of(size)),
+            ctypes.c_void_p(scratch),
             torch.get_num_threads(),
         )
-        return x
 
 
 class _Scratch(threading.local):
-    """Memory between two steps of a layer, of this thread; all layers of a batch take the same."""
+    """Memory for what is between the steps of a layer, of this thread; all layers of a batch take the same."""
 
     def __init__(self) -> None:
         self.memory = torch.empty(0, dtype=torch.uint8)

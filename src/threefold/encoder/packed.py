@@ -3,7 +3,7 @@
 Built straight from the tensors of a checkpoint: the word table (half of bge-m3) stays in the mapped file, where all
 processes share its pages, and only the rows of a batch are read; each matrix of the layers is packed as it comes.
 Embeddings and norms stay in float; beside int8 products activations are bfloat16 where the processor has it, else
-float32. Where the kernels of `native.py` run, each layer is one call of theirs, and states stay float32 between layers.
+float32. Where the kernels of `native.py` run, all layers are one call of theirs, and states stay float32 on the way.
 
 Letters: T tokens of all texts in the batch, d hidden size, f feed-forward size.
 """
@@ -18,7 +18,7 @@ from torch.nn.functional import layer_norm
 
 from threefold.encoder import native
 from threefold.encoder.attention import Layout, attend
-from threefold.encoder.native import NativeLayer
+from threefold.encoder.native import NativeLayers
 from threefold.encoder.network import Batch, Network, NetworkConfig
 from threefold.encoder.products import FloatProduct, Int8Product, Product, fast_bfloat16
 from threefold.encoder.stored import Reader, Stored
@@ -44,14 +44,14 @@ class PackedNetwork(Network):
         self.config = config
         self.dtype = activations(precision)
         self.native = precision != "float32" and native.runs(config)
-        product = Int8Product if precision == "int8" else FloatProduct
         self.tables = nn.ModuleDict({name: _Table(read(f"{name}.weight")) for name in ("words", "positions", "types")})
         self.first_norm = _Norm(read, "norm", config.norm_eps)
+        if self.native:
+            self.at_once = NativeLayers(config, read, precision == "int8")
+            return
+        product = Int8Product if precision == "int8" else FloatProduct
         self.layers = nn.ModuleList(
-            NativeLayer(config, read, f"layers.{i}", precision == "int8")
-            if self.native
-            else _PackedLayer(config, read, f"layers.{i}", product, self.dtype)
-            for i in range(config.layers)
+            _PackedLayer(config, read, f"layers.{i}", product, self.dtype) for i in range(config.layers)
         )
 
     @classmethod
@@ -62,7 +62,9 @@ class PackedNetwork(Network):
 
     def forward(self, batch: Batch, between: Callable[[], None] | None = None) -> Tensor:
         """(T, d) hidden states of the last layer, in the numbers of the heads. `between` as in `Network`."""
-        return super().forward(batch, between).to(self.dtype)
+        if self.native:
+            return self.at_once(self.embed(batch), batch.layout, between).to(self.dtype)  # type: ignore[no-any-return]
+        return super().forward(batch, between)
 
     def embed(self, batch: Batch, words: Tensor | None = None) -> Tensor:
         """(T, d) what the first layer reads: word, place and type of every token. A tensor of its own."""

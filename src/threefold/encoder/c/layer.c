@@ -1,16 +1,12 @@
-// One layer of BERT / XLM-RoBERTa (attention and feed-forward, each with residual and LayerNorm) for inference on
-// processors with AVX512-VNNI and AVX512-BF16. The same function as `_PackedLayer` in packed.py, in one call.
+// Layers of BERT / XLM-RoBERTa (attention and feed-forward, each with residual and LayerNorm) for inference on
+// processors with AVX512-VNNI and AVX512-BF16. The same function as `_PackedLayer` in packed.py, all layers in one
+// call.
 //
-// Work is cut into stages. In each, threads take tasks from a counter until none is left, then wait for each other. A
-// token's numbers never depend on how tasks were cut, so a text's result does not depend on its batch, to the last bit.
-//
-// Threads are PyTorch's own: these symbols are those of the OpenMP library that it has loaded. A second one would have
-// threads of its own, and both would wait for work on the same cores.
+// Work is cut into stages, and a stage into tasks. A token's numbers never depend on how, so a text's result does not
+// depend on its batch, to the last bit.
 
 #include "attention.h"
-
-extern void GOMP_parallel(void (*work)(void *), void *data, unsigned threads, unsigned flags);
-extern void GOMP_barrier(void);
+#include "team.h"
 
 // (outputs, inputs), packed by threefold_pack. `scale` (outputs,) only in int8.
 struct matrix {
@@ -51,9 +47,10 @@ struct pass {
     const struct layer *layer;
     float *x;
     const int64_t *offsets;
-    int texts, tokens, threads;
-    int first, rows; // of the feed-forward part: so many tokens from this one on
-    int *next;       // task of each stage that nobody has taken
+    int texts, tokens, layers;
+    struct team *team;
+    int threads;     // of the team
+    int first, rows; // of the part after attention: so many tokens from this one on
     int *places;     // (texts + 1,) padded lengths of the texts before
     int *blocks;     // (texts + 1,) blocks of queries of the texts before
     bf16 *qkv, *keys, *values, *context, *inner;
@@ -65,7 +62,7 @@ enum finish { AS_IS, GELU, PLUS };
 
 // ---- rows as inputs ---------------------------------------------------------------------------------------------
 
-INLINE __m512 read(const void *from, int wide, int i) {
+INLINE __m512 sixteen(const void *from, int wide, int i) {
     return wide ? _mm512_loadu_ps((const float *)from + i) : read_bf16((const bf16 *)from + i);
 }
 
@@ -73,16 +70,16 @@ INLINE __m512 read(const void *from, int wide, int i) {
 static void prepare(const struct layer *l, const void *from, int wide, int count, struct rows *to, int r) {
     if (!l->int8) {
         bf16 *out = (bf16 *)to->values + (ptrdiff_t)r * count;
-        for (int i = 0; i < count; i += 16) write_bf16(out + i, read(from, wide, i));
+        for (int i = 0; i < count; i += 16) write_bf16(out + i, sixteen(from, wide, i));
         return;
     }
     __m512i most = _mm512_setzero_si512(), sum = most;
-    for (int i = 0; i < count; i += 16) most = larger_magnitude(most, read(from, wide, i));
+    for (int i = 0; i < count; i += 16) most = larger_magnitude(most, sixteen(from, wide, i));
     float largest = magnitude(most);
     float step = (largest < 1e-12f ? 1e-12f : largest) / 127.0f; // NaN and infinity stay in the step
     char *out = to->values + (ptrdiff_t)r * count;
     for (int i = 0; i < count; i += 16) {
-        __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(read(from, wide, i), _mm512_set1_ps(1.0f / step)));
+        __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(sixteen(from, wide, i), _mm512_set1_ps(1.0f / step)));
         sum = _mm512_add_epi32(sum, q);
         _mm_storeu_si128((__m128i *)(out + i), _mm512_cvtsepi32_epi8(q));
     }
@@ -270,33 +267,47 @@ static void norm_down(struct pass *p, int task) {
         normalise(p->layer, &p->layer->down_norm, p->x + (ptrdiff_t)(p->first + r) * p->layer->hidden, NULL, r);
 }
 
-static void share(struct pass *p, int stage, int tasks, void (*work)(struct pass *, int)) {
-    for (int task; (task = __atomic_fetch_add(p->next + stage, 1, __ATOMIC_RELAXED)) < tasks;) work(p, task);
-    GOMP_barrier();
+static void share(struct pass *p, int tasks, void (*work)(struct pass *, int)) {
+    for (int task; (task = __atomic_fetch_add(&p->team->next, 1, __ATOMIC_RELAXED)) < tasks;) work(p, task);
+    meet(p->team, p->threads);
 }
 
-enum { ATTENTION_STAGES = 4, FORWARD_STAGES = 7 };
-
-static void attention_part(void *data) {
-    struct pass *p = data;
+static void attention_part(struct pass *p) {
     const struct layer *l = p->layer;
-    share(p, 0, tiles_of(p->tokens, ROWS_PER_TASK), read_states);
-    share(p, 1, product_tasks(p, &l->qkv, p->tokens), make_qkv);
-    share(p, 2, p->texts * l->heads, pack);
-    share(p, 3, p->blocks[p->texts] * l->heads, attend_block);
+    share(p, tiles_of(p->tokens, ROWS_PER_TASK), read_states);
+    share(p, product_tasks(p, &l->qkv, p->tokens), make_qkv);
+    share(p, p->texts * l->heads, pack);
+    share(p, p->blocks[p->texts] * l->heads, attend_block);
 }
 
-static void forward_part(void *data) {
-    struct pass *p = data;
+static void forward_part(struct pass *p) {
     const struct layer *l = p->layer;
     const int parts = tiles_of(p->rows, ROWS_PER_TASK);
-    if (l->int8) share(p, 0, parts, read_context);
-    share(p, 1, product_tasks(p, &l->attended, p->rows), add_attended);
-    share(p, 2, parts, norm_attended);
-    share(p, 3, product_tasks(p, &l->up, p->rows), make_inner);
-    if (l->int8) share(p, 4, parts, read_inner);
-    share(p, 5, product_tasks(p, &l->down, p->rows), add_down);
-    share(p, 6, parts, norm_down);
+    if (l->int8) {
+        share(p, parts, read_context);
+    } else { // bfloat16 is read where it lies
+        p->inputs.values = (char *)(p->context + (ptrdiff_t)p->first * l->hidden);
+        p->inners.values = (char *)p->inner;
+    }
+    share(p, product_tasks(p, &l->attended, p->rows), add_attended);
+    share(p, parts, norm_attended);
+    share(p, product_tasks(p, &l->up, p->rows), make_inner);
+    if (l->int8) share(p, parts, read_inner);
+    share(p, product_tasks(p, &l->down, p->rows), add_down);
+    share(p, parts, norm_down);
+}
+
+// What each thread of the team does.
+static void run_layers(void *data) {
+    struct pass mine = *(const struct pass *)data, *p = &mine;
+    p->threads = omp_get_num_threads();
+    for (int i = 0; i < p->layers; i++, p->layer++) {
+        attention_part(p);
+        for (p->first = 0; p->first < p->tokens; p->first += ROWS_AT_ONCE) {
+            p->rows = p->tokens - p->first < ROWS_AT_ONCE ? p->tokens - p->first : ROWS_AT_ONCE;
+            forward_part(p);
+        }
+    }
 }
 
 // ---- entry ------------------------------------------------------------------------------------------------------
@@ -320,7 +331,6 @@ static size_t arrange(struct pass *p, char *scratch) {
     size_t places = 0;
     for (int i = 0; i < p->texts; i++) places += padded((int)(p->offsets[i + 1] - p->offsets[i]));
     char *at = scratch;
-    p->next = carve(&at, (ATTENTION_STAGES + FORWARD_STAGES) * sizeof(int));
     p->places = carve(&at, (p->texts + 1) * sizeof(int));
     p->blocks = carve(&at, (p->texts + 1) * sizeof(int));
     p->qkv = carve(&at, n * 3 * d * sizeof(bf16));
@@ -335,17 +345,24 @@ static size_t arrange(struct pass *p, char *scratch) {
     return at - scratch;
 }
 
-// Bytes of scratch memory that threefold_layer wants for texts (offsets: texts + 1 numbers, from 0) end to end.
+// Bytes of scratch memory that threefold_layers wants for texts (offsets: texts + 1 numbers, from 0) end to end.
 size_t threefold_scratch(const struct layer *layer, const int64_t *offsets, int texts) {
     struct pass p = {.layer = layer, .offsets = offsets, .texts = texts, .tokens = (int)offsets[texts]};
     return arrange(&p, NULL);
 }
 
-// Overwrites the states x (tokens, hidden) with those after this layer. `scratch` begins at a multiple of 64.
-void threefold_layer(const struct layer *layer, float *x, const int64_t *offsets, int texts, char *scratch,
-                     int threads) {
-    struct pass p = {
-        .layer = layer, .x = x, .offsets = offsets, .texts = texts, .tokens = (int)offsets[texts], .threads = threads};
+// Overwrites the states x (tokens, hidden) with those after `count` layers, all of the same sizes. `scratch` begins at
+// a multiple of 64.
+void threefold_layers(const struct layer *layers, int count, float *x, const int64_t *offsets, int texts, char *scratch,
+                      int threads) {
+    struct team team = {0};
+    struct pass p = {.layer = layers,
+                     .layers = count,
+                     .x = x,
+                     .offsets = offsets,
+                     .texts = texts,
+                     .tokens = (int)offsets[texts],
+                     .team = &team};
     arrange(&p, scratch);
     p.places[0] = p.blocks[0] = 0;
     for (int i = 0; i < texts; i++) {
@@ -353,16 +370,7 @@ void threefold_layer(const struct layer *layer, float *x, const int64_t *offsets
         p.places[i + 1] = p.places[i] + padded(length);
         p.blocks[i + 1] = p.blocks[i] + tiles_of(length, BLOCK_QUERIES);
     }
-    for (int i = 0; i < ATTENTION_STAGES; i++) p.next[i] = 0;
-    GOMP_parallel(attention_part, &p, threads, 0);
-    for (p.first = 0; p.first < p.tokens; p.first += ROWS_AT_ONCE) {
-        p.rows = p.tokens - p.first < ROWS_AT_ONCE ? p.tokens - p.first : ROWS_AT_ONCE;
-        struct pass part = p;
-        if (!layer->int8) part.inputs.values = (char *)(p.context + (ptrdiff_t)p.first * layer->hidden);
-        if (!layer->int8) part.inners.values = (char *)p.inner;
-        for (int i = 0; i < FORWARD_STAGES; i++) part.next[i] = 0;
-        GOMP_parallel(forward_part, &part, threads, 0);
-    }
+    GOMP_parallel(run_layers, &p, threads, 0);
 }
 
 // Weights (outputs, inputs) in int8 or bfloat16, row by row, into panels as product.h wants them.
