@@ -23,7 +23,7 @@ from threefold.encoder.checkpoint import Model, load, save
 from threefold.encoder.encoder import Encoder
 from threefold.encoder.transfer import OnTheWay
 from threefold.errors import CheckpointError, InputError, MissingHeadError, NumericalError
-from threefold.text.tokenizer import Tokenizer
+from threefold.text.tokenizer import Tokenizer, Tokens
 from threefold.types import REPRESENTATIONS, Encoded
 
 TEXTS = [
@@ -395,3 +395,14 @@ def test_an_overflow_in_16_bits_is_computed_again_in_float32(
         same(encoder.encode(TEXTS), m3.encode(TEXTS), ALONE)
     assert calls == [torch.bfloat16, torch.float32]
     assert "overflows in bfloat16" in caplog.text
+
+
+def test_texts_without_tokens_are_refused(m3: Encoder) -> None:
+    tokens = m3.tokenizer.encode(["a fox", ""], max_tokens=20)
+    none = Tokens(
+        tokens.ids[: tokens.offsets[1]], np.array([0, tokens.offsets[1], tokens.offsets[1]]), tokens.available
+    )
+    with pytest.raises(InputError, match="text 1 has no tokens"):
+        m3.encode_ids(none)
+    with pytest.raises(InputError, match="text 1 has no tokens"):
+        m3.encode_tokens(none, [["dense"], ["dense"]])

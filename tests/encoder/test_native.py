@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import gc
+import importlib.util
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from threefold.encoder import native as subject
 from threefold.encoder.attention import Layout
@@ -25,6 +29,7 @@ from threefold.encoder.encoder import Encoder
 from threefold.encoder.native import NativeLayers, runs, status
 from threefold.encoder.network import Network, NetworkConfig, initialise
 from threefold.encoder.packed import PackedNetwork
+from threefold.encoder.precision import held_bytes
 from threefold.encoder.stored import Stored
 from threefold.errors import ShapeError
 
@@ -181,13 +186,62 @@ def test_zeros_are_no_special_case() -> None:
         states(7, SIZES[0]),
         states(8, SIZES[1]),
         states(8, SIZES[0]).bfloat16(),
+        states(8, SIZES[0]).to("meta"),
         torch.randn(64, 8, generator=torch.Generator().manual_seed(0)).T,
     ],
 )
 def test_states_of_another_form_are_refused(x: Tensor) -> None:
     """C would read and write behind them."""
-    with pytest.raises(ShapeError, match=r"\(8, 64\) float32, contiguous; got"), torch.inference_mode():
+    with pytest.raises(ShapeError, match=r"\(8, 64\) float32 on the CPU, contiguous; got"), torch.inference_mode():
         layers(SIZES[0], False)(x, Layout.of(np.array([8])))
+
+
+@needs_kernels
+@pytest.mark.parametrize("lengths", [[], [0], [0, 0]])
+def test_no_tokens_at_all(lengths: list[int]) -> None:
+    assert run(SIZES[0], True, states(0, SIZES[0]), lengths).shape == (0, 64)
+
+
+@needs_kernels
+def test_empty_texts_among_others() -> None:
+    x = states(60, SIZES[0])
+    assert torch.equal(run(SIZES[0], False, x, [0, 60, 0]), run(SIZES[0], False, x, [60]))
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda module: module.float(),
+        lambda module: module.to(torch.float64),
+        lambda module: module.bfloat16(),
+        lambda module: module.share_memory(),
+        lambda module: module.load_state_dict(module.state_dict(), assign=True),
+        lambda module: module.to_empty(device="cpu"),
+    ],
+)
+def test_what_modules_do_with_their_weights_leaves_these_alone(move: Callable[[nn.Module], Any]) -> None:
+    """C holds their addresses."""
+    state = network(SIZES[0]).state_dict()
+    own = NativeLayers(network(SIZES[0]).config, lambda name: Stored(state[name]), False)
+    move(own)
+    gc.collect()
+    with torch.inference_mode():
+        again = own(states(30, SIZES[0]), Layout.of(np.array([30])))
+    assert torch.equal(again, run(SIZES[0], False, states(30, SIZES[0]), [30]))
+
+
+@needs_kernels
+def test_weights_are_counted_and_not_shared_with_their_origin() -> None:
+    origin = deepcopy(network(SIZES[0]))
+    packed = PackedNetwork.of(origin, "bfloat16")
+    assert held_bytes(packed) > held_bytes(PackedNetwork.of(origin, "int8")) > 2 * 64 * (4 * 64 + 2 * 64)
+    before = run(SIZES[0], False, states(5, SIZES[0]), [5])
+    with torch.no_grad():
+        for parameter in origin.layers.parameters():
+            parameter.fill_(7)
+    with torch.inference_mode():
+        assert torch.equal(packed.at_once(states(5, SIZES[0]), Layout.of(np.array([5]))), before)
 
 
 @needs_kernels
@@ -245,6 +299,15 @@ def test_float32_and_small_heads_stay_with_pytorch(m3_folder: Path) -> None:
 # ---- whether they run ------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor that has what the kernels want, by its word."""
+    for feature in ("_is_vnni_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, feature, lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.delenv("THREEFOLD_NATIVE", raising=False)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
@@ -254,19 +317,13 @@ def test_float32_and_small_heads_stay_with_pytorch(m3_folder: Path) -> None:
     ],
 )
 def test_says_what_the_processor_lacks(
-    name: str, value: bool, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    name: str, value: bool, message: str, fast: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for feature in ("_is_vnni_supported", "_is_avx512_bf16_supported"):
-        monkeypatch.setattr(torch.cpu, feature, lambda: True)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, name, lambda: value)
     assert message in status.__wrapped__()
 
 
-def test_says_when_there_is_no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for feature in ("_is_vnni_supported", "_is_avx512_bf16_supported"):
-        monkeypatch.setattr(torch.cpu, feature, lambda: True)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+def test_says_when_there_is_no_library(fast: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(subject, "LIBRARY", tmp_path / "layer.so")
     assert "not compiled" in status.__wrapped__()
     (tmp_path / "layer.so").write_text("no library")
@@ -299,41 +356,69 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
-def compiled(library: Path, monkeypatch: pytest.MonkeyPatch, compiler: str | None = None) -> str:
-    """What the hook of the build says; hatchling itself is not there when tests run."""
-    import importlib.util
-    import types
-
-    names = "hatchling", "hatchling.builders", "hatchling.builders.hooks", "hatchling.builders.hooks.plugin"
-    for name in names:
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    interface = types.ModuleType("hatchling.builders.hooks.plugin.interface")
-    interface.BuildHookInterface = object  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, interface.__name__, interface)
+@pytest.fixture
+def hook(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """`hatch_build.py`; hatchling itself is not there when tests run."""
+    for name in ("", ".builders", ".builders.hooks", ".builders.hooks.plugin", ".builders.hooks.plugin.interface"):
+        monkeypatch.setitem(sys.modules, f"hatchling{name}", ModuleType(f"hatchling{name}"))
+    sys.modules["hatchling.builders.hooks.plugin.interface"].BuildHookInterface = object  # type: ignore[attr-defined]
+    monkeypatch.delenv("CC", raising=False)
     spec = importlib.util.spec_from_file_location("hatch_build", HOOK)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    if compiler is not None:
-        monkeypatch.setenv("CC", compiler)
-    said: str = module.compile_kernels(subject.LIBRARY.parent / "layer.c", library)
-    return said
+    return module
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    """A copy of the sources, with what an earlier build left."""
+    folder = tmp_path / "c"
+    shutil.copytree(subject.LIBRARY.parent, folder, ignore=shutil.ignore_patterns("*.so"))
+    (folder / "layer.so").write_text("of an earlier build")
+    return folder
 
 
 @needs_compiler
-def test_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert compiled(tmp_path / "layer.so", monkeypatch) == ""
-    assert (tmp_path / "layer.so").stat().st_size > 10_000
+def test_compiles_and_knows_its_sources(
+    hook: ModuleType, sources: Path, monkeypatch: pytest.MonkeyPatch, fast: None
+) -> None:
+    assert hook.compile_kernels(sources) == ""
+    assert [file.name for file in sources.glob("*.so")] == ["layer.so"]
+    monkeypatch.setattr(subject, "LIBRARY", sources / "layer.so")
+    monkeypatch.setattr(subject, "_library", subject._library.__wrapped__)
+    assert status.__wrapped__() == ""
+    (sources / "team.h").write_text("// another")
+    assert "compiled from other sources" in status.__wrapped__()
 
 
 @needs_compiler
-def test_a_compiler_that_fails_is_named_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "layer.so").write_text("of an earlier build")
-    assert compiled(tmp_path / "layer.so", monkeypatch, "false").startswith("false failed")
-    assert not (tmp_path / "layer.so").exists()
+@pytest.mark.parametrize(
+    ("compiler", "reason"),
+    [("false", "false failed"), ("/nowhere/gcc -m64", "/nowhere/gcc cannot be run: No such file")],
+)
+def test_a_compiler_that_fails_is_named_and_leaves_nothing(
+    compiler: str, reason: str, hook: ModuleType, sources: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", compiler)
+    assert hook.compile_kernels(sources).startswith(reason)
+    assert not list(sources.glob("*.so"))
 
 
-def test_other_systems_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_systems_are_left_alone(hook: ModuleType, sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert "Linux on x86-64, not darwin" in compiled(tmp_path / "layer.so", monkeypatch)
+    assert "Linux on x86-64, not darwin" in hook.compile_kernels(sources)
+    assert not list(sources.glob("*.so"))
+
+
+def test_a_release_must_have_them(hook: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hook, "compile_kernels", lambda folder: "no compiler")
+    warnings: list[str] = []
+    build = hook.KernelsHook()
+    build.target_name, build.root, build.app = "wheel", ".", SimpleNamespace(display_warning=warnings.append)
+    build.initialize("standard", {})
+    assert warnings == ["kernels are not compiled: no compiler"]
+    monkeypatch.setenv("THREEFOLD_REQUIRE_KERNELS", "1")
+    with pytest.raises(RuntimeError, match="no compiler"):
+        build.initialize("standard", {})

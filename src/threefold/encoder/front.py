@@ -160,6 +160,8 @@ class Front(ABC):
         longest, most = int(tokens.lengths.max(initial=0)), self._config.network.max_tokens
         if longest > most:
             raise InputError(f"{self._source.name} reads at most {most} tokens; got {longest}")
+        if len(tokens) and not tokens.lengths.all():
+            raise InputError(f"text {int(tokens.lengths.argmin())} has no tokens; the tokenizer gives at least two")
 
     def _check_rows(self, tokens: Tokens, outputs: Sequence[Sequence[Output]]) -> None:
         if len(outputs) != len(tokens):

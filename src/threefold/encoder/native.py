@@ -16,6 +16,7 @@ import os
 import threading
 from collections.abc import Callable
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
@@ -70,10 +71,18 @@ def status() -> str:
     if not LIBRARY.is_file():
         return "not compiled: no C compiler that knows these instructions was there when threefold was installed"
     try:
-        _library()
-    except OSError as error:
+        made_of = _library().threefold_sources().decode()
+    except (OSError, AttributeError) as error:  # not a library, of another system, or too old
         return f"cannot be loaded: {error}"
+    if made_of != fingerprint(LIBRARY.parent):
+        return "compiled from other sources than these: install threefold again (pip install -e .)"
     return ""
+
+
+def fingerprint(folder: Path) -> str:
+    """Of the sources of the kernels; `hatch_build.py` compiles the same into the library."""
+    sources = sorted(file for file in folder.iterdir() if file.suffix in (".c", ".h"))
+    return sha256(b"".join(file.name.encode() + file.read_bytes() for file in sources)).hexdigest()[:16]
 
 
 def runs(config: NetworkConfig) -> bool:
@@ -85,8 +94,15 @@ def runs(config: NetworkConfig) -> bool:
 @cache
 def _library() -> ctypes.CDLL:
     library = ctypes.CDLL(str(LIBRARY))
-    library.threefold_scratch.restype = ctypes.c_size_t
-    library.threefold_layers.restype = library.threefold_pack.restype = None
+    number, address = ctypes.c_int, ctypes.c_void_p
+    for name, result, arguments in (
+        ("sources", ctypes.c_char_p, []),
+        ("pack", None, [address, number, number, number, address]),
+        ("scratch", ctypes.c_size_t, [address, address, number]),
+        ("layers", None, [address, number, address, address, number, address, number]),
+    ):
+        function = getattr(library, f"threefold_{name}")
+        function.restype, function.argtypes = result, arguments
     return library
 
 
@@ -96,6 +112,7 @@ class NativeLayers(nn.Module):
     def __init__(self, config: NetworkConfig, read: Reader, int8: bool) -> None:
         super().__init__()
         self.config = config
+        self._tensors: list[Tensor] = []
         self._layers = (_Layer * config.layers)(*(self._layer(read, f"layers.{i}", int8) for i in range(config.layers)))
 
     def _layer(self, read: Reader, name: str, int8: bool) -> _Layer:
@@ -119,23 +136,32 @@ class NativeLayers(nn.Module):
         rows = rows.contiguous()
         packed = torch.empty_like(rows)
         outputs, inputs = rows.shape
-        _library().threefold_pack(
-            ctypes.c_void_p(rows.data_ptr()), outputs, inputs, int(int8), ctypes.c_void_p(packed.data_ptr())
-        )
+        _library().threefold_pack(rows.data_ptr(), outputs, inputs, int(int8), packed.data_ptr())
         return _Matrix(self._kept(packed), scale, self._kept(read(f"{name}.bias").float()), outputs, inputs)
 
     def _kept(self, tensor: Tensor) -> int:
-        """The address of a tensor that lives as long as these layers."""
-        parameter = nn.Parameter(tensor.contiguous(), requires_grad=False)
-        self.register_parameter(f"p{len(self._parameters)}", parameter)
-        return parameter.data_ptr()
+        """The address of a tensor that lives as long as these layers.
+
+        In a list and no parameter: what a module does with those (`to`, `load_state_dict(assign=True)`) would leave C
+        with the address of memory that is somebody else's.
+        """
+        self._tensors.append(tensor.clone(memory_format=torch.contiguous_format))
+        return self._tensors[-1].data_ptr()
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory of the weights."""
+        return sum(tensor.nbytes for tensor in self._tensors)
 
     def forward(self, x: Tensor, layout: Layout, between: Callable[[], None] | None = None) -> Tensor:
         """`between` is called before every layer; it may call this again."""
         tokens, hidden = int(layout.offsets[-1]), self.config.hidden
-        if x.dtype != torch.float32 or x.shape != (tokens, hidden) or not x.is_contiguous():
-            # C would write behind it
-            raise ShapeError(f"states must be ({tokens}, {hidden}) float32, contiguous; got {tuple(x.shape)} {x.dtype}")
+        right = x.dtype == torch.float32 and x.device.type == "cpu" and x.is_contiguous()
+        if not right or x.shape != (tokens, hidden):  # C would write behind it
+            raise ShapeError(
+                f"states must be ({tokens}, {hidden}) float32 on the CPU, contiguous; "
+                f"got {tuple(x.shape)} {x.dtype} on {x.device}, strides {x.stride()}"
+            )
         if between is None:
             self._run(x, layout, 0, self.config.layers)
             return x
@@ -147,15 +173,15 @@ class NativeLayers(nn.Module):
     def _run(self, x: Tensor, layout: Layout, first: int, count: int) -> None:
         library, texts = _library(), len(layout.offsets) - 1
         layers = ctypes.byref(self._layers, first * ctypes.sizeof(_Layer))
-        offsets = layout.offsets.ctypes.data_as(ctypes.c_void_p)
+        offsets = layout.offsets.ctypes.data
         scratch = _scratch.of(library.threefold_scratch(layers, offsets, texts))
         library.threefold_layers(
             layers,
             count,
-            ctypes.c_void_p(x.data_ptr()),
+            x.data_ptr(),
             offsets,
             texts,
-            ctypes.c_void_p(scratch),
+            scratch,
             torch.get_num_threads(),
         )
 

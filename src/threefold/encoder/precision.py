@@ -21,6 +21,7 @@ from torch import nn
 
 from threefold.encoder.checkpoint import Loaded, empty
 from threefold.encoder.model import Model
+from threefold.encoder.native import NativeLayers
 from threefold.encoder.network import Network, NetworkConfig
 from threefold.encoder.packed import INNER_BYTES, PackedNetwork, activations
 from threefold.encoder.products import fast_bfloat16, has_bfloat16, has_int8, has_onednn
@@ -109,4 +110,5 @@ def cast(model: M, precision: str, device: torch.device) -> M:
 def held_bytes(*models: nn.Module | None) -> int:
     """Memory of the weights of these models, each counted once; parts of it may be pages of a file."""
     held = {id(model): model for model in models if model is not None}.values()
-    return sum(one.numel() * one.element_size() for model in held for one in model.parameters())
+    parts = {id(part): part for model in held for part in model.modules() if isinstance(part, NativeLayers)}.values()
+    return sum(one.nbytes for model in held for one in model.parameters()) + sum(part.held_bytes for part in parts)

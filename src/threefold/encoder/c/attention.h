@@ -1,7 +1,8 @@
 // softmax(q k' / sqrt(head)) v of one head of one text, block by block with a running maximum (Milakov and Gimelshein
 // 2018, arXiv 1805.02867; Dao et al. 2022, arXiv 2205.14135): no table of scores, whatever the length.
 //
-// Keys and values are packed once per text and head, padded to whole panels of 64 keys:
+// Keys and values are packed once per head of a text, padded to whole panels of 64 keys; those of a text that is one
+// block of queries where they are used:
 //   keys    [keys / 64][head / 2][64][2]   weights of the product q k'
 //   values  [keys / 2][head][2]            weights of the product p v
 
@@ -27,9 +28,11 @@ static void pack_keys(const bf16 *keys, ptrdiff_t stride, int length, int head, 
     for (int first = 0; first < padded(length); first += PANEL)
         for (int g = 0; g < head; g += 2)
             for (int row = first; row < first + PANEL; row += 16, to += 32) {
-                __mmask16 here = first_of_16(length - row);
-                const bf16 *from = keys + row * stride + g;
-                _mm512_storeu_si512(to, _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), here, rows, from, 1));
+                __m512i column = _mm512_setzero_si512();
+                if (row < length)
+                    column = _mm512_mask_i32gather_epi32(column, first_of_16(length - row), rows,
+                                                         keys + row * stride + g, 1);
+                _mm512_storeu_si512(to, column);
             }
 }
 
@@ -53,14 +56,15 @@ INLINE float soften(const float *scores, bf16 *weights, int valid, float scale, 
         __mmask16 here = first_of_16(valid - j);
         most = _mm512_mask_max_ps(most, here, most, _mm512_loadu_ps(scores + j));
     }
-    float before = *top, now = fmaxf(before, _mm512_reduce_max_ps(most) * scale);
+    float before = *top, now = fmaxf(before, _mm512_reduce_max_ps(most));
     for (int j = 0; j < valid; j += 16) {
-        __m512 x = _mm512_fmsub_ps(_mm512_loadu_ps(scores + j), _mm512_set1_ps(scale), _mm512_set1_ps(now));
+        __m512 x = _mm512_sub_ps(_mm512_loadu_ps(scores + j), _mm512_set1_ps(now)); // 0 at the top, to the bit
+        x = _mm512_mul_ps(x, _mm512_set1_ps(scale));
         x = _mm512_maskz_mov_ps(first_of_16(valid - j), power_of_two(x));
         write_bf16(weights + j, x);
         all = _mm512_add_ps(all, x);
     }
-    float fade = exp2f(before - now); // 0 for the first block
+    float fade = exp2f((before - now) * scale); // 0 for the first block
     *top = now;
     *sum = *sum * fade + _mm512_reduce_add_ps(all);
     return fade;

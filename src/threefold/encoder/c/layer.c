@@ -8,6 +8,12 @@
 #include "attention.h"
 #include "team.h"
 
+#include <string.h>
+
+#ifndef SOURCES
+#define SOURCES ""
+#endif
+
 // (outputs, inputs), packed by threefold_pack. `scale` (outputs,) only in int8.
 struct matrix {
     const char *weight;
@@ -51,7 +57,7 @@ struct pass {
     struct team *team;
     int threads;     // of the team
     int first, rows; // of the part after attention: so many tokens from this one on
-    int *places;     // (texts + 1,) padded lengths of the texts before
+    int *places;     // (texts + 1,) room that keys of the texts before take: their padded lengths
     int *blocks;     // (texts + 1,) blocks of queries of the texts before
     bf16 *qkv, *keys, *values, *context, *inner;
     float *y;
@@ -118,7 +124,7 @@ INLINE void finish_tile(const struct layer *l, const struct matrix *m, const str
             const ptrdiff_t at = (ptrdiff_t)(r + i) * m->outputs + c + j;
             if (l->int8) {
                 __m512i whole = _mm512_loadu_si512((const int32_t *)sums + i * PANEL + j);
-                whole = _mm512_sub_epi32(whole, _mm512_set1_epi32(ZERO_POINT * in->sum[r + i]));
+                whole = _mm512_sub_epi32(whole, _mm512_slli_epi32(_mm512_set1_epi32(in->sum[r + i]), ZERO_POINT_BITS));
                 __m512 scale = _mm512_mul_ps(_mm512_loadu_ps(m->scale + c + j), _mm512_set1_ps(in->step[r + i]));
                 x = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), scale, _mm512_loadu_ps(m->bias + c + j));
             } else {
@@ -210,10 +216,16 @@ static void make_qkv(struct pass *p, int task) {
     product(p, task, &p->layer->qkv, &p->states, p->tokens, AS_IS, p->qkv, NULL);
 }
 
+// Keys and values of a text that is one block of queries are packed where they are used.
+INLINE int room(int length) {
+    return length > BLOCK_QUERIES ? padded(length) : 0;
+}
+
 static void pack(struct pass *p, int task) {
     const struct layer *l = p->layer;
     const int text = task / l->heads, h = task % l->heads, d = l->hidden, head = d / l->heads;
     const int length = (int)(p->offsets[text + 1] - p->offsets[text]);
+    if (!room(length)) return;
     const bf16 *from = p->qkv + p->offsets[text] * 3 * d + h * head;
     const ptrdiff_t at = (ptrdiff_t)p->places[text] * d + (ptrdiff_t)padded(length) * h * head;
     pack_keys(from + d, 3 * d, length, head, p->keys + at);
@@ -227,8 +239,14 @@ static void attend_block(struct pass *p, int task) {
     const int length = (int)(p->offsets[text + 1] - p->offsets[text]);
     const int blocks = p->blocks[text + 1] - p->blocks[text], block = task / l->heads - p->blocks[text];
     const ptrdiff_t at = (ptrdiff_t)p->places[text] * d + (ptrdiff_t)padded(length) * h * head;
-    attend(p->qkv + p->offsets[text] * 3 * d + h * head, 3 * d, p->keys + at, p->values + at, length, head,
-           border(length, blocks, block), border(length, blocks, block + 1),
+    const bf16 *from = p->qkv + p->offsets[text] * 3 * d + h * head;
+    bf16 own_keys[PANEL * MOST_HEAD], own_values[PANEL * MOST_HEAD], *keys = p->keys + at, *values = p->values + at;
+    if (!room(length)) {
+        keys = own_keys, values = own_values;
+        pack_keys(from + d, 3 * d, length, head, keys);
+        pack_values(from + 2 * d, 3 * d, length, head, values);
+    }
+    attend(from, 3 * d, keys, values, length, head, border(length, blocks, block), border(length, blocks, block + 1),
            p->context + p->offsets[text] * d + h * head, d);
 }
 
@@ -276,7 +294,7 @@ static void attention_part(struct pass *p) {
     const struct layer *l = p->layer;
     share(p, tiles_of(p->tokens, ROWS_PER_TASK), read_states);
     share(p, product_tasks(p, &l->qkv, p->tokens), make_qkv);
-    share(p, p->texts * l->heads, pack);
+    if (p->places[p->texts]) share(p, p->texts * l->heads, pack);
     share(p, p->blocks[p->texts] * l->heads, attend_block);
 }
 
@@ -312,13 +330,13 @@ static void run_layers(void *data) {
 
 // ---- entry ------------------------------------------------------------------------------------------------------
 
-static void *carve(char **at, size_t bytes) {
-    char *here = *at;
+static void *carve(uintptr_t *at, size_t bytes) {
+    uintptr_t here = *at;
     *at += (bytes + 63) / 64 * 64;
-    return here;
+    return (void *)here;
 }
 
-static void carve_rows(char **at, struct rows *rows, const struct layer *l, size_t count, size_t width) {
+static void carve_rows(uintptr_t *at, struct rows *rows, const struct layer *l, size_t count, size_t width) {
     rows->values = carve(at, count * width * bytes_of(l));
     rows->step = carve(at, count * sizeof(float));
     rows->sum = carve(at, count * sizeof(int32_t));
@@ -329,8 +347,8 @@ static size_t arrange(struct pass *p, char *scratch) {
     const struct layer *l = p->layer;
     const size_t d = l->hidden, n = p->tokens, some = n < ROWS_AT_ONCE ? n : ROWS_AT_ONCE;
     size_t places = 0;
-    for (int i = 0; i < p->texts; i++) places += padded((int)(p->offsets[i + 1] - p->offsets[i]));
-    char *at = scratch;
+    for (int i = 0; i < p->texts; i++) places += room((int)(p->offsets[i + 1] - p->offsets[i]));
+    uintptr_t at = (uintptr_t)scratch;
     p->places = carve(&at, (p->texts + 1) * sizeof(int));
     p->blocks = carve(&at, (p->texts + 1) * sizeof(int));
     p->qkv = carve(&at, n * 3 * d * sizeof(bf16));
@@ -342,7 +360,7 @@ static size_t arrange(struct pass *p, char *scratch) {
     carve_rows(&at, &p->states, l, n, d);
     carve_rows(&at, &p->inputs, l, some, d);
     carve_rows(&at, &p->inners, l, l->int8 ? some : 0, l->ffn);
-    return at - scratch;
+    return at - (uintptr_t)scratch;
 }
 
 // Bytes of scratch memory that threefold_layers wants for texts (offsets: texts + 1 numbers, from 0) end to end.
@@ -363,25 +381,32 @@ void threefold_layers(const struct layer *layers, int count, float *x, const int
                      .texts = texts,
                      .tokens = (int)offsets[texts],
                      .team = &team};
+    if (p.tokens == 0) return;
     arrange(&p, scratch);
     p.places[0] = p.blocks[0] = 0;
     for (int i = 0; i < texts; i++) {
         int length = (int)(offsets[i + 1] - offsets[i]);
-        p.places[i + 1] = p.places[i] + padded(length);
+        p.places[i + 1] = p.places[i] + room(length);
         p.blocks[i + 1] = p.blocks[i] + tiles_of(length, BLOCK_QUERIES);
     }
     GOMP_parallel(run_layers, &p, threads, 0);
 }
 
-// Weights (outputs, inputs) in int8 or bfloat16, row by row, into panels as product.h wants them.
-void threefold_pack(const void *weight, int outputs, int inputs, int int8, void *to) {
-    const int bytes = int8 ? 1 : 2, groups = inputs * bytes / GROUP_BYTES;
-    const uint32_t *from = weight;
-    uint32_t *out = to;
+// Weights (outputs, inputs) in int8 or bfloat16, row by row and at any address, into panels as product.h wants them.
+void threefold_pack(const char *weight, int outputs, int inputs, int int8, char *to) {
+    const ptrdiff_t row_bytes = (ptrdiff_t)inputs * (int8 ? 1 : 2);
+    const uint32_t zero = int8 ? 0x80808080u : 0; // + 128 in each byte, modulo 256
     for (int panel = 0; panel < outputs; panel += PANEL)
-        for (int g = 0; g < groups; g++)
-            for (int c = 0; c < PANEL; c++) {
-                uint32_t four = from[(ptrdiff_t)(panel + c) * groups + g];
-                *out++ = int8 ? four ^ 0x80808080u : four; // + 128, modulo 256
+        for (ptrdiff_t g = 0; g < row_bytes; g += GROUP_BYTES)
+            for (int c = 0; c < PANEL; c++, to += GROUP_BYTES) {
+                uint32_t group;
+                memcpy(&group, weight + (panel + c) * row_bytes + g, GROUP_BYTES);
+                group ^= zero;
+                memcpy(to, &group, GROUP_BYTES);
             }
+}
+
+// Of which sources this library was made: a hash that the build hands in.
+const char *threefold_sources(void) {
+    return SOURCES;
 }

@@ -11,7 +11,7 @@
 
 #include "numbers.h"
 
-enum { PANEL = 64, TILE_ROWS = 6, GROUP_BYTES = 4, ZERO_POINT = 128 };
+enum { PANEL = 64, TILE_ROWS = 6, GROUP_BYTES = 4, ZERO_POINT_BITS = 7 };
 
 #define UNROLLED(i, count) _Pragma("GCC unroll 12") for (int i = 0; i < count; i++)
 
