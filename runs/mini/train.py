@@ -2,9 +2,9 @@
 
     python runs/mini/train.py --data ../shared/data --out build/mini --tokens 2000000
 
-Contrastive on the three heads and on their sum, self-distillation, and MiniLM's vectors as teacher of English texts.
-Beside the labelled pairs there are crops of texts in all languages (`crops.py`) and pairs across languages
-(`crossing.py`); questions about neighbouring passages share a batch (`clusters.py`).
+Contrastive on the three heads and on their sum, self-distillation, and MiniLM's vectors as teacher wherever a text is
+English or has an English translation (Reimers and Gurevych 2020). Beside the labelled pairs there are crops of texts
+in all languages (`crops.py`); questions about neighbouring passages share a batch (`clusters.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import torch
 from clusters import clustered
 from corpus import Pair, read_pairs
 from crops import crop_pairs
-from crossing import KIND, crossing_pairs
 from teacher import MiniLM
 from translate import SAME_MEANING, Translations, finish, kept_back, tokenised
 
@@ -47,9 +46,7 @@ SHARES = {
 }  # fmt: skip
 
 #: And of each kind: `translate.py` has read the translations before.
-KINDS = {"parallel": 0.5, "lexicon": 0.3, KIND: 2.0}
-#: Where the product of the two is not meant.
-SHARES_OF_KINDS = {("sib200", KIND): 1.0, ("tldr", KIND): 0.5}
+KINDS = {"parallel": 0.5, "lexicon": 0.3}
 #: Kinds whose batches are made of neighbouring passages, and the passages clustered at a time.
 CLUSTERED, AT_ONCE = {"qa", "heading", "crop"}, 8_000
 
@@ -73,8 +70,7 @@ class Both(Trainer):
 
 
 class Aims:
-    """MiniLM's vectors for the English texts of a batch. Those of translations cost more than they gave (docs/log.md,
-    2026-11-28): foreign texts learn from it in `translate.py` alone."""
+    """MiniLM's vectors for the English texts of a batch, and for the translations of English texts."""
 
     def __init__(self, pairs: list[Pair]) -> None:
         self.teacher, self.pairs = MiniLM(), pairs
@@ -85,8 +81,12 @@ class Aims:
             pair = self.pairs[int(row)]
             if pair.positive_lang == "en":
                 positives[place] = pair.positive
+                if pair.kind in SAME_MEANING:
+                    queries[place] = pair.positive
             if pair.query_lang == "en":
                 queries[place] = pair.query
+                if pair.kind in SAME_MEANING and pair.positive_lang != "en":
+                    positives[place] = pair.query
         return self._targets(queries), self._targets(positives)
 
     def _targets(self, texts: dict[int, str]) -> Targets:
@@ -95,7 +95,7 @@ class Aims:
 
 def source_of(pair: Pair) -> str:
     """Batches are of one source: file, kind and language, so that language does not give the answer away."""
-    language = "en" if pair.positive_lang == "en" and pair.kind != KIND else "xx"
+    language = "en" if pair.positive_lang == "en" else "xx"
     if pair.kind in CLUSTERED and pair.source != "mlqa":  # its passages of all languages compete with each other
         language = pair.positive_lang
     return f"{pair.source}/{pair.kind}/{language}"
@@ -125,10 +125,7 @@ def build_table(pairs: list[Pair], tokenizer: Tokenizer) -> tuple[PairTable, lis
 def make_plan(table: PairTable, names: list[str], words: Floats, seed: int) -> list[Ints]:
     """The batches of one pass, in random order."""
     sources = [name.split("/") for name in names]
-    shares = {
-        i: SHARES_OF_KINDS.get((source, kind), SHARES.get(source, 1.0) * KINDS.get(kind, 1.0))
-        for i, (source, kind, _) in enumerate(sources)
-    }
+    shares = {i: SHARES.get(source, 1.0) * KINDS.get(kind, 1.0) for i, (source, kind, _) in enumerate(sources)}
     near = {i: share for i, share in shares.items() if sources[i][1] in CLUSTERED}
     batches = plan(table, shares=shares | dict.fromkeys(near, 0.0), budget=BUDGET, window=WINDOW, seed=seed)
     rng = np.random.default_rng((seed, 1))
@@ -145,7 +142,7 @@ def make_plan(table: PairTable, names: list[str], words: Floats, seed: int) -> l
 def prepared(data: Path, tokenizer: Tokenizer, words: Floats, seed: int) -> tuple[list[Pair], PairTable, list[Ints]]:
     """The pairs, their tokens, and the batches of one pass; `words` (vocab, d) say which passages are neighbours."""
     pairs = [p for p in read_pairs(data) if p.query.strip() and p.positive.strip() and not kept_back(p)]
-    pairs += [*crossing_pairs(pairs, seed), *crop_pairs(data, seed)]
+    pairs += crop_pairs(data, seed)
     table, names = build_table(pairs, tokenizer)
     return pairs, table, make_plan(table, names, words, seed)
 

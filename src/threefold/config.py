@@ -181,6 +181,8 @@ class Filter:
             return None
         if not isinstance(data, Mapping):
             raise ConfigError(f"filter: expected a table of conditions, got {data!r}")
+        if unnamed := [key for key in data if not isinstance(key, str) or not key]:
+            raise ConfigError(f"filter: a condition needs the name of a field; got {unnamed[0]!r}")
         parts = [cls._condition(key, value) for key, value in data.items()]
         return parts[0] if len(parts) == 1 else cls("and", parts=tuple(parts))
 

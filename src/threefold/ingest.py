@@ -120,7 +120,9 @@ class Ingest:
         if not document.id:
             return self._skip(Skipped(document.text[:40], "the document has no id", document.source))
         if document.id in self.seen:
-            reason = f"the id {document.id!r} occurred before in this call"
+            reason = (
+                f"the id {document.id!r} occurred before in this call. Two files of one name need a prefix (--prefix)"
+            )
             return self._skip(Skipped(document.id, reason, document.source))
         self.seen.add(document.id)
         self._waiting.append(document)
@@ -144,9 +146,8 @@ class Ingest:
 
     def _compare_one(self, document: Document, known: _Known | None) -> None:
         if self._files and known and known.source != document.source and os.path.exists(known.source):
-            reason = (
-                f"its id {document.id!r} belongs to {known.source}, which still exists. Pass a prefix for one of them"
-            )
+            owner = f"its id {document.id!r} belongs to {known.source}, which still exists"
+            reason = f"{owner}. Pass a prefix for one of them (--prefix)"
             return self._skip(Skipped(document.source, reason, document.source))
         if known and known == _Known({document.content_hash}, document.content_hash, document.source):
             self._unchanged += 1

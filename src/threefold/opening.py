@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
+from typing import get_args
 
 from threefold.config import Chunking, Manifest, MultiStorage
 from threefold.errors import ConfigError, InputError
@@ -43,8 +44,12 @@ def manifest_for(encoder: TextEncoder, chunking: Chunking | None, multi_storage:
             f"chunks of {chunking.max_tokens} tokens, but {card.name!r} reads at most {card.max_tokens}. "
             "Choose a smaller max_tokens"
         )
+    if multi_storage is not None and multi_storage not in get_args(MultiStorage):
+        known = ", ".join(get_args(MultiStorage))
+        raise ConfigError(f"multi_storage {multi_storage!r}: expected one of {known} (--multi)")
     return Manifest(
-        model=card.name,
+        # a folder by its whole path, so that the collection can be opened from any other
+        model=os.path.abspath(card.name) if os.path.isdir(card.name) else card.name,
         model_hash=card.hash,
         tokenizer_hash=card.tokenizer_hash,
         dense_dim=card.dense_dim,

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -54,7 +55,8 @@ def write_parquet(
 ) -> Written:
     """Encode (id, text) rows into `path`. The file appears when it is complete; an interrupted run leaves none."""
     wanted = tuple(outputs) if outputs is not None else encoder.card.representations
-    part = path.with_name(path.name + ".part")
+    target = path.resolve()  # what a link points to is replaced, not the link
+    part = target.with_name(f"{target.name}.{os.getpid()}.part")
     done = Written(0, 0, 0)
     try:
         with pq.ParquetWriter(part, _schema(encoder.card, wanted), compression="zstd") as writer:
@@ -68,7 +70,7 @@ def write_parquet(
                 )
                 if progress is not None:
                     progress(done.texts, done.tokens)
-        part.replace(path)
+        part.replace(target)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error}") from error
     finally:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,10 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 from tests.fakes import hear_interrupts
 
+from threefold.cli import options
 from threefold.cli.main import main
 from threefold.encoder.checkpoint import Model, ModelConfig, save
 from threefold.encoder.heads import HeadsConfig
 from threefold.encoder.network import NetworkConfig, initialise
+from threefold.opening import collection_folder
+from threefold.serve.keys import create_key
 from threefold.text.tokenizer import Tokenizer
 
 
@@ -226,6 +230,140 @@ def test_interrupting_an_index_run_keeps_what_was_finished(use: Path, tmp_path: 
     report = json.loads(again.stdout)
     assert report["total_chunks"] == 4000
     assert report["added"] + report["unchanged"] == 4000
+
+
+# ---- what a newcomer tried -------------------------------------------------------------------------------
+
+
+def test_a_result_never_takes_the_place_of_what_is_read_or_of_a_device(
+    use: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "same.jsonl"
+    file.write_text('{"text": "a fox"}\n')
+    code, _, err = run(capsys, "encode", file, "-o", file)
+    assert (code, "is what would be read" in err.replace("\n", " ")) == (2, True)
+    assert file.read_text() == '{"text": "a fox"}\n'
+    for command in (["mine", file], ["distil", file, "--model", "x"]):
+        assert run(capsys, *command, "-o", file)[0] == 2
+    assert file.read_text() == '{"text": "a fox"}\n'
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    code, _, err = run(capsys, "encode", file, "-o", pipe)
+    assert (code, "not an ordinary file" in err.replace("\n", " ")) == (2, True)
+    assert pipe.is_fifo()
+    target, link = tmp_path / "real.parquet", tmp_path / "link.parquet"
+    target.write_bytes(b"old")
+    link.symlink_to(target)
+    assert run(capsys, "encode", file, "-o", link)[0] == 0
+    assert link.is_symlink()
+    assert pq.read_table(target).num_rows == 1
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_collection_of_a_local_model_opens_from_anywhere(
+    home: Path, texts: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.delenv("THREEFOLD_MODEL", raising=False)
+    monkeypatch.chdir(model.parent)
+    assert run(capsys, "index", texts, "--into", "here", "--model", model.name)[0] == 0
+    monkeypatch.chdir(tmp_path)
+    assert run(capsys, "search", "quick fox", "--in", "here")[0] == 0
+    assert run_json(capsys, "optimize", "--in", "here") == {"collection": "here", "optimized": True}
+
+
+def test_the_revision_of_a_collection_is_remembered(
+    use: Path, texts: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a model from the hub; here its manifest says so."""
+    run(capsys, "index", texts, "--into", "mine")
+    monkeypatch.delenv("THREEFOLD_MODEL")
+    file = collection_folder("mine") / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model": "me/mini", "revision": "a" * 40}))
+    asked: list[tuple[str | None, str | None]] = []
+
+    def stop(model: str | None, revision: str | None = None, *_: object) -> None:
+        asked.append((model, revision))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(options, "open_encoder", stop)
+    for command in (["search", "x"], ["delete", "x"], ["optimize"]):
+        main([*command, "--in" if command[0] != "delete" else "--into", "mine"])
+    main(["search", "x", "--in", "mine", "--revision", "b" * 40])
+    assert asked == [("me/mini", "a" * 40)] * 3 + [("me/mini", "b" * 40)]
+
+
+def test_names_with_brackets_are_names(use: Path, texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("papers[v2]", "we[-bold]ird"):
+        code, _, err = run(capsys, "index", texts, "--into", name)
+        assert code == 0
+        assert f"{name}: 2 added" in err
+    assert "papers[v2]" in run(capsys, "list")[1]
+
+
+def test_two_folders_with_files_of_one_name(use: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "readme.md").write_text(f"The fox of folder {name}.")
+    assert run_json(capsys, "index", tmp_path / "one", "--into", "both")["added"] == 1
+    skipped = run_json(capsys, "index", tmp_path / "two", "--into", "both")["skipped"]
+    assert "--prefix" in skipped[0]["reason"]
+    assert run_json(capsys, "index", tmp_path / "two", "--into", "both", "--prefix", "two")["added"] == 1
+
+
+def test_one_damaged_collection_does_not_hide_the_others(
+    use: Path, texts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(capsys, "index", texts, "--into", "good")
+    broken = collection_folder("broken")
+    broken.mkdir()
+    (broken / "manifest.json").write_text("{")
+    code, out, err = run(capsys, "list", "--json")
+    assert (code, [one["name"] for one in json.loads(out)]) == (4, ["good"])
+    assert "broken" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["search", "x", "--in", "FILE"], 4, "no collection here"),
+        (["index", "TEXTS", "--into", "a" * 300], 2, "File name too long"),
+        (["index", "TEXTS", "--into", "x", "--multi", "foo"], 2, "multi_storage 'foo'"),
+        (["search", "x", "--in", "mine", "-k", str(2**70)], 2, "k must be from 1 to"),
+        (["search", "x", "--in", "mine", "--where", '{"": 1}'], 2, "needs the name of a field"),
+        (["keys", "create", "ann", "--file", "nowhere/keys.json"], 2, "the folder nowhere does not exist"),
+        (["keys", "credit", "key-1", "--file", "KEYS", "--amount", "nan"], 2, "--amount nan"),
+    ],
+)
+def test_what_nobody_meant_is_one_line_too(
+    arguments: list[str], status: int, message: str, use: Path, texts: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    run(capsys, "index", texts, "--into", "mine")
+    keys = tmp_path / "keys.json"
+    keys.write_text(json.dumps({"keys": [], "version": 1}))
+    _, key = create_key(tmp_path / "own.json", "ann", ["embed"])
+    places = {"TEXTS": texts, "FILE": texts / "fox.md", "KEYS": tmp_path / "own.json", "key-1": key.id}
+    code, _, err = run(capsys, *(places.get(one, one) for one in arguments))
+    assert code == status
+    assert message in err.replace("\n", " ")
+    assert not collection_folder("x").exists()
+
+
+def test_json_is_utf_8_whatever_the_terminal_says(use: Path, texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(capsys, "index", texts, "--into", "mine")
+    command = [sys.executable, "-m", "threefold", "search", "погода", "--in", "mine", "--json"]
+    said = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"}, check=True)
+    assert "погода" in json.loads(said.stdout.decode("utf-8"))[0]["text"]
+
+
+def test_a_reader_who_has_seen_enough_is_no_failure(use: Path, texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(capsys, "index", texts, "--into", "mine")
+    for arguments in (["list"], ["search", "fox", "--in", "mine"], ["search", "fox", "--in", "mine", "--json"]):
+        read, write = os.pipe()
+        os.close(read)
+        done = subprocess.run([sys.executable, "-m", "threefold", *arguments], stdout=write, stderr=subprocess.PIPE)
+        os.close(write)
+        assert (done.returncode, done.stderr) == (0, b""), arguments
 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +19,7 @@ from threefold.cli.main import main
 from threefold.errors import ConfigError, OverloadedError, UnavailableError
 from threefold.serve.accounts import Accounts
 from threefold.serve.errors import CreditError
-from threefold.serve.keys import Key, change_key, create_key, usage_file_of
+from threefold.serve.keys import Key, change_key, create_key, read_keys, usage_file_of
 from threefold.serve.ledger import UNIT, Amount, Ledger, Slot
 from threefold.serve.prices import Price
 from threefold.serve.settings import ServeConfig
@@ -339,6 +341,16 @@ def test_a_server_that_counts_nothing_says_so(http: httpx.Client) -> None:
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
     assert main(["keys", *arguments, "--json"]) == 0
     return json.loads(capsys.readouterr().out)
+
+
+def test_keys_made_at_once_are_all_kept(tmp_path: Path) -> None:
+    """By processes: a key that was shown must not be lost to another writer."""
+    file = tmp_path / "keys.json"
+    code = "import sys; from pathlib import Path; from threefold.serve.keys import create_key\n"
+    code += "for i in range(5): create_key(Path(sys.argv[1]), f'{sys.argv[2]}-{i}', ['embed'])"
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(file), str(i)]) for i in range(4)]
+    assert [writer.wait(60) for writer in writers] == [0] * 4
+    assert sorted(key.name for key in read_keys(file)) == sorted(f"{i}-{j}" for i in range(4) for j in range(5))
 
 
 def test_credit_quota_and_usage_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

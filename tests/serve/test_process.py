@@ -114,6 +114,15 @@ def test_tls_by_flags(folder: Path, tmp_path: Path) -> None:
             httpx.get(f"{url.replace('https', 'http')}/health")
 
 
+def test_certificates_that_cannot_be_read_are_said_before_an_address(folder: Path, tmp_path: Path) -> None:
+    flags = ["--set", f"tls_cert={tmp_path / 'a'}", "--set", f"tls_key={tmp_path / 'b'}", "--port", "0"]
+    command = [sys.executable, "-m", "threefold", "serve", "--model", str(folder), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S)
+    assert done.returncode == 2
+    assert "cannot be used: [Errno 2]" in done.stderr.replace("\n", " ")
+    assert "https://" not in done.stdout + done.stderr
+
+
 def test_two_models_and_usage_that_outlives_a_kill(folder: Path, tmp_path: Path) -> None:
     """One config file; the second model is loaded by the first request for it; what was used is on disk in a second."""
     keys, usage = tmp_path / "keys.json", tmp_path / "usage.sqlite"

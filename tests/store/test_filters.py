@@ -20,7 +20,8 @@ from threefold.store.protocol import Store
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect")  # says the client without a server
 
-VALUES: list[Any] = ["", "a", "b", "1", "true", True, False, 0, 1, 1.0, -1, 1.5, 2**53, "ü"]
+BIG = [2**53 - 1, 2**53, 2**53 + 1, -(2**53) - 1, 1_450_000_000_000_000_001, 1_450_000_000_000_000_002, 1e16]
+VALUES: list[Any] = ["", "a", "b", "1", "true", True, False, 0, 1, 1.0, -1, 1.5, *BIG, "ü"]
 KEYS = ["k", "year", "a.b", "a b", "q\"'", "e[0]", "é", "_", "2020", "number"]
 TEXT_KEYS = ["document_id", "source", "title", "language", "content_hash"]
 
@@ -100,7 +101,10 @@ def test_engines_agree_with_the_definition(engines: dict[str, Store], where: Fil
         ({"k": True}, [True]),
         ({"k": 1}, [1, 1.0]),
         ({"k": "1"}, ["1"]),
-        ({"k": {"gt": 1}}, [1.5, 2**53]),
+        ({"k": {"gt": 1}}, [1.5, *(number for number in BIG if number > 0)]),
+        ({"k": 2**53}, [2**53]),
+        ({"k": 1e16}, [1e16]),
+        ({"k": 10**16}, [1e16]),
         ({"k": {"in": ["a", 0, False]}}, ["a", False, 0]),
         ({"k": {"in": []}}, []),
         ({"k": {"gte": 0, "lt": 1.5}}, [0, 1, 1.0]),
@@ -112,6 +116,15 @@ def test_equality_is_by_type(data: dict[str, Any], expected: list[Any]) -> None:
     assert where is not None
     found = [value for value in VALUES if matches(where, chunk("d", 0, {"k": value}))]
     assert [(type(value), value) for value in found] == [(type(value), value) for value in expected]
+
+
+def test_large_numbers_are_told_apart(engines: dict[str, Store]) -> None:
+    """64-bit floats take ids of 19 digits for each other."""
+    for store in engines.values():
+        for number in BIG:
+            found = [one.metadata["k"] for one in store.scroll(Filter.parse({"k": number}))]
+            assert found == [number] * max(1, len(found))
+            assert store.count(Filter.parse({"k": {"in": [number, "no"]}})) == len(found) > 0
 
 
 def test_a_missing_field_matches_only_its_negation() -> None:

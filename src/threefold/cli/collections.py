@@ -15,7 +15,7 @@ from threefold.cli import options
 from threefold.cli.inspect import show_reasons
 from threefold.cli.show import complain, err, note, out, print_json, progress_bar, shorten
 from threefold.config import Chunking, MultiStorage
-from threefold.errors import InputError
+from threefold.errors import InputError, StoreError
 
 if TYPE_CHECKING:
     from threefold.collection import Collection
@@ -42,6 +42,7 @@ def index(
     overlap: Annotated[int | None, typer.Option(help="Tokens that chunks share (new collections).")] = None,
     multi: Annotated[str | None, typer.Option(help="Token vectors: float16, int8, int4, none (new ones).")] = None,
     text_field: Annotated[str, typer.Option(help="Column of csv, tsv, jsonl, json that holds the text.")] = "text",
+    prefix: Annotated[str, typer.Option(help="Put before each id: two folders may have files of one name.")] = "",
     url: Url = None,
     model: options.Model = None,
     revision: options.Revision = None,
@@ -62,13 +63,14 @@ def index(
     )
     storage = cast("MultiStorage | None", multi)
     with (
-        options.opened_encoder(model or _model_of(into, url), revision, device, precision, devices) as encoder,
+        options.opened_encoder(*_model_of(into, url, model, revision), device, precision, devices) as encoder,
         Collection(into, encoder, chunking=chunking, multi_storage=storage, url=url) as collection,
     ):
         with progress_bar("indexing", quiet=as_json) as bar:
             report = collection.add_files(
                 paths,
                 loading=Loading(text_field=text_field),
+                prefix=prefix,
                 delete_missing=delete_missing,
                 progress=lambda documents, _chunks, tokens: bar.update(documents, tokens),
             )
@@ -105,7 +107,8 @@ def search(
 
     chosen = options.parse_weights(weights)
     condition = _condition(where)
-    encoder = options.open_encoder(model or _model_of(into, url, must_exist=True), revision, device, precision)
+    named = _model_of(into, url, model, revision, must_exist=True)
+    encoder = options.open_encoder(*named, device, precision)
     reranker = options.open_reranker(rerank, None, device, precision) if rerank else None
     with Collection(into, encoder, create=False, url=url, reranker=reranker) as collection:
         hits = collection.search(
@@ -135,8 +138,13 @@ def list_collections(as_json: options.Json = False) -> None:
     from threefold.store.folder import read_manifest, size_bytes
 
     found: list[dict[str, Any]] = []
+    damaged: list[str] = []
     for path in sorted((home() / "collections").glob("*/manifest.json")):
-        manifest, size = read_manifest(path.parent), size_bytes(path.parent)
+        try:
+            manifest, size = read_manifest(path.parent), size_bytes(path.parent)
+        except StoreError as error:
+            damaged.append(str(error))
+            continue
         found.append(
             {
                 "name": path.parent.name,
@@ -147,14 +155,18 @@ def list_collections(as_json: options.Json = False) -> None:
         )
     if as_json:
         print_json(found)
-        return
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("name", "model", "MB", "multi"):
-        table.add_column(name)
-    for facts in found:
-        table.add_row(facts["name"], facts["model"], f"{facts['size_bytes'] / 1e6:,.1f}", facts["multi_storage"])
-    out.print(table)
-    note(f"{len(found)} collections in {home() / 'collections'}")
+    else:
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for name in ("name", "model", "MB", "multi"):
+            table.add_column(name)
+        for facts in found:
+            table.add_row(facts["name"], facts["model"], f"{facts['size_bytes'] / 1e6:,.1f}", facts["multi_storage"])
+        out.print(table)
+        note(f"{len(found)} collections in {home() / 'collections'}")
+    for reason in damaged:
+        complain(reason)
+    if damaged:
+        raise typer.Exit(StoreError.exit_code)
 
 
 def delete(
@@ -162,12 +174,13 @@ def delete(
     into: In,
     url: Url = None,
     model: options.Model = None,
+    revision: options.Revision = None,
     as_json: options.Json = False,
 ) -> None:
     """Delete documents from a collection."""
     from threefold.collection import Collection
 
-    encoder = options.open_encoder(model or _model_of(into, url, must_exist=True))
+    encoder = options.open_encoder(*_model_of(into, url, model, revision, must_exist=True))
     with Collection(into, encoder, create=False, url=url) as collection:
         chunks = collection.delete(ids)
     if as_json:
@@ -178,14 +191,23 @@ def delete(
         raise typer.Exit(1)
 
 
-def optimize(into: In, url: Url = None, model: options.Model = None) -> None:
+def optimize(
+    into: In,
+    url: Url = None,
+    model: options.Model = None,
+    revision: options.Revision = None,
+    as_json: options.Json = False,
+) -> None:
     """Build the approximate index of a collection: worth it from about 50,000 chunks. Searches go on meanwhile."""
     from threefold.collection import Collection
 
-    encoder = options.open_encoder(model or _model_of(into, url, must_exist=True))
+    encoder = options.open_encoder(*_model_of(into, url, model, revision, must_exist=True))
     with Collection(into, encoder, create=False, url=url) as collection, progress_bar(f"optimizing {into}"):
         collection.optimize()
-    err.print(f"{into}: optimized")
+    if as_json:
+        print_json({"collection": into, "optimized": True})
+    else:
+        err.print(f"{into}: optimized")
 
 
 # ---- words -----------------------------------------------------------------------------------------------
@@ -200,14 +222,14 @@ def show_hit(rank: int, hit: Hit) -> None:
         (f"  {hit.chunk.document_id}:{hit.chunk.start}-{hit.chunk.end}", "dim"),
     )
     out.print(head)
-    out.print("   " + shorten(hit.text, 220), markup=False)
+    out.print("   " + shorten(hit.text, 220))
     if hit.why is None:
         return
     parts = [
         f"{name} {score:.3f}" + (f" (rank {hit.why.ranks[name]})" if name in hit.why.ranks else "")
         for name, score in hit.why.scores.items()
     ]
-    out.print("   [dim]scores:[/] " + ", ".join(parts))
+    out.print(Text.assemble("   ", ("scores: ", "dim"), ", ".join(parts)))
     show_reasons(hit.why.terms[:6], hit.why.tokens[:6], indent="   ")
 
 
@@ -263,12 +285,17 @@ def _condition(where: str) -> dict[str, Any] | None:
     return condition
 
 
-def _model_of(name: str, url: str | None, *, must_exist: bool = False) -> str | None:
-    """The model that a collection of this machine was built with, so that nobody has to repeat it."""
+def _model_of(
+    name: str, url: str | None, model: str | None, revision: str | None, *, must_exist: bool = False
+) -> tuple[str | None, str | None]:
+    """Model and revision: those that were given, or those that a collection of this machine was built with."""
     from threefold.opening import collection_folder
     from threefold.store.folder import manifest_path, read_manifest
 
-    if url is not None:
-        return None
+    if model is not None or url is not None:
+        return model, revision
     folder = collection_folder(name)
-    return read_manifest(folder).model if must_exist or manifest_path(folder).is_file() else None
+    if not must_exist and not manifest_path(folder).is_file():
+        return None, revision
+    manifest = read_manifest(folder)
+    return manifest.model, revision or manifest.revision or None

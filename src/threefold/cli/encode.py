@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -16,6 +16,9 @@ from threefold.text.decode import read_lines
 from threefold.text.rows import ROW_SUFFIXES, BadRow, read_rows
 from threefold.text.tokenizer import Truncate
 from threefold.types import Representation
+
+if TYPE_CHECKING:
+    from threefold.shards import Written
 
 
 def encode(
@@ -36,7 +39,7 @@ def encode(
     """Encode texts into a Parquet file. The file appears when it is complete."""
     from threefold.shards import write_parquet
 
-    options.require_folder_of(output)
+    options.require_folder_of(output, file)
     if truncate not in ("end", "start", "none"):
         raise InputError(f"--truncate {truncate!r}: expected end, start or none")
     bad: list[str] = []
@@ -59,10 +62,16 @@ def encode(
     if as_json:
         summary = {"file": str(output), **written._asdict(), "skipped": bad, "seconds": round(seconds, 3)}
         print_json(summary | {"model": encoder.card.name, "precision": encoder.card.precision})
-        return
+    else:
+        _say(written, seconds, encoder.card.precision, output, bad)
+    if not written.texts:
+        raise typer.Exit(1)
+
+
+def _say(written: Written, seconds: float, precision: str, output: Path, bad: list[str]) -> None:
     err.print(
         f"{written.texts:,} texts, {written.tokens:,} tokens in {seconds:.1f} s "
-        f"({written.tokens / max(seconds, 1e-9):,.0f} tokens/s, {encoder.card.precision}) -> {output}"
+        f"({written.tokens / max(seconds, 1e-9):,.0f} tokens/s, {precision}) -> {output}"
     )
     if written.truncated:
         note(f"{written.truncated:,} texts were longer than the model reads and were cut (column `truncated`)")

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from threefold import __version__
 from threefold.cli import options
@@ -48,10 +49,11 @@ def show_reasons(terms: tuple[TermMatch, ...], pairs: tuple[TokenMatch, ...], in
     """Shared terms and best token pairs, a line each."""
     if terms:
         said = ", ".join(f"{t.term.replace('▁', '')} {t.query_weight:.2f}x{t.text_weight:.2f}" for t in terms)
-        out.print(f"{indent}[dim]shared terms:[/] {said}")
+        out.print(Text.assemble(indent, ("shared terms: ", "dim"), said))
     if pairs:
         clean = [(p.query_token.replace("▁", ""), p.text_token.replace("▁", ""), p.similarity) for p in pairs]
-        out.print(f"{indent}[dim]best tokens:[/] " + ", ".join(f"{q}~{t} {s:.2f}" for q, t, s in clean))
+        said = ", ".join(f"{q}~{t} {s:.2f}" for q, t, s in clean)
+        out.print(Text.assemble(indent, ("best tokens: ", "dim"), said))
 
 
 def info(
@@ -73,7 +75,7 @@ def info(
         return
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, value in facts.items():
-        table.add_row(f"[bold]{name}[/]", f"{value:,}" if isinstance(value, int) else str(value))
+        table.add_row(Text(name, style="bold"), f"{value:,}" if isinstance(value, int) else str(value))
     out.print(table)
     if model is None:
         note("threefold-mini is small and honest, not bge-m3; the full model: --model BAAI/bge-m3")

@@ -34,6 +34,9 @@ UsageFileOption = Annotated[
 Id = Annotated[str, typer.Argument(help="The id of the key.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
+#: Most credit in one grant: the ledger counts picos of the currency in 64 bits.
+MOST_CREDIT = 1_000_000
+
 _QUOTA = "True tokens that it may use per {}; 0: no limit."
 _MINUTE, _DAY, _MONTH = (_QUOTA.format(period) for period in ("minute", "day (UTC)", "month (UTC)"))
 
@@ -62,7 +65,7 @@ def create(
     if as_json:
         print_json({"id": key.id, "key": secret, "scopes": list(key.scopes), "namespace": key.namespace})
         return
-    out.print(secret, markup=False, highlight=False)
+    out.print(secret)
     note(f"{key.id} for {key.name}: {', '.join(key.scopes)}; it is not shown again")
 
 
@@ -83,12 +86,15 @@ def list_keys(file: KeyFileOption, as_json: Json = False) -> None:
 
 
 @keys_app.command("revoke")
-def revoke(id: Id, file: KeyFileOption) -> None:
+def revoke(id: Id, file: KeyFileOption, as_json: Json = False) -> None:
     """Take a key out; a running server refuses it at once."""
     from threefold.serve.keys import revoke_key
 
     key = revoke_key(file, id)
-    note(f"{key.id} for {key.name} is revoked")
+    if as_json:
+        print_json({"key": key.id, "revoked": True})
+    else:
+        note(f"{key.id} for {key.name} is revoked")
 
 
 @keys_app.command("quota")
@@ -132,6 +138,8 @@ def credit(
     key, now = find_key(file, id), time.time()
     today = datetime.fromtimestamp(now, UTC).date().isoformat()
     with closing(_ledger(file, usage_file)) as ledger:
+        if not abs(amount) <= MOST_CREDIT:  # true for NaN
+            raise InputError(f"--amount {amount}: expected a number, at most {MOST_CREDIT:,} at a time")
         if amount:
             ledger.grant(key.id, round(amount * UNIT), int(now), reason)
         balance = ledger.balance(key.id, today)

@@ -7,6 +7,7 @@ Exit status: 0 success, 1 nothing found or a failure without a better number, 2 
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Any
@@ -96,14 +97,24 @@ def main(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         complain(INTERRUPTED)
         return 130
-    except BrokenPipeError:  # `threefold search ... | head`
+    except BrokenPipeError:  # `threefold search ... --json | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except SystemExit as error:  # what Rich makes of the same
+        if isinstance(error.__context__, BrokenPipeError):
+            return 0
+        raise
+    except OSError as error:  # what no part has made an error of its own
+        complain(str(error))
+        return 2
     if status == 130:  # newer versions of typer make this of Ctrl-C, and say nothing
         complain(INTERRUPTED)
     return status if isinstance(status, int) else 0
 
 
 def entry() -> None:
-    """The console script."""
+    """The console script. JSON is UTF-8, whatever the terminal or the pipe is said to be."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     sys.exit(main())

@@ -70,7 +70,7 @@ def mine(
     from threefold.train.lines import write_records
     from threefold.train.pool import read_corpus
 
-    options.require_folder_of(output)
+    options.require_folder_of(output, *files)
     settings = mining.MineSettings.from_dict(
         {
             "mode": mode,
@@ -134,7 +134,7 @@ def distil(
     from threefold.train.judge import distil as scored
     from threefold.train.lines import write_records
 
-    options.require_folder_of(output)
+    options.require_folder_of(output, *files)
     if bool(reranker) == bool(model):
         raise InputError("a teacher is needed: give --reranker, or --model, and not both")
     found = Counter[str]()

@@ -46,7 +46,7 @@ def open_encoder(
     from threefold.encoder.encoder import Encoder
     from threefold.encoder.precision import Precision
 
-    return Encoder(model, revision=revision, device=device, precision=cast(Precision, precision))
+    return Encoder(model or None, revision=revision, device=device, precision=cast(Precision, precision))
 
 
 @contextmanager
@@ -99,12 +99,17 @@ def parse_weights(text: str | None) -> Weights | None:
     return Weights(dense, sparse, multi)
 
 
-def require_folder_of(path: Path) -> None:
-    """The folder in which a result will be written must be there before the work begins."""
+def require_folder_of(path: Path, *inputs: Path) -> None:
+    """The folder in which a result will be written must be there before the work begins, and no input in its place."""
     parent = path.parent if str(path.parent) else Path()
     if not parent.is_dir():
         raise InputError(f"the folder {parent} does not exist; create it, or choose another place for {path.name}")
     if path.is_dir():
         raise InputError(f"{path} is a folder; give the name of a file")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is not an ordinary file; give the name of a file that may be replaced")
+    for given in inputs:
+        if path.exists() and given.exists() and path.samefile(given):
+            raise InputError(f"{path} is what would be read; choose another name for the result")
     if not os.access(parent, os.W_OK):
         raise InputError(f"the folder {parent} cannot be written to")

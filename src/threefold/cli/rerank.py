@@ -58,7 +58,7 @@ def rerank(
     else:
         for rank, i in enumerate(order, start=1):
             out.print(Text.assemble((f"{rank}. ", "dim"), (f"{scores[i]:.3f} ", "bold green"), (rows[i][0], "bold")))
-            out.print("   " + shorten(texts[i], 220), markup=False)
+            out.print("   " + shorten(texts[i], 220))
         if cut := int(judged.truncated.sum()):
             note(f"{cut:,} texts were longer than the model reads and were cut")
         for reason in bad:

@@ -21,8 +21,9 @@ from rich.progress import (
 )
 from rich.text import Text
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+#: Names of files, keys and models may hold brackets: what is printed is text, never Rich's markup.
+out = Console(highlight=False, soft_wrap=True, markup=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 
 def print_json(data: Any) -> None:
@@ -64,7 +65,7 @@ class Bar:
 @contextmanager
 def progress_bar(what: str, total: int | None = None, *, quiet: bool = False) -> Iterator[Bar]:
     """A bar with elapsed time and tokens per second; without a terminal it stays silent until the end."""
-    columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+    columns = [SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()]
     with Progress(
         *columns, TimeElapsedColumn(), _TokenRate(), console=err, disable=quiet or not err.is_terminal, transient=True
     ) as progress:

@@ -116,7 +116,7 @@ def _line(*, quiet: bool) -> Iterator[Callable[[str], None]]:
             if live:
                 progress.update(task, description=text)
             elif not quiet:
-                err.print(text, markup=False)
+                err.print(text)
 
         yield show
 

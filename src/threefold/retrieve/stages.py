@@ -29,6 +29,9 @@ Judge = Callable[[Sequence[str]], Floats]
 
 MODES: tuple[Mode, ...] = get_args(Mode)
 
+#: Most hits and candidates that can be asked for: engines count them in 32 bits.
+MOST = 2**31 - 1
+
 #: Candidates that each representation brings into a search, if nothing else is said.
 DEPTH = 100
 
@@ -338,5 +341,5 @@ def _group(found: list[Ranked], per_document: int) -> list[Ranked]:
 
 
 def _positive(name: str, value: int) -> None:
-    if value < 1:
-        raise ConfigError(f"{name} must be at least 1; got {value}")
+    if not 1 <= value <= MOST:
+        raise ConfigError(f"{name} must be from 1 to {MOST:,}; got {value}")

@@ -74,7 +74,7 @@ class Encoding:
         card = self.embedder.card
         if dimensions is None or dimensions == card.dense_dim or dimensions in card.matryoshka:
             return
-        allowed = ", ".join(map(str, (card.dense_dim, *card.matryoshka)))
+        allowed = ", ".join(map(str, dict.fromkeys((card.dense_dim, *card.matryoshka))))
         why = "" if card.matryoshka else " (it was not trained for shorter vectors)"
         raise RequestError(
             f"{card.name} cannot give {dimensions} dimensions; allowed: {allowed}{why}", param="dimensions"

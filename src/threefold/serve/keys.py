@@ -10,8 +10,10 @@ import hashlib
 import json
 import os
 import secrets
+import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +27,8 @@ SCOPES = ("embed", "search", "write", "metrics", "admin")
 SELF = "self"
 
 PREFIX = "tf-"
+#: Seconds that a change waits for another.
+LOCK_S = 10.0
 #: How much a key may use.
 QUOTAS = ("tokens_per_minute", "tokens_per_day", "tokens_per_month")
 
@@ -121,25 +125,27 @@ def create_key(
     """A new key in the file (made if needed); returns the secret, which is kept nowhere. `quotas`: see `QUOTAS`."""
     if not name.strip():
         raise InputError("a key needs a name, so that it can be told from others")
-    kept = read_keys(path) if path.exists() else ()
     secret = PREFIX + secrets.token_urlsafe(32)
     id = "key-" + secrets.token_hex(4)
     key = Key(id, name, hashed(secret), tuple(scopes), namespace, int(time.time()), **quotas)
-    _write(path, (*kept, key))
+    with _alone(path):
+        _write(path, (*(read_keys(path) if path.exists() else ()), key))
     return secret, key
 
 
 def revoke_key(path: Path, id: str) -> Key:
     """Take a key out of the file."""
-    gone = find_key(path, id)
-    _write(path, tuple(key for key in read_keys(path) if key.id != id))
+    with _alone(path):
+        gone = find_key(path, id)
+        _write(path, tuple(key for key in read_keys(path) if key.id != id))
     return gone
 
 
 def change_key(path: Path, id: str, **quotas: int) -> Key:
     """Give a key other quotas; a running server sees them at once."""
-    changed = Key.from_dict(find_key(path, id).to_dict() | quotas)
-    _write(path, tuple(changed if key.id == id else key for key in read_keys(path)))
+    with _alone(path):
+        changed = Key.from_dict(find_key(path, id).to_dict() | quotas)
+        _write(path, tuple(changed if key.id == id else key for key in read_keys(path)))
     return changed
 
 
@@ -152,9 +158,29 @@ def find_key(path: Path, id: str) -> Key:
     return found
 
 
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One writer at a time, across processes: what another has written since it was read would be lost.
+
+    The lock is a database of its own, empty, because the file of the keys is replaced by each writer.
+    """
+    if not path.parent.is_dir():
+        raise ConfigError(
+            f"the folder {path.parent} does not exist; create it, or choose another place for {path.name}"
+        )
+    try:
+        with closing(sqlite3.connect(path.with_name(f".{path.name}.lock"), timeout=LOCK_S)) as lock:
+            lock.execute("BEGIN EXCLUSIVE")
+            yield
+    except sqlite3.Error as error:
+        raise ConfigError(f"{path} cannot be changed: {error}") from error
+
+
 def _write(path: Path, keys: tuple[Key, ...]) -> None:
     """Whole or not at all, readable by its owner alone."""
     draft = path.with_name(path.name + ".new")
     with open(draft, "w", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
         json.dump(KeyFile(keys).to_dict(), file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(draft, path)

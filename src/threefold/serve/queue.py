@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -65,8 +66,8 @@ class Limits(Settings):
 
     def __post_init__(self) -> None:
         for name in ("batch_tokens", "batch_s", "queued_tokens", "interactive_tokens", "deadline_s", "stall_s"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} must be above 0; got {getattr(self, name)}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must be above 0 and finite; got {getattr(self, name)}")
 
 
 class Done(NamedTuple, Generic[R]):

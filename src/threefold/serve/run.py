@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import ssl
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
@@ -16,7 +17,7 @@ import uvicorn
 from threefold.encoder.cross import CrossEncoder
 from threefold.encoder.encoder import Encoder
 from threefold.encoder.precision import Precision
-from threefold.errors import InputError
+from threefold.errors import ConfigError, InputError
 from threefold.serve import logs
 from threefold.serve.app import build
 from threefold.serve.connection import http_options
@@ -69,8 +70,20 @@ def serve(config: ServeConfig, on_ready: Callable[[Server, str], None]) -> None:
     asyncio.run(_serve(make_server(config), on_ready))
 
 
+def _check_certificate(config: ServeConfig) -> None:
+    """Before a model is loaded and an address is said that nobody will answer."""
+    if not config.tls_cert:
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(config.tls_cert, config.tls_key or None)
+    except OSError as error:  # SSLError is one
+        files = f"tls_cert {config.tls_cert!r}" + (f" and tls_key {config.tls_key!r}" if config.tls_key else "")
+        raise ConfigError(f"{files} cannot be used: {error}") from error
+
+
 async def _serve(server: Server, on_ready: Callable[[Server, str], None]) -> None:
     config = server.config
+    _check_certificate(config)
     listener = listen(config)
     with listener:
         await server.start()  # before anything listens: what cannot be loaded ends the command with one line

@@ -1,6 +1,7 @@
 """What a filter means (`matches`), and how an engine is told (`translate`).
 
-Equality is by type: text with text, numbers as 64-bit floats (1 equals 1.0), truth values only with truth values.
+Equality is by type: text with text, numbers with numbers by value (1 equals 1.0), truth values only with truth values.
+Larger and smaller are those of 64-bit floats.
 A list matches when any of its items does; a missing field matches nothing, so `not` of it matches.
 """
 
@@ -12,7 +13,7 @@ from typing import Protocol, TypeVar
 
 from threefold.config import Filter
 from threefold.errors import ConfigError
-from threefold.store.payload import NUMBER_FIELDS, TEXT_FIELDS, Scalar, facet_key, facets_of
+from threefold.store.payload import NUMBER_FIELDS, TEXT_FIELDS, Scalar, exact_text, facet_key, facets_of
 from threefold.types import Chunk
 
 C = TypeVar("C")
@@ -56,7 +57,7 @@ def _is_number(value: Scalar) -> bool:
 def _equal(left: Scalar, right: Scalar) -> bool:
     if isinstance(left, str) or isinstance(right, str) or isinstance(left, bool) or isinstance(right, bool):
         return type(left) is type(right) and left == right
-    return float(left) == float(right)
+    return left == right
 
 
 def _number(field: str, value: float) -> float:
@@ -109,12 +110,18 @@ def translate(where: Filter, say: Dialect[C]) -> C:
 
 def _one_of(field: str, values: tuple[Scalar, ...], say: Dialect[C]) -> C:
     parts: list[C] = []
-    texts = [value for value in values if isinstance(value, str)]
+    numbers = [value for value in values if not isinstance(value, str | bool)]
+    for number in numbers:
+        _number(field, number)
+    exact = {value: text for value in numbers if (text := exact_text(value)) is not None}
+    texts = [*(value for value in values if isinstance(value, str)), *exact.values()]
     if texts and (path := _path(field, "text")):
         parts.append(say.text(path, texts))
     for value in values:
         kind = "truth" if isinstance(value, bool) else "number"
-        if not isinstance(value, str) and (path := _path(field, kind)):
+        if isinstance(value, str) or (kind == "number" and value in exact):
+            continue
+        if path := _path(field, kind):
             number = _number(field, value)
             parts.append(say.number(path, {"gte": number, "lte": number}))
     return _some(parts, say)

@@ -78,7 +78,7 @@ def read_manifest(folder: Path) -> Manifest:
                 "Upgrade with: pip install --upgrade threefold"
             )
         return Manifest.from_dict(data)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise StoreError(
             f"{folder}: no collection here ({path.name} is missing). Create it, or correct the path"
         ) from None
@@ -95,9 +95,10 @@ def check_model(stored: Manifest, current: Manifest) -> None:
     if not differing:
         return
     details = ", ".join(f"{name} {getattr(stored, name)!r} against {getattr(current, name)!r}" for name in differing)
+    was, now = (f"{it.model!r}" + (f" at {it.revision}" if it.revision else "") for it in (stored, current))
     raise ModelMismatchError(
-        f"the collection was built with {stored.model!r}, not with {current.model!r} ({details}). "
-        f"Open it with {stored.model!r}, or build a new collection with {current.model!r}"
+        f"the collection was built with {was}, not with {now} ({details}). "
+        f"Open it with {was}, or build a new collection with {now}"
     )
 
 

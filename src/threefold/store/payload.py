@@ -4,7 +4,8 @@
     number, start, end, tokens                                     integers
     truncated                                                      0 or 1
     metadata     JSON text: what the user gave comes back exactly, whatever the engine can hold
-    facets       {"text": {key: [..]}, "number": {key: [..]}, "truth": {key: [0 or 1]}}, for filters only
+    facets       {"text": {key: [..]}, "number": {key: [..]}, "truth": {key: [0 or 1]}}, for filters only; a number
+                 of 2^53 and more is in "text" too, where equality is exact
 
 Filters do not run on the metadata as it is: the embedded engine takes a condition `true` for the integer 1,
 tells 1 from 1.0, and its paths cannot say every key. Facets have one type each and keys that need no quotes.
@@ -30,6 +31,9 @@ POINTS = uuid.UUID("6f4a4c62-3a0c-5c1b-9e0e-2d6b1b0f3c57")
 #: Fields of a chunk that filters reach by name; anything else is a key of the metadata.
 TEXT_FIELDS = ("document_id", "source", "title", "language", "content_hash")
 NUMBER_FIELDS = ("number",)
+
+#: From here on, 64-bit floats do not tell a whole number from its neighbours.
+EXACT_BELOW = 2**53
 
 #: Fields with an index of exact values.
 INDEXED_FIELDS = ("document_id", "source", "language", "content_hash")
@@ -99,17 +103,30 @@ def to_payload(chunk: Chunk, tokens: int, truncated: bool) -> dict[str, Any]:
         facets: dict[str, dict[str, list[Any]]] = {"text": {}, "number": {}, "truth": {}}
         for key, values in spread.items():
             for value in values:
-                kind, stored = _facet(value)
-                facets[kind].setdefault(facet_key(key), []).append(stored)
+                for kind, stored in _facets(value):
+                    facets[kind].setdefault(facet_key(key), []).append(stored)
     except (InputError, UnicodeEncodeError) as error:
         raise InputError(f"chunk {chunk.id!r}: {error}") from None
     return payload | {"id": chunk.id, "tokens": tokens, "truncated": int(truncated), "facets": facets}
 
 
-def _facet(value: Scalar) -> tuple[str, str | float]:
+def _facets(value: Scalar) -> Iterator[tuple[str, str | float]]:
     if isinstance(value, bool):
-        return "truth", int(value)
-    return ("text", value) if isinstance(value, str) else ("number", float(value))
+        yield "truth", int(value)
+    elif isinstance(value, str):
+        yield "text", value
+    else:
+        yield "number", float(value)
+        if (exact := exact_text(value)) is not None:
+            yield "text", exact
+
+
+def exact_text(value: float) -> str | None:
+    """A number that 64-bit floats do not tell from its neighbours, as a text that no metadata has; else None.
+
+    Engines keep numbers as such floats, and ids of 19 digits are common.
+    """
+    return f"\x1f{int(value)}" if abs(value) >= EXACT_BELOW else None
 
 
 def _plain(value: Any) -> Any:

@@ -47,7 +47,7 @@ def _read_table(path: Path, delimiter: str, text_field: str) -> Iterator[tuple[i
         if header and text_field not in header:
             raise DocumentError(
                 f"{path} has no column {text_field!r}; its columns are {', '.join(header)}. "
-                "Name the one that holds the text with text_field"
+                "Name the one that holds the text with text_field (--text-field)"
             )
         for number, fields in enumerate((row for row in reader if row), start=1):
             if len(fields) == len(header):

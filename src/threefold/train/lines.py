@@ -49,7 +49,8 @@ def records(path: Path, columns: Sequence[str]) -> Iterator[Record]:
 
 def write_records(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     """Write JSON lines, packed as the name says; returns their number. The file appears when it is complete."""
-    part = path.with_name(f".{os.getpid()}.{path.name}")  # the suffix stays: it says how to pack
+    target = path.resolve()  # what a link points to is replaced, not the link
+    part = target.with_name(f".{os.getpid()}.{path.name}")  # the suffix stays: it says how to pack
     count = 0
     try:
         opened: Any = _PACKED.get(path.suffix.lower(), open)
@@ -57,7 +58,7 @@ def write_records(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
             for row in rows:
                 file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
                 count += 1
-        part.replace(path)
+        part.replace(target)
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
