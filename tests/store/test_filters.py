@@ -20,7 +20,18 @@ from threefold.store.protocol import Store
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect")  # says the client without a server
 
-BIG = [2**53 - 1, 2**53, 2**53 + 1, -(2**53) - 1, 1_450_000_000_000_000_001, 1_450_000_000_000_000_002, 1e16]
+BIG = [
+    2**52 - 1,
+    2**52,
+    2**53 - 2,
+    2**53 - 1,
+    2**53,
+    2**53 + 1,
+    -(2**53) - 1,
+    1_450_000_000_000_000_001,
+    1_450_000_000_000_000_002,
+    1e16,
+]
 VALUES: list[Any] = ["", "a", "b", "1", "true", True, False, 0, 1, 1.0, -1, 1.5, *BIG, "ü"]
 KEYS = ["k", "year", "a.b", "a b", "q\"'", "e[0]", "é", "_", "2020", "number"]
 TEXT_KEYS = ["document_id", "source", "title", "language", "content_hash"]

@@ -341,5 +341,7 @@ def _group(found: list[Ranked], per_document: int) -> list[Ranked]:
 
 
 def _positive(name: str, value: int) -> None:
-    if not 1 <= value <= MOST:
-        raise ConfigError(f"{name} must be from 1 to {MOST:,}; got {value}")
+    if value < 1:
+        raise ConfigError(f"{name} must be at least 1; got {value}")
+    if value > MOST:
+        raise ConfigError(f"{name} must be at most {MOST:,}; got {value}")

@@ -66,8 +66,10 @@ class Limits(Settings):
 
     def __post_init__(self) -> None:
         for name in ("batch_tokens", "batch_s", "queued_tokens", "interactive_tokens", "deadline_s", "stall_s"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"{name} must be above 0 and finite; got {getattr(self, name)}")
+            if not getattr(self, name) > 0:  # true for NaN
+                raise ConfigError(f"{name} must be above 0; got {getattr(self, name)}")
+            if getattr(self, name) == math.inf:
+                raise ConfigError(f"{name} must be finite; got {getattr(self, name)}")
 
 
 class Done(NamedTuple, Generic[R]):

@@ -5,7 +5,7 @@
     truncated                                                      0 or 1
     metadata     JSON text: what the user gave comes back exactly, whatever the engine can hold
     facets       {"text": {key: [..]}, "number": {key: [..]}, "truth": {key: [0 or 1]}}, for filters only; a number
-                 of 2^53 and more is in "text" too, where equality is exact
+                 of 2^52 and more is in "text" too, where equality is exact
 
 Filters do not run on the metadata as it is: the embedded engine takes a condition `true` for the integer 1,
 tells 1 from 1.0, and its paths cannot say every key. Facets have one type each and keys that need no quotes.
@@ -32,8 +32,9 @@ POINTS = uuid.UUID("6f4a4c62-3a0c-5c1b-9e0e-2d6b1b0f3c57")
 TEXT_FIELDS = ("document_id", "source", "title", "language", "content_hash")
 NUMBER_FIELDS = ("number",)
 
-#: From here on, 64-bit floats do not tell a whole number from its neighbours.
-EXACT_BELOW = 2**53
+#: From here on 64-bit floats are whole numbers, from twice as much on no longer all of them; the embedded engine
+#: confuses some before it has to (2^53 - 1).
+EXACT_BELOW = 2**52
 
 #: Fields with an index of exact values.
 INDEXED_FIELDS = ("document_id", "source", "language", "content_hash")
