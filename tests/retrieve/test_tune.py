@@ -77,7 +77,7 @@ def test_tuned_weights_refuse_their_own_queries_and_other_models(encoder: FakeEn
     assert again.applied(encoder.card.hash) == {"weights": tuned.weights}
     with pytest.raises(ConfigError, match="the weights were tuned for fake"):
         again.applied("other")
-    with pytest.raises(EvaluationError, match="no queries"):
+    with pytest.raises(EvaluationError, match="tuned on all of its 8 queries"):
         tune([task], encoder, step=1).unseen(task)
 
 

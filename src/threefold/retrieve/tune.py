@@ -75,7 +75,13 @@ class Tuned(Settings):
     def unseen(self, task: Task) -> Task:
         """The task without the queries that the weights were tuned on; how many those were is counted."""
         seen = set(self.queries.get(task.fingerprint(), ())) & set(task.qrels)
-        return task.only([query for query in task.qrels if query not in seen], "queries used for tuning, not run")
+        left = [query for query in task.qrels if query not in seen]
+        if not left:
+            raise EvaluationError(
+                f"task {task.name}: the weights were tuned on all of its {len(seen):,} queries, so none is left to "
+                "judge them by. Tune on a share (threefold tune --share), or on other sets"
+            )
+        return task.only(left, "queries used for tuning, not run")
 
 
 def development(task: Task, share: float) -> Task:
