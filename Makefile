@@ -19,7 +19,7 @@ $(VENV)/.torch:
 	$(PIP) torch==2.13.0
 	@touch $@
 
-$(VENV)/.demo: $(VENV)/.torch pyproject.toml hatch_build.py $(wildcard src/threefold/encoder/c/*.[ch])
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml hatch_build.py src/threefold/encoder/compiling.py $(wildcard src/threefold/encoder/c/*.[ch])
 	$(PIP) -e .
 	@touch $@
 

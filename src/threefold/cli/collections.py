@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -13,7 +15,7 @@ from rich.text import Text
 
 from threefold.cli import options
 from threefold.cli.inspect import show_reasons
-from threefold.cli.show import complain, err, note, out, print_json, progress_bar, shorten
+from threefold.cli.show import complain, err, named, note, out, print_json, progress_bar, shorten
 from threefold.config import Chunking, MultiStorage
 from threefold.errors import InputError, StoreError
 
@@ -103,14 +105,9 @@ def search(
     as_json: options.Json = False,
 ) -> None:
     """Find the passages that answer a query, in any language."""
-    from threefold.collection import Collection
-
     chosen = options.parse_weights(weights)
     condition = _condition(where)
-    named = _model_of(into, url, model, revision, must_exist=True)
-    encoder = options.open_encoder(*named, device, precision)
-    reranker = options.open_reranker(rerank, None, device, precision) if rerank else None
-    with Collection(into, encoder, create=False, url=url, reranker=reranker) as collection:
+    with _existing(into, url, model, revision, device, precision, rerank) as collection:
         hits = collection.search(
             query,
             k=k,
@@ -120,7 +117,7 @@ def search(
             where=condition,
             why=why,
             retriever=retriever,
-            rerank=_rerank_stage(collection, retriever, rerank_depth) if reranker else None,
+            rerank=_rerank_stage(collection, retriever, rerank_depth) if rerank else None,
         )
     if as_json:
         print_json([_plain(hit) for hit in hits])
@@ -178,10 +175,7 @@ def delete(
     as_json: options.Json = False,
 ) -> None:
     """Delete documents from a collection."""
-    from threefold.collection import Collection
-
-    encoder = options.open_encoder(*_model_of(into, url, model, revision, must_exist=True))
-    with Collection(into, encoder, create=False, url=url) as collection:
+    with _existing(into, url, model, revision) as collection:
         chunks = collection.delete(ids)
     if as_json:
         print_json({"deleted_chunks": chunks})
@@ -199,10 +193,7 @@ def optimize(
     as_json: options.Json = False,
 ) -> None:
     """Build the approximate index of a collection: worth it from about 50,000 chunks. Searches go on meanwhile."""
-    from threefold.collection import Collection
-
-    encoder = options.open_encoder(*_model_of(into, url, model, revision, must_exist=True))
-    with Collection(into, encoder, create=False, url=url) as collection, progress_bar(f"optimizing {into}"):
+    with _existing(into, url, model, revision) as collection, progress_bar(f"optimizing {into}"):
         collection.optimize()
     if as_json:
         print_json({"collection": into, "optimized": True})
@@ -229,7 +220,7 @@ def show_hit(rank: int, hit: Hit) -> None:
         f"{name} {score:.3f}" + (f" (rank {hit.why.ranks[name]})" if name in hit.why.ranks else "")
         for name, score in hit.why.scores.items()
     ]
-    out.print(Text.assemble("   ", ("scores: ", "dim"), ", ".join(parts)))
+    out.print(named("scores", ", ".join(parts), indent="   "))
     show_reasons(hit.why.terms[:6], hit.why.tokens[:6], indent="   ")
 
 
@@ -283,6 +274,25 @@ def _condition(where: str) -> dict[str, Any] | None:
     if not isinstance(condition, dict):
         raise InputError(f'--where must be a JSON object like {{"language": "de"}}; got {where}')
     return condition
+
+
+@contextmanager
+def _existing(
+    name: str,
+    url: str | None,
+    model: str | None,
+    revision: str | None,
+    device: str = "auto",
+    precision: str = "auto",
+    reranker: str | None = None,
+) -> Iterator[Collection]:
+    """A collection that is there, open until the end of the block."""
+    from threefold.collection import Collection
+
+    encoder = options.open_encoder(*_model_of(name, url, model, revision, must_exist=True), device, precision)
+    cross = options.open_reranker(reranker, None, device, precision) if reranker else None
+    with Collection(name, encoder, create=False, url=url, reranker=cross) as collection:
+        yield collection
 
 
 def _model_of(

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from threefold import __version__
 from threefold.cli import options
-from threefold.cli.show import note, out, print_json
+from threefold.cli.show import named, note, out, print_json
 from threefold.types import TermMatch, TokenMatch
 
 
@@ -49,11 +49,11 @@ def show_reasons(terms: tuple[TermMatch, ...], pairs: tuple[TokenMatch, ...], in
     """Shared terms and best token pairs, a line each."""
     if terms:
         said = ", ".join(f"{t.term.replace('▁', '')} {t.query_weight:.2f}x{t.text_weight:.2f}" for t in terms)
-        out.print(Text.assemble(indent, ("shared terms: ", "dim"), said))
+        out.print(named("shared terms", said, indent))
     if pairs:
         clean = [(p.query_token.replace("▁", ""), p.text_token.replace("▁", ""), p.similarity) for p in pairs]
         said = ", ".join(f"{q}~{t} {s:.2f}" for q, t, s in clean)
-        out.print(Text.assemble(indent, ("best tokens: ", "dim"), said))
+        out.print(named("best tokens", said, indent))
 
 
 def info(

@@ -41,6 +41,11 @@ def note(message: str) -> None:
     err.print(Text(message, style="dim"))
 
 
+def named(name: str, what: str, indent: str = "") -> Text:
+    """A line of an explanation: its name, and what there is of it."""
+    return Text.assemble(indent, (f"{name}: ", "dim"), what)
+
+
 class _TokenRate(ProgressColumn):
     """Tokens per second since the start of the task."""
 

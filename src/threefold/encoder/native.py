@@ -16,7 +16,6 @@ import os
 import threading
 from collections.abc import Callable
 from functools import cache
-from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from threefold.encoder.attention import Layout
+from threefold.encoder.compiling import fingerprint
 from threefold.encoder.network import NetworkConfig
 from threefold.encoder.stored import Reader
 from threefold.errors import ShapeError
@@ -79,12 +79,6 @@ def status() -> str:
     return ""
 
 
-def fingerprint(folder: Path) -> str:
-    """Of the sources of the kernels; `hatch_build.py` compiles the same into the library."""
-    sources = sorted(file for file in folder.iterdir() if file.suffix in (".c", ".h"))
-    return sha256(b"".join(file.name.encode() + file.read_bytes() for file in sources)).hexdigest()[:16]
-
-
 def runs(config: NetworkConfig) -> bool:
     """Whether these kernels can run a network of these sizes here."""
     whole = config.hidden % PANEL == 0 and config.ffn % PANEL == 0
@@ -121,32 +115,32 @@ class NativeLayers(nn.Module):
         for part in ("qkv", "attended", "up", "down"):
             setattr(layer, part, self._packed(read, f"{name}.{part}", int8))
         for part in ("attended_norm", "down_norm"):
-            weight, bias = (self._kept(read(f"{name}.{part}.{what}").float()) for what in ("weight", "bias"))
+            weight, bias = (self._numbers(read, f"{name}.{part}.{what}") for what in ("weight", "bias"))
             setattr(layer, part, _Norm(weight, bias))
         return layer
 
     def _packed(self, read: Reader, name: str, int8: bool) -> _Matrix:
         stored = read(f"{name}.weight")
-        scale = 0
-        if int8:
-            rows, scales = stored.int8()
-            scale = self._kept(scales.float())
-        else:
-            rows = stored.to(torch.bfloat16)
+        rows, scales = stored.int8() if int8 else (stored.to(torch.bfloat16), None)
         rows = rows.contiguous()
         packed = torch.empty_like(rows)
         outputs, inputs = rows.shape
         _library().threefold_pack(rows.data_ptr(), outputs, inputs, int(int8), packed.data_ptr())
-        return _Matrix(self._kept(packed), scale, self._kept(read(f"{name}.bias").float()), outputs, inputs)
+        scale = 0 if scales is None else self._kept(scales.float().contiguous())
+        return _Matrix(self._kept(packed), scale, self._numbers(read, f"{name}.bias"), outputs, inputs)
+
+    def _numbers(self, read: Reader, name: str) -> int:
+        """The address of a copy in float32: what is read may be the parameter of a module, which others may change."""
+        return self._kept(read(name).float().clone(memory_format=torch.contiguous_format))
 
     def _kept(self, tensor: Tensor) -> int:
-        """The address of a tensor that lives as long as these layers.
+        """The address of a contiguous tensor, which from now on lives as long as these layers.
 
         In a list and no parameter: what a module does with those (`to`, `load_state_dict(assign=True)`) would leave C
         with the address of memory that is somebody else's.
         """
-        self._tensors.append(tensor.clone(memory_format=torch.contiguous_format))
-        return self._tensors[-1].data_ptr()
+        self._tensors.append(tensor)
+        return tensor.data_ptr()
 
     @property
     def held_bytes(self) -> int:

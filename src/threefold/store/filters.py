@@ -110,20 +110,18 @@ def translate(where: Filter, say: Dialect[C]) -> C:
 
 def _one_of(field: str, values: tuple[Scalar, ...], say: Dialect[C]) -> C:
     parts: list[C] = []
-    numbers = [value for value in values if not isinstance(value, str | bool)]
-    for number in numbers:
-        _number(field, number)
-    exact = {value: text for value in numbers if (text := exact_text(value)) is not None}
-    texts = [*(value for value in values if isinstance(value, str)), *exact.values()]
+    texts: list[str] = []
+    for value in values:
+        if isinstance(value, str):
+            texts.append(value)
+            continue
+        number = _number(field, value)
+        if (exact := exact_text(value)) is not None:
+            texts.append(exact)
+        elif path := _path(field, "truth" if isinstance(value, bool) else "number"):
+            parts.append(say.number(path, {"gte": number, "lte": number}))
     if texts and (path := _path(field, "text")):
         parts.append(say.text(path, texts))
-    for value in values:
-        kind = "truth" if isinstance(value, bool) else "number"
-        if isinstance(value, str) or (kind == "number" and value in exact):
-            continue
-        if path := _path(field, kind):
-            number = _number(field, value)
-            parts.append(say.number(path, {"gte": number, "lte": number}))
     return _some(parts, say)
 
 

@@ -14,7 +14,7 @@
 enum { BLOCK_QUERIES = 48, BLOCK_KEYS = 128, MOST_HEAD = 64 };
 
 INLINE int padded(int length) {
-    return (length + PANEL - 1) / PANEL * PANEL;
+    return tiles_of(length, PANEL) * PANEL;
 }
 
 INLINE __mmask16 first_of_16(int count) {
@@ -81,7 +81,7 @@ static void attend(const bf16 *queries, ptrdiff_t q_stride, const bf16 *keys, co
     const float scale = 1.44269504f / sqrtf((float)head); // weights are powers of two
     for (int r = 0; r < rows; r++) top[r] = -INFINITY;
     for (int start = 0; start < length; start += BLOCK_KEYS) {
-        const int valid = length - start < BLOCK_KEYS ? length - start : BLOCK_KEYS;
+        const int valid = least(length - start, BLOCK_KEYS);
         for (int j = 0; j < valid; j += PANEL)
             for (int i = 0; i < score_tiles; i++) {
                 int a = border(rows, score_tiles, i), b = border(rows, score_tiles, i + 1);

@@ -157,7 +157,7 @@ INLINE int block_panels(const struct pass *p, const struct matrix *m, int rows) 
     const int panels = m->outputs / PANEL;
     if (rows <= SHORT) return tiles_of(panels, p->threads);
     int width = panels * tiles_of(rows, block_rows(p->layer, m, rows)) / (TASKS_PER_THREAD * p->threads);
-    return width < 1 ? 1 : width > MOST_PANELS ? MOST_PANELS : width;
+    return width < 1 ? 1 : least(width, MOST_PANELS);
 }
 
 INLINE int product_tasks(const struct pass *p, const struct matrix *m, int rows) {
@@ -169,9 +169,9 @@ static void product(struct pass *p, int task, const struct matrix *m, const stru
     const struct layer *l = p->layer;
     const int height = block_rows(l, m, rows), width = block_panels(p, m, rows);
     const int across = tiles_of(m->outputs / PANEL, width);
-    const int first = task / across * height, last = first + height < rows ? first + height : rows;
+    const int first = task / across * height, last = least(first + height, rows);
     const int panels = m->outputs / PANEL, panel = task % across * width;
-    const int end = panel + width < panels ? panel + width : panels;
+    const int end = least(panel + width, panels);
     const int tiles = tiles_of(last - first, TILE_ROWS), groups = m->inputs * bytes_of(l) / GROUP_BYTES;
     const ptrdiff_t row_bytes = (ptrdiff_t)m->inputs * bytes_of(l), panel_bytes = row_bytes * PANEL;
     int32_t sums[TILE_ROWS * PANEL] __attribute__((aligned(64)));
@@ -206,10 +206,12 @@ static int index_of(const int *starts, int count, int place) { // the last start
     return low;
 }
 
+// The rows of one task of a stage that works row by row.
+#define EACH_ROW(r, task, rows) for (int r = task * ROWS_PER_TASK, end = least(rows, r + ROWS_PER_TASK); r < end; r++)
+
 static void read_states(struct pass *p, int task) {
     const int d = p->layer->hidden;
-    for (int r = task * ROWS_PER_TASK; r < p->tokens && r < (task + 1) * ROWS_PER_TASK; r++)
-        prepare(p->layer, p->x + (ptrdiff_t)r * d, 1, d, &p->states, r);
+    EACH_ROW (r, task, p->tokens) prepare(p->layer, p->x + (ptrdiff_t)r * d, 1, d, &p->states, r);
 }
 
 static void make_qkv(struct pass *p, int task) {
@@ -221,39 +223,52 @@ INLINE int room(int length) {
     return length > BLOCK_QUERIES ? padded(length) : 0;
 }
 
-static void pack(struct pass *p, int task) {
-    const struct layer *l = p->layer;
-    const int text = task / l->heads, h = task % l->heads, d = l->hidden, head = d / l->heads;
+// One head of a text: where its queries begin in `qkv`, and where its packed keys and values do, if they have room.
+struct view {
+    const bf16 *queries;
+    bf16 *keys, *values;
+    int length, head;
+};
+
+static struct view view_of(const struct pass *p, int text, int h) {
+    const int d = p->layer->hidden, head = d / p->layer->heads;
     const int length = (int)(p->offsets[text + 1] - p->offsets[text]);
-    if (!room(length)) return;
-    const bf16 *from = p->qkv + p->offsets[text] * 3 * d + h * head;
     const ptrdiff_t at = (ptrdiff_t)p->places[text] * d + (ptrdiff_t)padded(length) * h * head;
-    pack_keys(from + d, 3 * d, length, head, p->keys + at);
-    pack_values(from + 2 * d, 3 * d, length, head, p->values + at);
+    return (struct view){.queries = p->qkv + p->offsets[text] * 3 * d + h * head,
+                         .keys = p->keys + at,
+                         .values = p->values + at,
+                         .length = length,
+                         .head = head};
+}
+
+static void pack_view(const struct pass *p, const struct view *v) {
+    const int d = p->layer->hidden;
+    pack_keys(v->queries + d, 3 * d, v->length, v->head, v->keys);
+    pack_values(v->queries + 2 * d, 3 * d, v->length, v->head, v->values);
+}
+
+static void pack(struct pass *p, int task) {
+    const struct view v = view_of(p, task / p->layer->heads, task % p->layer->heads);
+    if (room(v.length)) pack_view(p, &v);
 }
 
 static void attend_block(struct pass *p, int task) {
-    const struct layer *l = p->layer;
-    const int d = l->hidden, head = d / l->heads;
-    const int text = index_of(p->blocks, p->texts, task / l->heads), h = task % l->heads;
-    const int length = (int)(p->offsets[text + 1] - p->offsets[text]);
-    const int blocks = p->blocks[text + 1] - p->blocks[text], block = task / l->heads - p->blocks[text];
-    const ptrdiff_t at = (ptrdiff_t)p->places[text] * d + (ptrdiff_t)padded(length) * h * head;
-    const bf16 *from = p->qkv + p->offsets[text] * 3 * d + h * head;
-    bf16 own_keys[PANEL * MOST_HEAD], own_values[PANEL * MOST_HEAD], *keys = p->keys + at, *values = p->values + at;
-    if (!room(length)) {
-        keys = own_keys, values = own_values;
-        pack_keys(from + d, 3 * d, length, head, keys);
-        pack_values(from + 2 * d, 3 * d, length, head, values);
+    const int d = p->layer->hidden, heads = p->layer->heads;
+    const int text = index_of(p->blocks, p->texts, task / heads), h = task % heads;
+    const int blocks = p->blocks[text + 1] - p->blocks[text], block = task / heads - p->blocks[text];
+    struct view v = view_of(p, text, h);
+    bf16 own_keys[PANEL * MOST_HEAD], own_values[PANEL * MOST_HEAD];
+    if (!room(v.length)) {
+        v.keys = own_keys, v.values = own_values;
+        pack_view(p, &v);
     }
-    attend(from, 3 * d, keys, values, length, head, border(length, blocks, block), border(length, blocks, block + 1),
-           p->context + p->offsets[text] * d + h * head, d);
+    attend(v.queries, 3 * d, v.keys, v.values, v.length, v.head, border(v.length, blocks, block),
+           border(v.length, blocks, block + 1), p->context + p->offsets[text] * d + h * v.head, d);
 }
 
 static void read_context(struct pass *p, int task) {
     const int d = p->layer->hidden;
-    for (int r = task * ROWS_PER_TASK; r < p->rows && r < (task + 1) * ROWS_PER_TASK; r++)
-        prepare(p->layer, p->context + (ptrdiff_t)(p->first + r) * d, 0, d, &p->inputs, r);
+    EACH_ROW (r, task, p->rows) prepare(p->layer, p->context + (ptrdiff_t)(p->first + r) * d, 0, d, &p->inputs, r);
 }
 
 static void add_attended(struct pass *p, int task) {
@@ -262,7 +277,7 @@ static void add_attended(struct pass *p, int task) {
 }
 
 static void norm_attended(struct pass *p, int task) {
-    for (int r = task * ROWS_PER_TASK; r < p->rows && r < (task + 1) * ROWS_PER_TASK; r++)
+    EACH_ROW (r, task, p->rows)
         normalise(p->layer, &p->layer->attended_norm, p->y + (ptrdiff_t)r * p->layer->hidden, &p->inputs, r);
 }
 
@@ -272,8 +287,7 @@ static void make_inner(struct pass *p, int task) {
 
 static void read_inner(struct pass *p, int task) {
     const int f = p->layer->ffn;
-    for (int r = task * ROWS_PER_TASK; r < p->rows && r < (task + 1) * ROWS_PER_TASK; r++)
-        prepare(p->layer, p->inner + (ptrdiff_t)r * f, 0, f, &p->inners, r);
+    EACH_ROW (r, task, p->rows) prepare(p->layer, p->inner + (ptrdiff_t)r * f, 0, f, &p->inners, r);
 }
 
 static void add_down(struct pass *p, int task) {
@@ -281,7 +295,7 @@ static void add_down(struct pass *p, int task) {
 }
 
 static void norm_down(struct pass *p, int task) {
-    for (int r = task * ROWS_PER_TASK; r < p->rows && r < (task + 1) * ROWS_PER_TASK; r++)
+    EACH_ROW (r, task, p->rows)
         normalise(p->layer, &p->layer->down_norm, p->x + (ptrdiff_t)(p->first + r) * p->layer->hidden, NULL, r);
 }
 
@@ -322,7 +336,7 @@ static void run_layers(void *data) {
     for (int i = 0; i < p->layers; i++, p->layer++) {
         attention_part(p);
         for (p->first = 0; p->first < p->tokens; p->first += ROWS_AT_ONCE) {
-            p->rows = p->tokens - p->first < ROWS_AT_ONCE ? p->tokens - p->first : ROWS_AT_ONCE;
+            p->rows = least(p->tokens - p->first, ROWS_AT_ONCE);
             forward_part(p);
         }
     }
@@ -345,7 +359,7 @@ static void carve_rows(uintptr_t *at, struct rows *rows, const struct layer *l, 
 // Places of everything in `scratch`; returns its size.
 static size_t arrange(struct pass *p, char *scratch) {
     const struct layer *l = p->layer;
-    const size_t d = l->hidden, n = p->tokens, some = n < ROWS_AT_ONCE ? n : ROWS_AT_ONCE;
+    const size_t d = l->hidden, n = p->tokens, some = least(p->tokens, ROWS_AT_ONCE);
     size_t places = 0;
     for (int i = 0; i < p->texts; i++) places += room((int)(p->offsets[i + 1] - p->offsets[i]));
     uintptr_t at = (uintptr_t)scratch;

@@ -104,3 +104,7 @@ INLINE int border(int total, int tiles, int i) {
 INLINE int tiles_of(int total, int rows) {
     return (total + rows - 1) / rows;
 }
+
+INLINE int least(int a, int b) {
+    return a < b ? a : b;
+}

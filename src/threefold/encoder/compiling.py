@@ -1,0 +1,56 @@
+"""Compiles `c/layer.c`, the kernels of `native.py`.
+
+Standard library alone: `hatch_build.py` runs this file by its path, where nothing of threefold is installed yet.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from hashlib import sha256
+from pathlib import Path
+
+FEATURES = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "avx512bf16", "fma")
+
+
+def compile_kernels(folder: Path) -> str:
+    """Empty, or why there is no `layer.so` in the folder now."""
+    library = folder / "layer.so"
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        library.unlink(missing_ok=True)
+        return f"they are for Linux on x86-64, not {sys.platform} on {platform.machine()}"
+    named = os.environ.get("CC")
+    reasons = []
+    for compiler in [named] if named else ["gcc", "clang", "cc"]:
+        draft = library.with_suffix(f".{os.getpid()}.so")  # whoever runs now keeps the library that it has loaded
+        if why := compiled(compiler.split(), folder, draft):
+            reasons.append(why)
+            continue
+        draft.replace(library)
+        return ""
+    library.unlink(missing_ok=True)  # what an earlier build left is of other sources
+    return "; ".join(reasons)
+
+
+def compiled(compiler: list[str], folder: Path, library: Path) -> str:
+    """Empty, or what the compiler said."""
+    options = ["-O3", "-std=gnu11", "-fPIC", "-shared", *(f"-m{feature}" for feature in FEATURES)]
+    # Symbols of OpenMP stay open: they are those of the library that PyTorch has loaded.
+    made_of = f'-DSOURCES="{fingerprint(folder)}"'
+    command = [*compiler, *options, made_of, str(folder / "layer.c"), "-o", str(library), "-lm"]
+    try:
+        run = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        return f"{compiler[0]} cannot be run: {error.strerror}"
+    if run.returncode:
+        library.unlink(missing_ok=True)
+        return f"{compiler[0]} failed: {run.stderr.strip()[-500:]}"
+    return ""
+
+
+def fingerprint(folder: Path) -> str:
+    """Of the sources. It is compiled into the library, and `native.py` compares it with those that lie beside."""
+    sources = sorted(file for file in folder.iterdir() if file.suffix in (".c", ".h"))
+    return sha256(b"".join(file.name.encode() + file.read_bytes() for file in sources)).hexdigest()[:16]
