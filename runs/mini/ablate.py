@@ -8,9 +8,9 @@
             --modes dense,multi,hybrid --measures nDCG@10 --save results/ablations/$name-natural-en.json
     done
 
-    joint                 three heads, their sum, self-distillation, MiniLM's vectors
+    joint                 three heads, their sum, self-distillation, E5's vectors
     no-self-distillation  no head learns from the sum of all
-    no-teacher            nobody is told MiniLM's vectors
+    no-teacher            nobody is told the vectors of E5
 
 Resumable: run the same line again.
 """
@@ -22,16 +22,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from translate import finish
+from teacher import Teacher
 
 from threefold.encoder.checkpoint import load
 from threefold.text.tokenizer import Tokenizer
-from threefold.train.loop import Trainer, TrainSettings
+from threefold.train.loop import TrainSettings
 from threefold.train.losses import LossWeights
-from train import SPARSE_LOSS, TEACHER, Aims, prepared, start_heads
+from train import BODY_LR, SPARSE_LOSS, TEACHER, Aims, FourBits, finish, freeze_feed_forward, prepared, start_heads
 
 WHOLE = TrainSettings(
-    loss=LossWeights(sparse_loss=SPARSE_LOSS), teacher=TEACHER, idf_steps=75, checkpoint_every=25, log_every=10, seed=4
+    loss=LossWeights(sparse_loss=SPARSE_LOSS),
+    teacher=TEACHER,
+    body_lr=BODY_LR,
+    idf_steps=75,
+    checkpoint_every=25,
+    log_every=10,
+    seed=4,
 )
 VARIANTS = {
     "joint": WHOLE,
@@ -50,7 +56,7 @@ def main() -> None:
     tokenizer, idf = Tokenizer.load(args.out / "untrained"), np.load(args.out / "idf.npy")
     words = load(args.out / args.start).model.network.words.weight.detach().numpy() * idf[:, None]
     pairs, table, whole = prepared(args.data, tokenizer, words, WHOLE.seed)
-    aims = Aims(pairs)
+    aims = Aims(pairs, Teacher(args.out / "teacher"))
     for name, settings in VARIANTS.items():
         folder = args.out / "ablations" / name
         if (folder / "model.safetensors").is_file():
@@ -58,10 +64,12 @@ def main() -> None:
         print(name, flush=True)
         model = load(args.out / args.start).model
         start_heads(model, table, settings.seed)
-        trainer = Trainer(
+        freeze_feed_forward(model)
+        trainer = FourBits(
             model, table, whole[: args.steps], settings, folder,
             special=tokenizer.special_ids, idf=idf, teacher=aims if settings.teacher else None,
         )  # fmt: skip
+        trainer.keep(np.load(args.out / "new.npy"))
         finish(trainer, model, tokenizer, folder)
 
 

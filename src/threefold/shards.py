@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -26,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from threefold.errors import InputError
+from threefold.replacing import replacing
 from threefold.text.protocol import ModelCard, TextEncoder
 from threefold.text.tokenizer import Truncate
 from threefold.types import Encoded, Representation
@@ -55,11 +55,12 @@ def write_parquet(
 ) -> Written:
     """Encode (id, text) rows into `path`. The file appears when it is complete; an interrupted run leaves none."""
     wanted = tuple(outputs) if outputs is not None else encoder.card.representations
-    target = path.resolve()  # what a link points to is replaced, not the link
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
     done = Written(0, 0, 0)
     try:
-        with pq.ParquetWriter(part, _schema(encoder.card, wanted), compression="zstd") as writer:
+        with (
+            replacing(path) as draft,
+            pq.ParquetWriter(draft, _schema(encoder.card, wanted), compression="zstd") as writer,
+        ):
             for ids, texts in _blocks(rows, block):
                 encoded = encoder.encode_documents(texts, outputs=wanted, max_tokens=max_tokens, truncate=truncate)
                 writer.write_batch(_record_batch(ids, texts, encoded, writer.schema))
@@ -70,11 +71,8 @@ def write_parquet(
                 )
                 if progress is not None:
                     progress(done.texts, done.tokens)
-        part.replace(target)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error}") from error
-    finally:
-        part.unlink(missing_ok=True)
     return done
 
 

@@ -106,7 +106,7 @@ def test_encode_writes_parquet_with_the_three_representations(
     table = pq.read_table(target)
     assert table["id"].to_pylist() == ["a", "b"]
     assert {"dense", "sparse_indices", "sparse_values", "multi", "tokens", "truncated"} <= set(table.column_names)
-    assert not list(tmp_path.glob("*.part"))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_compare_and_info(use: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -257,7 +257,7 @@ def test_a_result_never_takes_the_place_of_what_is_read_or_of_a_device(
     assert run(capsys, "encode", file, "-o", link)[0] == 0
     assert link.is_symlink()
     assert pq.read_table(target).num_rows == 1
-    assert not list(tmp_path.glob("*.part"))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_collection_of_a_local_model_opens_from_anywhere(

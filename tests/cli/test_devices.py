@@ -90,7 +90,7 @@ def test_ctrl_c_is_one_clear_line_and_leaves_nobody_behind(use: Path, tmp_path: 
         preexec_fn=hear_interrupts,
     )
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("x.parquet.*.part")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob(".*.x.parquet")) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert len(in_session(process.pid)) >= 3
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,6 +37,18 @@ def small_model(**heads: Any) -> Model:
     network = NetworkConfig(vocab=50, hidden=16, layers=2, heads=2, ffn=32, positions=20)
     config = ModelConfig(network, HeadsConfig(**({"multi_dim": 8} | heads)), 18, matryoshka=(8,), name="small")
     model = Model(config)
+    initialise(model, std=0.5)
+    return model
+
+
+#: Matrices of `wide_model` that are kept in four bits.
+FOUR_BIT = ("network.words.weight", "network.layers.0.up.weight", "network.layers.1.up.weight")
+
+
+def wide_model() -> Model:
+    """Rows of one block of four-bit numbers."""
+    network = NetworkConfig(vocab=50, hidden=32, layers=2, heads=2, ffn=64, positions=20)
+    model = Model(ModelConfig(network, HeadsConfig(multi_dim=8), 18, name="wide"))
     initialise(model, std=0.5)
     return model
 
@@ -133,6 +146,22 @@ def test_int8_is_four_times_smaller_and_close(tmp_path: Path) -> None:
     stored = load_file(tmp_path / "int8" / "model.safetensors")
     assert stored["network.words.weight"].dtype == torch.int8
     assert load(tmp_path / "int8").hash != load(tmp_path / "float").hash
+
+
+def test_four_bits_are_eight_times_smaller_and_close(tmp_path: Path) -> None:
+    model = wide_model()
+    save(model, tmp_path, int8=True, four_bit=FOUR_BIT)
+    stored = load_file(tmp_path / "model.safetensors")
+    assert stored["network.words.weight"].shape == (50, 16)
+    assert stored["network.layers.1.up.weight"].dtype == torch.uint8
+    assert stored["network.layers.1.qkv.weight"].dtype == torch.int8
+    loaded = load(tmp_path).model
+    for name in FOUR_BIT:
+        before, after = model.state_dict()[name], loaded.state_dict()[name]
+        assert torch.cosine_similarity(before, after).min() > 0.99
+    save(loaded, tmp_path / "again", int8=True, four_bit=FOUR_BIT)
+    again = load(tmp_path / "again").model.state_dict()
+    assert all(torch.equal(again[name], loaded.state_dict()[name]) for name in FOUR_BIT)
 
 
 def test_a_foreign_checkpoint_becomes_ours(m3_folder: Path, tmp_path: Path) -> None:
@@ -346,6 +375,19 @@ BROKEN_OWN: dict[str, tuple[Callable[[Path], Any], str]] = {
         r"heads\.multi\.weight\.scale has shape \(1,\), the configuration asks for \(8,\)",
     ),
 }
+
+
+@pytest.mark.parametrize(
+    ("tensor", "shape", "wanted"), [("words.weight", (50, 9), (50, 16)), ("words.weight.scale", (50, 2), (50, 1))]
+)
+def test_broken_four_bits(tmp_path: Path, tensor: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    save(wide_model(), tmp_path, four_bit=FOUR_BIT)
+    name = f"network.{tensor}"
+    edit_own(tmp_path, lambda s: s.update({name: torch.zeros(shape, dtype=s[name].dtype)}))
+    with pytest.raises(CheckpointError, match=re.escape(f"{name} has shape {shape}")):
+        load(tmp_path)
+    with pytest.raises(CheckpointError, match=re.escape(f"the configuration asks for {wanted}")):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize("case", BROKEN_OWN)

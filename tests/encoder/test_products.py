@@ -11,7 +11,8 @@ from torch.nn.functional import gelu
 
 from threefold.encoder import products
 from threefold.encoder.products import FloatProduct, Int8Product, has_bfloat16, has_int8, has_onednn
-from threefold.encoder.stored import Stored, quantise_rows, stack
+from threefold.encoder.stored import Stored, quantise_blocks, quantise_rows, stack
+from threefold.errors import ShapeError
 
 pytestmark = pytest.mark.skipif(not has_int8(), reason="this PyTorch has no oneDNN")
 
@@ -107,10 +108,55 @@ def test_stored_int8_is_used_as_it_is() -> None:
 
 
 def test_rows_of_a_stored_table() -> None:
-    table = random(7, 4)
+    table = random(7, 64)
     ids = torch.tensor([3, 3, 0])
     assert torch.equal(Stored(table).rows(ids), table[ids])
-    assert torch.equal(Stored(*quantise_rows(table)).rows(ids), Stored(*quantise_rows(table)).float()[ids])
+    for quantise in (quantise_rows, quantise_blocks):
+        assert torch.equal(Stored(*quantise(table)).rows(ids), Stored(*quantise(table)).float()[ids])
+
+
+def test_four_bits_by_hand() -> None:
+    """The largest of each block, 16 and -4, becomes -8; byte k has number k below and number k + 32 above."""
+    row = torch.zeros(1, 64)
+    row[0, :3] = torch.tensor([16.0, -14.0, 3.0])  # steps of -2
+    row[0, 32:35] = torch.tensor([-4.0, 3.6, 0.2])  # steps of 0.5
+    bytes_, scale = quantise_blocks(row)
+    assert bytes_.shape == (1, 32)
+    assert scale.tolist() == [[-2.0, 0.5]]
+    assert (bytes_[0, :3] & 15).tolist() == [-8 + 8, 7 + 8, -2 + 8]  # 3 / -2 is rounded to the even -2
+    assert (bytes_[0, :3] >> 4).tolist() == [-8 + 8, 7 + 8, 0 + 8]
+    exact = Stored(bytes_, scale).float()
+    assert exact[0, :4].tolist() == [16.0, -14.0, 4.0, 0.0]
+    assert exact[0, 32:36].tolist() == [-4.0, 3.5, 0.0, 0.0]
+
+
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(0, 1000))
+@settings(max_examples=30, deadline=None)
+def test_four_bits_stay_as_they_are(rows: int, blocks: int, seed: int) -> None:
+    """Once on the grid, always on the grid; no number is moved by more than a step, or the largest one by rounding."""
+    table = random(rows, 32 * blocks, seed=seed)
+    stored = Stored(*quantise_blocks(table))
+    assert torch.equal(Stored(*quantise_blocks(stored.float())).float(), stored.float())
+    assert stored.scale is not None
+    step = stored.scale.float().abs().repeat_interleave(32, dim=1)
+    assert ((stored.float() - table).abs() <= step * 1.01).all()
+
+
+def test_four_bits_of_nothing_are_nothing() -> None:
+    assert not Stored(*quantise_blocks(torch.zeros(2, 32))).float().any()
+
+
+def test_four_bits_as_int8() -> None:
+    """The layers' int8 products read such a matrix too: its rows are given one scale each."""
+    stored = Stored(*quantise_blocks(random(3, 32)))
+    numbers, scale = stored.int8()
+    assert numbers.dtype == torch.int8
+    assert ((numbers * scale[:, None] - stored.float()).abs() <= scale[:, None] / 2 + 1e-7).all()
+
+
+def test_four_bits_need_whole_blocks() -> None:
+    with pytest.raises(ShapeError, match="a multiple of 32 numbers; got 40"):
+        quantise_blocks(random(2, 40))
 
 
 def test_parts_are_stacked_in_any_form() -> None:
@@ -123,6 +169,9 @@ def test_parts_are_stacked_in_any_form() -> None:
     assert torch.equal(int8.float(), Stored(*quantise_rows(both)).float())
     mixed = stack([Stored(*quantise_rows(a)), Stored(b)])
     assert torch.equal(mixed.float(), torch.cat([Stored(*quantise_rows(a)).float(), b]))
+    small, large = Stored(*quantise_blocks(random(2, 32))), Stored(*quantise_rows(random(4, 32)))
+    assert torch.equal(stack([small, large]).float(), torch.cat([small.float(), large.float()]))
+    assert torch.equal(stack([small, small]).float(), torch.cat([small.float(), small.float()]))
 
 
 def test_onednn_is_where_int8_is() -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,8 +27,9 @@ from threefold.config import Settings
 from threefold.encoder.files import read_safetensors, read_table
 from threefold.encoder.foreign import Opened, Recipe, open_foreign
 from threefold.encoder.model import Model, ModelConfig
-from threefold.encoder.stored import SCALE, Stored, quantise_rows, stack
+from threefold.encoder.stored import BLOCK, SCALE, Stored, quantise_blocks, quantise_rows, stack
 from threefold.errors import CheckpointError, ConfigError, InputError, NumericalError
+from threefold.replacing import replacing
 from threefold.types import Representation
 
 __all__ = [
@@ -42,6 +43,9 @@ C = TypeVar("C")
 #: In which numbers a saved model keeps its matrices; norms and biases stay in float32.
 #: int8 means the matrices of the layers alone, as the int8 precision reads them; tables and heads are bfloat16.
 Form = Literal["float32", "bfloat16", "int8"]
+
+#: Types of stored numbers that mean something only with their scales.
+_SCALED = (torch.int8, torch.uint8)
 
 #: A fingerprint reads so many blocks of so many neighbouring numbers of a tensor: one page of the file each.
 _BLOCKS, _BLOCK = 16, 256
@@ -96,28 +100,31 @@ def load(folder: Path, pooling: str | None = None) -> Loaded:
     return loaded
 
 
-def save(model: Model, folder: Path, *, int8: bool = False, form: Form = "float32") -> None:
+def save(
+    model: Model, folder: Path, *, int8: bool = False, four_bit: Collection[str] = (), form: Form = "float32"
+) -> None:
     """Write our layout but the tokenizer.
 
-    int8  every matrix, tables included, as one byte per number with a scale per row: the smallest file
-    form  in which numbers matrices are kept otherwise
+    int8      every matrix, tables included, as one byte per number with a scale per row
+    four_bit  names of matrices to keep as half a byte per number with a scale per 32
+    form      in which numbers matrices are kept otherwise
     """
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         if not torch.isfinite(tensor).all():
             raise NumericalError(f"{name} has NaN or infinity; the model is not saved to {folder}")
         matrix = tensor.ndim == 2 and tensor.shape[0] > 1
-        if matrix and (int8 or (form == "int8" and name.startswith("network.layers."))):
+        if name in four_bit:
+            tensors[name], tensors[name + SCALE] = quantise_blocks(tensor)
+        elif matrix and (int8 or (form == "int8" and name.startswith("network.layers."))):
             tensors[name], tensors[name + SCALE] = quantise_rows(tensor)
         else:
             tensors[name] = tensor.to(torch.bfloat16 if matrix and form != "float32" else tensor.dtype).contiguous()
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / "model.safetensors.part"
-    save_file(tensors, part, metadata={"format": "pt"})
-    part.replace(folder / "model.safetensors")
-    part = folder / "threefold.json.part"
-    part.write_text(json.dumps(model.config.to_dict(), indent=1) + "\n", encoding="utf-8")
-    part.replace(folder / "threefold.json")
+    with replacing(folder / "model.safetensors") as draft:
+        save_file(tensors, draft, metadata={"format": "pt"})
+    with replacing(folder / "threefold.json") as draft:
+        draft.write_text(json.dumps(model.config.to_dict(), indent=1) + "\n", encoding="utf-8")
 
 
 def fingerprint(tensors: Mapping[str, Tensor], config: Settings) -> str:
@@ -190,8 +197,13 @@ def _check(recipe: Recipe, shape: tuple[int, ...]) -> None:
     """Every part of a parameter of this shape is in the file, with its scales, in the right shape."""
     rows = shape[0] // len(recipe.names)
     for name in recipe.names:
-        tensor = _shaped(recipe, name, (rows, *shape[1:]))
-        if tensor.dtype == torch.int8:
+        dtype = recipe.file.get(name).dtype
+        if dtype == torch.uint8:  # four bits
+            _shaped(recipe, name, (rows, shape[1] // 2))
+            _shaped(recipe, name + SCALE, (rows, shape[1] // BLOCK))
+            continue
+        _shaped(recipe, name, (rows, *shape[1:]))
+        if dtype == torch.int8:
             _shaped(recipe, name + SCALE, (rows,))
 
 
@@ -200,7 +212,7 @@ def _read(recipe: Recipe) -> Stored:
     parts = []
     for name in recipe.names:
         tensor = recipe.file.get(name)
-        parts.append(Stored(tensor, recipe.file.get(name + SCALE) if tensor.dtype == torch.int8 else None))
+        parts.append(Stored(tensor, recipe.file.get(name + SCALE) if tensor.dtype in _SCALED else None))
     return stack(parts)
 
 
@@ -220,6 +232,6 @@ def stored_tensors(recipes: Mapping[str, Recipe]) -> dict[str, Tensor]:
         for name in recipe.names:
             key = ours if ours.startswith("heads.") else name
             raw[key] = recipe.file.get(name)
-            if raw[key].dtype == torch.int8:
+            if raw[key].dtype in _SCALED:
                 raw[key + SCALE] = recipe.file.get(name + SCALE)
     return raw

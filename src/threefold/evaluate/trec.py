@@ -6,15 +6,14 @@ qrels    query iteration document grade
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
 from threefold.errors import EvaluationError
 from threefold.evaluate.measures import Qrels, Run, ranking
+from threefold.replacing import replacing
 
 V = TypeVar("V")
 
@@ -98,13 +97,8 @@ def _check_word(path: Path, what: str, text: str) -> None:
 
 
 def _write(path: Path, lines: Iterator[str]) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+        with replacing(path) as draft, draft.open("w", encoding="utf-8", newline="\n") as file:
             file.writelines(lines)
-        temporary.replace(path)
     except OSError as error:
         raise EvaluationError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):  # gone after success; after a failure the first error counts
-            temporary.unlink()

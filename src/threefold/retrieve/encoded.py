@@ -7,11 +7,9 @@ if the encoder still gives its first text the same representations: a model card
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from threefold.errors import EvaluationError, StoreError
+from threefold.replacing import replacing
 from threefold.text.protocol import TextEncoder
 from threefold.types import Encoded, Ints, Ragged, Representation, Sparse
 
@@ -190,17 +189,12 @@ def _write(path: Path, encoded: Encoded) -> None:
         arrays["vocab"] = np.int64(sparse.vocab)
     if (multi := encoded.multi) is not None:
         arrays |= {"multi": multi.rows, "vectors": multi.offsets}
-    temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with replacing(path) as draft, draft.open("wb") as file:
             np.savez(file, **arrays)
-        temporary.replace(path)
     except OSError as error:
         raise StoreError(f"{path}: the cache cannot be written: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):  # gone after success; after a failure the first error counts
-            temporary.unlink()
 
 
 def _read(path: Path, n: int) -> Encoded:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from threefold.errors import InputError, StoreCorruptError
+from threefold.replacing import replacing
 from threefold.retrieve.stages import Retriever
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -27,9 +28,8 @@ class SavedRetrievers:
             self._memory[name] = retriever
             return
         self._folder.mkdir(exist_ok=True)
-        draft = self._folder / f"{name}.tmp"
-        draft.write_text(json.dumps(retriever.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        draft.replace(self._folder / f"{name}.json")
+        with replacing(self._folder / f"{name}.json") as draft:
+            draft.write_text(json.dumps(retriever.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def load(self, name: str) -> Retriever:
         """By name; an unknown one is an error that lists the known ones."""

@@ -11,15 +11,15 @@ import numpy as np
 import torch
 
 from threefold.errors import CheckpointError
+from threefold.replacing import replacing
 from threefold.types import Ints
 
 
 def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Write, then rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    torch.save(dict(state), part)
-    part.replace(path)
+    with replacing(path) as draft:
+        torch.save(dict(state), draft)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -9,13 +9,13 @@ import csv
 import gzip
 import json
 import lzma
-import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from threefold.errors import DataError
+from threefold.replacing import replacing
 
 #: `.json` is read as JSON lines too, as the community's trainers write it.
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".tsv", ".csv")
@@ -49,20 +49,15 @@ def records(path: Path, columns: Sequence[str]) -> Iterator[Record]:
 
 def write_records(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     """Write JSON lines, packed as the name says; returns their number. The file appears when it is complete."""
-    target = path.resolve()  # what a link points to is replaced, not the link
-    part = target.with_name(f".{os.getpid()}.{path.name}")  # the suffix stays: it says how to pack
     count = 0
     try:
         opened: Any = _PACKED.get(path.suffix.lower(), open)
-        with opened(part, "wt", encoding="utf-8", newline="\n") as file:
+        with replacing(path) as draft, opened(draft, "wt", encoding="utf-8", newline="\n") as file:
             for row in rows:
                 file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
                 count += 1
-        part.replace(target)
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        part.unlink(missing_ok=True)
     return count
 
 

@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from threefold.replacing import replacing
+
 
 class Record:
     """`log.jsonl` in a folder, one line per report, and `tensorboard/` beside it.
@@ -40,9 +42,8 @@ class Record:
         if not self.path.is_file():
             return
         lines = [line for line in self.path.read_text(encoding="utf-8").splitlines() if self._stays(line, after)]
-        part = self.path.with_suffix(".part")
-        part.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        part.replace(self.path)
+        with replacing(self.path) as draft:
+            draft.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
     def _stays(self, line: str, after: int) -> bool:
         try:
