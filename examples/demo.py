@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 SEARCHES = (
     ("same language", "Why does the sea rise and fall twice a day?"),
     ("across languages", "Why does a volcano erupt?"),
-    ("across languages", "पौधे धूप से अपना भोजन कैसे बनाते हैं?"),  # how do plants make their food from sunlight?
+    ("across languages", "كيف يدرّب اللقاح جهاز المناعة على مقاومة المرض؟"),  # how does a vaccine train immunity?
     ("exact term", "TX-9000-B"),
 )
 K = 3
