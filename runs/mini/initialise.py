@@ -28,7 +28,7 @@ from threefold.encoder.heads import HeadsConfig
 from threefold.encoder.network import initialise
 from threefold.text.spm import read_unigram
 from threefold.text.tokenizer import Tokenizer, xlmr_backend
-from threefold.types import Floats
+from threefold.types import Floats, Ints
 
 DENSE, MULTI_DIM = HeadsConfig(pooling="mean", normalize=True, sparse=False, multi_dim=0), 128
 #: Texts cut at once.
@@ -46,21 +46,24 @@ def incidence(tokenizer: Tokenizer, texts: list[str]) -> csr_array:
     return matrix
 
 
+def rows_of(e5: E5, tokenizer: Tokenizer) -> Ints:
+    """(v,) the row of E5 that has the spelling of each of our pieces, or -1."""
+    place = {piece: i for i, (piece, _) in enumerate(e5.pieces)}
+    return np.array([place.get(tokenizer.token(i), -1) for i in range(tokenizer.vocab)])
+
+
 def word_table(e5: E5, tokenizer: Tokenizer) -> Floats:
     """(v, d) rows of E5 by spelling; new ones near that of the unknown word."""
-    table = e5.numbers["emb.word"]
-    place = {piece: i for i, (piece, _) in enumerate(e5.pieces)}
-    rows = np.array([place.get(tokenizer.token(i), -1) for i in range(tokenizer.vocab)])
+    table, rows = e5.numbers["emb.word"], rows_of(e5, tokenizer)
     new = np.random.default_rng(0).normal(0, SPREAD * table.std(), (len(rows), table.shape[1]))
     new += table[tokenizer.unk_id]
     print(f"{(rows >= 0).sum():,} rows of E5, {(rows < 0).sum():,} new ones")
     return np.where((rows >= 0)[:, None], table[rows], new).astype(np.float32)
 
 
-def new_rows(tokenizer: Tokenizer, e5: E5) -> Floats:
+def new_rows(e5: E5, tokenizer: Tokenizer) -> Floats:
     """(v,) 1 for the pieces that E5 has no row for."""
-    known = {piece for piece, _ in e5.pieces}
-    return np.array([tokenizer.token(i) not in known for i in range(tokenizer.vocab)], np.float32)
+    return (rows_of(e5, tokenizer) < 0).astype(np.float32)
 
 
 def centre(model: Model, folder: Path, texts: list[str]) -> None:
@@ -122,7 +125,7 @@ def main() -> None:
     make_teacher(e5, args.data, args.out / "teacher", texts)
     make_student(e5, args.out / "untrained", texts)
     ours = Tokenizer.load(args.out / "untrained")
-    np.save(args.out / "new.npy", new_rows(ours, e5))
+    np.save(args.out / "new.npy", new_rows(e5, ours))
     np.save(args.out / "idf.npy", idf(args.data, ours))
 
 

@@ -1,4 +1,4 @@
-"""Step 5: the trained weights as the embedded model: a byte per number or half of one, our layout, into the package.
+"""Step 4: the trained weights as the embedded model: a byte per number or half of one, our layout, into the package.
 
     python runs/mini/ship.py --out build/mini --to src/threefold/models/mini
 

@@ -34,7 +34,7 @@ def main() -> None:
     save(load(args.model).model, args.out / args.stage)
     e5, tokenizer = read(args.e5), Tokenizer.load(args.model)
     make_teacher(e5, args.data, args.out / "teacher", sample(args.data))
-    np.save(args.out / "new.npy", new_rows(tokenizer, e5))
+    np.save(args.out / "new.npy", new_rows(e5, tokenizer))
     np.save(args.out / "idf.npy", idf(args.data, tokenizer))
 
 
