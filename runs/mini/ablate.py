@@ -28,7 +28,7 @@ from threefold.encoder.checkpoint import load
 from threefold.text.tokenizer import Tokenizer
 from threefold.train.loop import TrainSettings
 from threefold.train.losses import LossWeights
-from train import BODY_LR, SPARSE_LOSS, TEACHER, Aims, FourBits, finish, freeze_feed_forward, prepared, start_heads
+from train import BODY_LR, SPARSE_LOSS, TEACHER, Aims, FourBits, finish, prepared, start_heads
 
 WHOLE = TrainSettings(
     loss=LossWeights(sparse_loss=SPARSE_LOSS),
@@ -64,12 +64,11 @@ def main() -> None:
         print(name, flush=True)
         model = load(args.out / args.start).model
         start_heads(model, table, settings.seed)
-        freeze_feed_forward(model)
         trainer = FourBits(
             model, table, whole[: args.steps], settings, folder,
             special=tokenizer.special_ids, idf=idf, teacher=aims if settings.teacher else None,
+            new=np.load(args.out / "new.npy"),
         )  # fmt: skip
-        trainer.keep(np.load(args.out / "new.npy"))
         finish(trainer, model, tokenizer, folder)
 
 

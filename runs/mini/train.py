@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,6 @@ from clusters import clustered
 from corpus import SAME_MEANING, Pair, kept_back, read_pairs
 from crops import crop_pairs
 from teacher import Teacher
-from torch import Tensor
 
 from threefold.encoder.attention import Layout
 from threefold.encoder.checkpoint import Model, load, save
@@ -145,26 +145,24 @@ def tokenised(tokenizer: Tokenizer, texts: list[str], limit: int, block: int = 2
 
 
 class FourBits(Trainer):
-    """What is stored in four bits stays as it came: the feed-forward matrices, and the rows of E5's word table."""
+    """What is stored in four bits stays as it came: the feed-forward matrices, and the rows of E5's word table.
 
-    new: Tensor | None = None
+    new  (v,) 1 for the rows that E5 does not have, which are trained
+    """
 
-    def keep(self, new: Floats) -> None:
-        """Rows that are trained: `new` (v,) is 1 for those that E5 does not have."""
+    def __init__(self, model: Model, *rest: Any, new: Floats, **named: Any) -> None:
+        for layer in model.network.layers:
+            layer.up.weight.requires_grad_(False)
+            layer.down.weight.requires_grad_(False)
+        super().__init__(model, *rest, **named)
         self.new = torch.from_numpy(new)[:, None]
 
     def gradients(self, rows: Ints) -> dict[str, float]:
         log = super().gradients(rows)
-        gradient = self.model.network.words.weight.grad
-        if self.new is not None and gradient is not None:
-            gradient.mul_(self.new)
+        gradient = self.model.network.words.weight.grad  # there, whatever the batch: every text has words
+        assert gradient is not None
+        gradient.mul_(self.new)
         return log
-
-
-def freeze_feed_forward(model: Model) -> None:
-    for layer in model.network.layers:
-        layer.up.weight.requires_grad_(False)
-        layer.down.weight.requires_grad_(False)
 
 
 def finish(trainer: Updates, model: Model, tokenizer: Tokenizer, folder: Path) -> None:
@@ -227,12 +225,11 @@ def main() -> None:
         log_every=10,
         seed=args.seed,
     )
-    freeze_feed_forward(model)
     trainer = FourBits(
         model, table, batches, settings, args.out / args.stage,
         special=tokenizer.special_ids, idf=idf, teacher=Aims(pairs, Teacher(args.out / "teacher")),
+        new=np.load(args.out / "new.npy"),
     )  # fmt: skip
-    trainer.keep(np.load(args.out / "new.npy"))
     finish(trainer, model, tokenizer, args.out / args.stage)
 
 
