@@ -142,9 +142,9 @@ def test_what_cannot_be_written_waits_in_memory(
 def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
     bad = tmp_path / "bad.sqlite"
     bad.write_bytes(b"not a database, and longer than the header of one: " * 40)
-    with pytest.raises(UnavailableError, match=r"bad\.sqlite cannot be used: .* \(usage_file names another one\)"):
+    with pytest.raises(ConfigError, match=r"bad\.sqlite cannot be used: .* \(usage_file names another one\)"):
         Ledger(bad)
-    with pytest.raises(UnavailableError, match="unable to open"):
+    with pytest.raises(ConfigError, match="unable to open"):
         Ledger(tmp_path / "no" / "folder.sqlite")
 
 

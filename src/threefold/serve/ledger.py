@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from threefold.errors import UnavailableError
+from threefold.errors import ConfigError, UnavailableError
 
 Work = Literal["embed", "rerank"]
 
@@ -27,6 +27,8 @@ Work = Literal["embed", "rerank"]
 UNIT = 10**12
 #: Seconds that a writer waits for another one.
 PATIENCE_S = 1.0
+#: Errors of opening that waiting does not mend: the path is wrong, or what lies there.
+_NEVER = {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CANTOPEN}
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS usage (
@@ -90,7 +92,7 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        with self._explained():
+        with self._explained(opening=True):
             self._db = sqlite3.connect(path, timeout=PATIENCE_S, check_same_thread=False, isolation_level=None)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")  # what is committed outlives a power cut
@@ -101,13 +103,14 @@ class Ledger:
         self._db.close()
 
     @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _explained(self, *, opening: bool = False) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as error:
-            raise UnavailableError(
-                f"the file of usage {self._path} cannot be used: {error} (usage_file names another one)", PATIENCE_S
-            ) from error
+            what = f"the file of usage {self._path} cannot be used: {error} (usage_file names another one)"
+            if opening and getattr(error, "sqlite_errorcode", 0) & 0xFF in _NEVER:  # the rest of a code is its detail
+                raise ConfigError(what) from error
+            raise UnavailableError(what, PATIENCE_S) from error
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
