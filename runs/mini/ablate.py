@@ -56,7 +56,7 @@ def main() -> None:
     tokenizer, idf = Tokenizer.load(args.out / "untrained"), np.load(args.out / "idf.npy")
     words = load(args.out / args.start).model.network.words.weight.detach().numpy() * idf[:, None]
     pairs, table, whole = prepared(args.data, tokenizer, words, WHOLE.seed)
-    aims = Aims(pairs, Teacher(args.out / "teacher"))
+    aims = Aims(pairs, Teacher.load(args.out / "teacher"))
     for name, settings in VARIANTS.items():
         folder = args.out / "ablations" / name
         if (folder / "model.safetensors").is_file():

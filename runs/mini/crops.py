@@ -20,7 +20,7 @@ MANY, FEW = 900, 150
 SHORTEST, MUCH_TEXT = 40, 2_500
 WORDS = (3, 9)
 DROPPED = 0.2
-LINES = (1, 1, 1, 2, 3, 4)
+LINES = (1, 1, 2, 3, 5, 9)
 #: Scripts that do not put spaces between words: characters are cut instead.
 UNSPACED = {"zh", "zh-Hant", "ja", "th", "lo", "km", "my", "yue", "bo", "dz", "gan", "wuu", "hak", "cdo"}
 LONG_KINDS = {"qa", "heading", "faq"}

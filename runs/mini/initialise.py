@@ -7,7 +7,8 @@ byte, or a character that XLM-R lacks, begins near the row of the unknown word a
 E5's vectors share a large part, so that any two texts have a cosine of 0.7 or more (a temperature of 0.01 made it so).
 The mean vector of many texts is taken from the bias of the last LayerNorm, and so from every token: cosines then tell
 how near two texts are, and the losses of the three heads agree on a temperature.
-The teacher is E5 as it is, with all its words in both cases, about the same mean.
+The teacher is E5 as it is, with all its words in both cases, about the same mean, and without what tells languages
+apart (`teacher.py`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 from corpus import read_mono, read_pairs
 from e5 import E5, model_of, read
 from scipy.sparse import csr_array
+from teacher import FILE, language_directions
 
 from threefold.encoder.checkpoint import Model, save
 from threefold.encoder.encoder import Encoder
@@ -96,7 +98,7 @@ def sample(data: Path) -> list[str]:
 
 
 def make_teacher(e5: E5, data: Path, folder: Path, texts: list[str]) -> None:
-    """E5 with all its words in both cases, its mean taken away."""
+    """E5 with all its words in both cases, its mean taken away; and what its vectors say about the language."""
     folder.mkdir(parents=True, exist_ok=True)
     pieces = data / "tokenizer" / "xlm-roberta.sentencepiece.bpe.model"
     Tokenizer(xlmr_backend(read_unigram(pieces.read_bytes(), str(pieces))), name=str(pieces)).save(
@@ -104,6 +106,7 @@ def make_teacher(e5: E5, data: Path, folder: Path, texts: list[str]) -> None:
     )
     model = model_of(e5, e5.numbers["emb.word"][: len(e5.pieces)], DENSE, name="multilingual-e5-small")
     centre(model, folder, texts)
+    np.save(folder / FILE, language_directions(Encoder(folder), data))
 
 
 def make_student(e5: E5, folder: Path, texts: list[str]) -> None:
