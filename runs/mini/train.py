@@ -22,6 +22,7 @@ from clusters import clustered
 from corpus import SAME_MEANING, Pair, kept_back, read_pairs
 from crops import crop_pairs
 from mixed import MIXED, mixed_pairs
+from own import own_language_pairs
 from teacher import Teacher
 
 from threefold.encoder.attention import Layout
@@ -41,19 +42,19 @@ BUDGET, WINDOW = 12_288, 4_096
 TEACHER = 25.0
 #: Learning rates: the body knows much, the heads nothing.
 BODY_LR, WORD_LR, HEAD_LR = 5e-5, 1e-3, 1e-3
-SPARSE_LOSS = 1.0
+SPARSE_LOSS = 2.0
 #: Part of each source that one pass takes; sources that are not named are taken whole. A pass is longer than a run
 #: has been: what counts is their proportion.
 SHARES = {
     "sib200": 0.2, "gatitos": 0.15, "osm_presets": 0.2, "cldr": 0.3, "wikipedia_strings": 0.3, "www_l10n": 0.4,
     "common_voice_interface": 0.3, "ha_intents": 0.3, "bible": 0.15, "ms_azd": 0.3, "ms_edgeai": 0.3,
-    "milvus_docs": 0.3, "fastapi_docs": 0.4, "asp_stories": 0.4, "jaquad": 0.25, "mlqa": 0.75,
+    "milvus_docs": 0.3, "fastapi_docs": 0.4, "asp_stories": 0.4, "jaquad": 0.25, "mlqa": 0.75, "mlqa_own": 6.0,
     "arcd": 1.5, "faquad": 1.5, "heq": 1.5,
     "cmrc2018": 2.0, "tydi": 2.5, "afriqa": 0.6, "mkqa": 0.3,
 }  # fmt: skip
 
 #: And of each kind.
-KINDS = {"parallel": 0.5, "lexicon": 0.3, "command": 2.0, "crop": 0.7}
+KINDS = {"parallel": 0.4, "lexicon": 0.3, "command": 2.0, "crop": 0.5, "mixed": 0.7}
 #: Kinds whose batches are made of neighbouring passages, and the passages clustered at a time.
 CLUSTERED, AT_ONCE = {"qa", "heading", "crop"}, 8_000
 
@@ -128,6 +129,7 @@ def make_plan(table: PairTable, names: list[str], words: Floats, seed: int) -> l
 def prepared(data: Path, tokenizer: Tokenizer, words: Floats, seed: int) -> tuple[list[Pair], PairTable, list[Ints]]:
     """The pairs, their tokens, and the batches of one pass; `words` (vocab, d) say which passages are neighbours."""
     pairs = [p for p in read_pairs(data) if p.query.strip() and p.positive.strip() and not kept_back(p)]
+    pairs += [*own_language_pairs(pairs)]
     pairs += [*mixed_pairs(pairs, seed), *crop_pairs(data, seed)]
     table, names = build_table(pairs, tokenizer)
     return pairs, table, make_plan(table, names, words, seed)
