@@ -1,7 +1,7 @@
 """Questions in the language of their passage, from data that have them in other languages only.
 
-MLQA's files pair a question in one language with a passage in another. Rows of one group are about passages that say the
-same, so where a group has one passage in a language, a question of the group in that language is asked of it.
+MLQA's files pair a question in one language with a passage in another. Rows of one group are about passages that say
+the same, so where a group has one passage in a language, a question of the group in that language is asked of it.
 """
 
 from __future__ import annotations

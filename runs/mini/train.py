@@ -3,9 +3,11 @@
     python runs/mini/train.py --data ../shared/data --out build/mini --minutes 50
 
 Contrastive on the three heads and on their sum, self-distillation, and the vectors of multilingual-e5-small with its
-whole vocabulary as teacher: of each text, and of the English side where a text has a translation (Reimers and Gurevych
-2020, arXiv 2004.09813). Beside the labelled pairs there are crops of texts in all languages (`crops.py`); questions
-about neighbouring passages share a batch (`clusters.py`). Trained are the heads, attention, all biases and norms, and
+whole vocabulary as teacher, less what they say about the language (`teacher.py`): of each text, and of the English side
+where a text has a translation (Reimers and Gurevych 2020, arXiv 2004.09813). Beside the labelled pairs there are crops
+of texts in all languages (`crops.py`), questions in the language of their passage (`own.py`), and answers in another
+language in batches of all languages (`mixed.py`); else questions about neighbouring passages share a batch
+(`clusters.py`). Trained are the heads, attention, all biases and norms, and
 the new rows of the word table: the rest keeps the four bits that it came in.
 """
 
@@ -42,6 +44,7 @@ BUDGET, WINDOW = 12_288, 4_096
 TEACHER = 25.0
 #: Learning rates: the body knows much, the heads nothing.
 BODY_LR, WORD_LR, HEAD_LR = 5e-5, 1e-3, 1e-3
+#: The sparse head learns slowest.
 SPARSE_LOSS = 2.0
 #: Part of each source that one pass takes; sources that are not named are taken whole. A pass is longer than a run
 #: has been: what counts is their proportion.
