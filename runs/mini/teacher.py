@@ -2,8 +2,8 @@
 
 What they say about the language of a text is taken from them: the main directions in which the mean vectors of
 languages differ for sentences that say the same (Yang et al. 2021, arXiv 2109.04727). In a collection of many languages
-E5 finds texts in the language of the question first; without these directions it does not, and loses nothing elsewhere
-(docs/log.md).
+E5 finds texts in the language of the question first; without these directions it hardly does, and loses little
+elsewhere (docs/log.md).
 """
 
 from __future__ import annotations
