@@ -37,9 +37,9 @@ class Pair(NamedTuple):
     group: str
 
 
-def read_pairs(data: Path) -> Iterator[Pair]:
-    """Every training pair, file by file in sorted order."""
-    for path in sorted((data / "train").glob("*.jsonl.xz")):
+def read_pairs(data: Path, source: str = "*") -> Iterator[Pair]:
+    """Every training pair, or those of one source; file by file in sorted order."""
+    for path in sorted((data / "train").glob(f"{source}.jsonl.xz")):
         source = path.name.split(".")[0]
         if source in LEFT_OUT:
             continue

@@ -1,8 +1,8 @@
 """Questions whose answer is in another language, for batches in which passages of all languages compete.
 
 Where a batch has one language, or a collection has, nothing asks a model to put a foreign answer above a text in the
-language of the question, and E5, which was trained so, does not. Here the question's own language is always among the
-wrong passages. Questions are those of people (MLQA, AfriQA) and headings of documents that were translated: rows of one
+language of the question, and E5, which was trained so, does not. Here passages in the question's own language are among
+the wrong ones. Questions are those of people (MLQA, AfriQA) and headings of documents that were translated: rows of one
 group say the same in many languages, so each heading gets the section of another language.
 """
 

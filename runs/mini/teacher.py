@@ -8,13 +8,12 @@ elsewhere (docs/log.md).
 
 from __future__ import annotations
 
-import json
-import lzma
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from corpus import read_pairs
 from vocabulary import LANGUAGES
 
 from threefold.encoder.encoder import Encoder
@@ -64,10 +63,9 @@ def without(vectors: Floats, directions: Floats) -> Floats:
 def language_directions(encoder: Encoder, data: Path) -> Floats:
     """(DIRECTIONS, WIDTH) in which the languages' mean vectors of the same sentences differ most."""
     said: dict[str, dict[str, str]] = defaultdict(dict)
-    with lzma.open(data / "train" / "sib200.jsonl.xz", "rt", encoding="utf-8") as lines:
-        for row in map(json.loads, lines):
-            if row["query_lang"] in LANGUAGES:
-                said[row["positive"]][row["query_lang"]] = row["query"]
+    for pair in read_pairs(data, "sib200"):
+        if pair.query_lang in LANGUAGES:
+            said[pair.positive][pair.query_lang] = pair.query
     most = max(map(len, said.values()))
     common = [english for english, known in said.items() if len(known) >= 0.95 * most][:SENTENCES]
     languages = sorted(set.intersection(*(set(said[english]) for english in common)))

@@ -57,7 +57,7 @@ SHARES = {
 }  # fmt: skip
 
 #: And of each kind.
-KINDS = {"parallel": 0.4, "lexicon": 0.3, "command": 2.0, "crop": 0.5, "mixed": 0.7}
+KINDS = {"parallel": 0.4, "lexicon": 0.3, "command": 2.0, "crop": 0.5, MIXED: 0.7}
 #: Kinds whose batches are made of neighbouring passages, and the passages clustered at a time.
 CLUSTERED, AT_ONCE = {"qa", "heading", "crop"}, 8_000
 
