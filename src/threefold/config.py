@@ -45,7 +45,7 @@ def _build(cls: type[T], data: Any, path: str) -> T:
     if not isinstance(data, Mapping):
         raise ConfigError(f"{where}: expected a table of settings, got {data!r}")
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    unknown = sorted(set(data) - set(fields))
+    unknown = sorted(set(data) - set(fields), key=str)
     if unknown:
         raise ConfigError(f"{where}: unknown setting {unknown[0]!r}; known are {', '.join(sorted(fields))}")
     hints = typing.get_type_hints(cls)
@@ -101,7 +101,10 @@ def _convert_scalar(hint: Any, value: Any, path: str) -> Any:
     if hint is Any:
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ConfigError(f"{path}: a whole number of {value.bit_length()} bits is too large") from None
     if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     raise ConfigError(f"{path}: expected {hint.__name__}, got {value!r}")
@@ -155,6 +158,9 @@ class Manifest(Settings):
     engine: str = ""
 
 
+#: Conditions inside conditions: more than a person writes, and less than Python recurses.
+DEEPEST = 64
+
 Operator = Literal["eq", "in", "gt", "gte", "lt", "lte", "and", "or", "not"]
 
 
@@ -177,26 +183,32 @@ class Filter:
 
         Keys are joined by `and`; `{"or": [..]}`, `{"and": [..]}`, `{"not": {..}}` combine. None or {} is no filter.
         """
+        return cls._parse(data, 0)
+
+    @classmethod
+    def _parse(cls, data: Mapping[str, Any] | None, depth: int) -> Filter | None:
         if not data:
             return None
+        if depth > DEEPEST:
+            raise ConfigError(f"filter: conditions are nested more than {DEEPEST} deep")
         if not isinstance(data, Mapping):
             raise ConfigError(f"filter: expected a table of conditions, got {data!r}")
         if unnamed := [key for key in data if not isinstance(key, str) or not key]:
             raise ConfigError(f"filter: a condition needs the name of a field; got {unnamed[0]!r}")
-        parts = [cls._condition(key, value) for key, value in data.items()]
+        parts = [cls._condition(key, value, depth + 1) for key, value in data.items()]
         return parts[0] if len(parts) == 1 else cls("and", parts=tuple(parts))
 
     @classmethod
-    def _condition(cls, key: str, value: Any) -> Filter:
+    def _condition(cls, key: str, value: Any, depth: int) -> Filter:
         if key in ("and", "or"):
             if not isinstance(value, list | tuple) or not value:
                 raise ConfigError(f"filter.{key}: expected a list of conditions, got {value!r}")
-            parts = [cls.parse(item) for item in value]
+            parts = [cls._parse(item, depth) for item in value]
             if any(part is None for part in parts):
                 raise ConfigError(f"filter.{key}: empty condition")
             return cls("and" if key == "and" else "or", parts=tuple(part for part in parts if part))
         if key == "not":
-            inner = cls.parse(value)
+            inner = cls._parse(value, depth)
             if inner is None:
                 raise ConfigError("filter.not: empty condition")
             return cls("not", parts=(inner,))

@@ -121,7 +121,8 @@ class Ingest:
             return self._skip(Skipped(document.text[:40], "the document has no id", document.source))
         if document.id in self.seen:
             reason = (
-                f"the id {document.id!r} occurred before in this call. Two files of one name need a prefix (--prefix)"
+                f"the id {document.id!r} occurred before in this call. "
+                "Two files of one name need a prefix (--prefix), rows of a file ids of their own"
             )
             return self._skip(Skipped(document.id, reason, document.source))
         self.seen.add(document.id)

@@ -6,6 +6,7 @@ Knows neither models nor engines.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -41,6 +42,16 @@ def _check_offsets(offsets: Ints, total: int, what: str) -> None:
     good = offsets.ndim == 1 and len(offsets) >= 1 and offsets[0] == 0 and offsets[-1] == total
     if not good or np.any(np.diff(offsets) < 0):
         raise ShapeError(f"{what}: offsets must rise from 0 to {total}; got {offsets!r}")
+
+
+def _numbers(order: Sequence[int] | Ints | Bools, n: int) -> Ints:
+    """(m,) the texts of n that are meant: their numbers, or a mask."""
+    given = np.asarray(order)
+    if given.dtype == np.bool_ and given.shape == (n,):
+        return np.flatnonzero(given)
+    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+        raise ShapeError(f"expected the numbers of texts, or a mask of all {n}; got {given.dtype} {given.shape}")
+    return given.astype(np.int64)
 
 
 def _take(offsets: Ints, order: Ints) -> tuple[Ints, Ints]:
@@ -96,9 +107,9 @@ class Ragged:
     def __iter__(self) -> Iterator[Floats]:
         return (self[i] for i in range(len(self)))
 
-    def take(self, order: Sequence[int] | Ints) -> Ragged:
-        """The texts `order`, in that order, as a copy."""
-        rows, offsets = _take(self.offsets, np.asarray(order, dtype=np.int64))
+    def take(self, order: Sequence[int] | Ints | Bools) -> Ragged:
+        """The texts `order`, in that order, as a copy; or those that a mask marks."""
+        rows, offsets = _take(self.offsets, _numbers(order, len(self)))
         return Ragged(self.rows[rows], offsets)
 
 
@@ -121,11 +132,17 @@ class Sparse:
         if self.indices.shape != self.values.shape or self.indices.ndim != 1:
             raise ShapeError(f"Sparse: {self.indices.shape} indices but {self.values.shape} values")
         _check_offsets(self.offsets, len(self.indices), "Sparse")
+        if len(self.indices) and not 0 <= self.indices.min() <= self.indices.max() < self.vocab:
+            least, most = self.indices.min(), self.indices.max()  # products would read memory of others
+            raise ShapeError(f"Sparse: ids from {least} to {most} in a vocabulary of {self.vocab}")
 
     @classmethod
     def of(cls, rows: Sequence[Mapping[int, float]], vocab: int) -> Sparse:
         """From one {id: weight} mapping per text; weights <= 0 are dropped, as in the published definition."""
-        kept = [sorted((int(i), float(w)) for i, w in row.items() if w > 0) for row in rows]
+        kept = [sorted((int(i), float(w)) for i, w in row.items() if not w <= 0) for row in rows]
+        for row in kept:
+            if len({id for id, _ in row}) < len(row) or not all(math.isfinite(weight) for _, weight in row):
+                raise ShapeError(f"Sparse.of: an id is there twice, or a weight is not finite: {row!r:.200}")
         flat = [pair for row in kept for pair in row]
         return cls(
             np.array([i for i, _ in flat], dtype=np.int32),
@@ -151,9 +168,9 @@ class Sparse:
         ids, weights = self[i]
         return dict(zip(ids.tolist(), weights.tolist(), strict=True))
 
-    def take(self, order: Sequence[int] | Ints) -> Sparse:
-        """The texts `order`, in that order, as a copy."""
-        rows, offsets = _take(self.offsets, np.asarray(order, dtype=np.int64))
+    def take(self, order: Sequence[int] | Ints | Bools) -> Sparse:
+        """The texts `order`, in that order, as a copy; or those that a mask marks."""
+        rows, offsets = _take(self.offsets, _numbers(order, len(self)))
         return Sparse(self.indices[rows], self.values[rows], offsets, self.vocab)
 
     def to_scipy(self) -> csr_array:
@@ -189,9 +206,9 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def take(self, order: Sequence[int] | Ints) -> Encoded:
-        """The texts `order`, in that order, as a copy."""
-        index = np.asarray(order, dtype=np.int64)
+    def take(self, order: Sequence[int] | Ints | Bools) -> Encoded:
+        """The texts `order`, in that order, as a copy; or those that a mask marks: `take(~encoded.truncated)`."""
+        index = _numbers(order, len(self))
         return Encoded(
             None if self.dense is None else self.dense[index],
             None if self.sparse is None else self.sparse.take(index),

@@ -107,6 +107,12 @@ def test_a_bare_backbone_needs_a_pooling(m3_folder: Path, tmp_path: Path) -> Non
         load(folder, "median")
 
 
+def test_the_caller_may_know_the_pooling_better_and_all_else_stays(st_folder: Path) -> None:
+    for pooling in ("mean", "cls"):
+        config, declared = load(st_folder, pooling).model.config, load(st_folder).model.config
+        assert config == replace(declared, heads=replace(declared.heads, pooling=pooling))
+
+
 def test_the_caller_may_choose_the_pooling_of_a_bge_m3(m3_folder: Path) -> None:
     assert load(m3_folder, "mean").model.config.heads == HeadsConfig("mean", True, True, 32)
 

@@ -69,3 +69,8 @@ def test_int8_in_float32_is_the_dequantised_model(m3_folder: Path, tmp_path: Pat
 def test_a_model_is_not_written_over_itself(m3_folder: Path) -> None:
     with pytest.raises(InputError, match="is the model itself"):
         convert(m3_folder, m3_folder)
+
+
+def test_numbers_that_do_not_exist_are_refused(m3_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="unknown form 'int4'; use one of float32, bfloat16, int8"):
+        convert(str(m3_folder), str(tmp_path / "out"), "int4")  # type: ignore[arg-type]

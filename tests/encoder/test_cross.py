@@ -175,6 +175,12 @@ def test_progress_counts_every_pair_and_token(bge_folder: Path) -> None:
     assert [sum(column) for column in zip(*seen, strict=True)] == [len(PAIRS), int(judged.tokens.sum())]
 
 
+def test_pairs_that_can_be_read_only_once(bge: CrossEncoder) -> None:
+    expected = bge.score([("fox", "dog"), ("fox", "cat")])
+    assert bge.score(zip(["fox", "fox"], ["dog", "cat"], strict=True)).tolist() == expected.tolist()  # type: ignore[arg-type]
+    assert bge.score("fox", iter(["dog", "cat"])).tolist() == expected.tolist()  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -265,6 +265,8 @@ def matryoshka(source: Path, folder: Path) -> Encoder:
         ({"dim": 16}, "cannot cut dense vectors to 16 dimensions; allowed are none"),
         ({"max_tokens": 8193}, "reads at most 8192 tokens; got max_tokens=8193"),
         ({"max_tokens": 2}, "max_tokens must be at least 3; got 2"),
+        ({"max_tokens": 10.5}, r"max_tokens must be a whole number; got 10\.5"),
+        ({"max_tokens": float("nan")}, "max_tokens must be a whole number; got nan"),
         ({"truncate": "middle"}, "truncate must be one of end, start, none; got 'middle'"),
     ],
 )
@@ -296,6 +298,28 @@ def test_what_is_not_a_text_is_named(m3: Encoder, prompt: str) -> None:
         m3.encode(["fox", None], prompt=prompt)  # type: ignore[list-item]
     with pytest.raises(InputError, match="text 0 must be a string; got int"):
         list(m3.iter_encode([1]))  # type: ignore[list-item]
+
+
+def test_messages_count_texts_of_the_stream_not_of_its_part(m3: Encoder) -> None:
+    with pytest.raises(InputError, match="text 3 must be a string; got int"):
+        list(m3.iter_encode(["a", "b", "c", 5], block=2))  # type: ignore[list-item]
+    stream = m3.iter_encode(["a", "b", "c", "a text that is too long"], block=2, max_tokens=5, truncate="none")
+    assert len(next(stream)) == 2
+    with pytest.raises(InputError, match="text 3 has"):
+        next(stream)
+
+
+def test_arguments_that_can_be_read_only_once(m3: Encoder) -> None:
+    texts, names = (text for text in ["fox", "dog"]), (name for name in ["dense"])
+    same(m3.encode(texts, outputs=names), m3.encode(["fox", "dog"], outputs=["dense"]), 0.0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("ids", [[0, -7, 2], [0, 10**6, 2]])
+def test_ids_that_the_model_does_not_have_are_refused(m3: Encoder, ids: list[int]) -> None:
+    tokens = Tokens(np.array(ids, np.int32), np.array([0, 3]), np.array([3]))
+    for encode in (m3.encode_ids, lambda tokens: m3.encode_tokens(tokens, [["dense"]])):
+        with pytest.raises(InputError, match="ids must be from 0 to"):
+            encode(tokens)
 
 
 @pytest.mark.parametrize(

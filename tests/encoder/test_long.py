@@ -285,6 +285,14 @@ def test_an_encoder_that_reads_documents_by_mcls(m3: Encoder) -> None:
     assert encoder.card.hash != m3.card.hash
 
 
+def test_texts_that_can_be_read_only_once(m3: Encoder) -> None:
+    texts = ["fox", "the quick brown fox jumps"]
+    assert len(encode_windows(m3, iter(texts), window=5, prompt="a ")) == 2  # type: ignore[arg-type]
+    assert len(MclsEncoder(m3, every=5).encode_documents(iter(texts))) == 2  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="put it into a list"):
+        encode_windows(m3, "fox")
+
+
 def test_mcls_needs_a_model_that_pools_by_cls(tmp_path: Path) -> None:
     mean = Encoder(sentence_transformer(tmp_path / "bert", pooling="mean_tokens"), device="cpu")
     with pytest.raises(InputError, match="pools by 'mean'"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,11 +23,12 @@ from threefold.encoder.checkpoint import load
 from threefold.encoder.encoder import Encoder
 from threefold.encoder.network import Batch, NetworkConfig
 from threefold.encoder.packed import PackedNetwork
-from threefold.encoder.precision import choose_budget, choose_precision, packs, prepare
+from threefold.encoder.precision import choose_budget, choose_device, choose_precision, packs, prepare
 from threefold.encoder.products import has_bfloat16, has_int8, has_onednn
 from threefold.errors import InputError, NumericalError
 
 CPU = torch.device("cpu")
+MPS = torch.backends.mps.is_available()
 LOW = [
     pytest.param("bfloat16", marks=pytest.mark.skipif(not has_bfloat16(), reason="oneDNN has no bfloat16 here")),
     pytest.param("int8", marks=pytest.mark.skipif(not has_int8(), reason="this PyTorch has no oneDNN")),
@@ -59,6 +61,20 @@ def test_auto_is_what_the_processor_does_fast_and_never_int8(
 def test_what_is_refused(precision: str, device: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         choose_precision(precision, torch.device(device))
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("abacus", "unknown device 'abacus'"),
+        (None, "unknown device None"),
+        ("meta", "device 'meta' is not supported"),
+        pytest.param("mps", "sees no GPU of Apple's", marks=pytest.mark.skipif(MPS, reason="there is one")),
+    ],
+)
+def test_devices_that_are_refused(device: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        choose_device(device)
 
 
 def test_int8_without_onednn_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

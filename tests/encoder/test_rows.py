@@ -95,6 +95,10 @@ def test_what_cannot_be_made_is_refused(m3: Encoder, st_folder: object) -> None:
     tokens = m3.tokenizer.encode(["a", "b"], max_tokens=8)
     with pytest.raises(InputError, match="2 texts but 1 sets"):
         m3.encode_tokens(tokens, [("dense",)])
+    with pytest.raises(InputError, match="got 'bogus'"):
+        m3.encode_tokens(tokens, [("dense", "bogus"), ()])  # type: ignore[list-item]
+    with pytest.raises(InputError, match="as a list; got 'dense'"):
+        m3.encode_tokens(tokens, ["dense", "dense"])  # type: ignore[list-item]
     plain = Encoder(str(st_folder), device="cpu", precision="float32")
     few = plain.tokenizer.encode(["a"], max_tokens=8)
     with pytest.raises(MissingHeadError, match="sparse"):

@@ -43,12 +43,14 @@ def test_a_file_is_not_a_model(tmp_path: Path) -> None:
         find(tmp_path / "model.bin")
 
 
-@pytest.mark.parametrize("name", ["bge-m3", "./none/here", "/none/here", "~/none/here", "a/b/c", ""])
+def test_an_empty_name_is_not_the_current_folder() -> None:
+    with pytest.raises(InputError, match="the name of the model is empty"):
+        find("")
+
+
+@pytest.mark.parametrize("name", ["bge-m3", "./none/here", "/none/here", "~/none/here", "a/b/c"])
 def test_neither_folder_nor_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    if name == "":  # the current folder, which is no model: `load` says so
-        assert find(name).folder == Path()
-        return
     with pytest.raises(CheckpointError, match="neither a folder nor a name on the hub"):
         find(name)
 

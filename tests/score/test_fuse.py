@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,11 +43,21 @@ def test_weights_are_settings() -> None:
         ((-1.0, 1.0, 1.0), "weight of dense must be a finite number >= 0; got -1.0"),
         ((1.0, math.nan, 1.0), "weight of sparse"),
         ((1.0, 1.0, math.inf), "weight of multi"),
+        ((1e308, 1e308, 1e308), "too large to be added"),
     ],
 )
 def test_weights_that_mean_nothing_are_refused(values: tuple[float, float, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Weights(*values)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [({"dense": 10**400}, "dense: a whole number of 1329 bits is too large"), ({1: 2, "x": 3}, "unknown setting 1")],
+)
+def test_settings_that_json_can_say_and_we_cannot_read(data: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Weights.from_dict(data)
 
 
 def test_only() -> None:
@@ -155,8 +166,9 @@ def test_rrf_edges() -> None:
     assert_ranking(rrf([[], ["a"]]), {"a": 1 / 61})
     with pytest.raises(InputError, match="'a' is twice in one ranking"):
         rrf([["a", "b", "a"]])
-    with pytest.raises(InputError, match="must be >= 0; got -1"):
-        rrf([["a"]], k=-1)
+    for k in (-1, math.nan):
+        with pytest.raises(InputError, match=f"must be >= 0; got {k}"):
+            rrf([["a"]], k=k)
 
 
 # ---- distribution based fusion --------------------------------------------------------------------------
@@ -197,5 +209,7 @@ def test_dbsf_keeps_order_and_ignores_scale_and_shift(scores: list[int], scale: 
 def test_dbsf_refuses_what_has_no_mean() -> None:
     with pytest.raises(NumericalError, match="finite scores"):
         dbsf([[("a", 1.0), ("b", -math.inf)]])
+    with pytest.raises(NumericalError, match="too far apart"):
+        dbsf([[("a", 1e308), ("b", -1e308)]])
     with pytest.raises(InputError, match="'a' is twice"):
         dbsf([[("a", 1.0), ("a", 2.0)]])

@@ -150,6 +150,17 @@ def test_an_infinite_bound_is_refused(engines: dict[str, Store]) -> None:
                 store.count(Filter("gt", "k", bound))
 
 
+def test_conditions_that_are_nested_too_deeply_are_refused() -> None:
+    data: dict[str, Any] = {"k": 1}
+    for _ in range(60):
+        data = {"not": data}
+    assert Filter.parse(data) is not None
+    for _ in range(400):
+        data = {"or": [data]}
+    with pytest.raises(ConfigError, match="nested more than 64 deep"):
+        Filter.parse(data)
+
+
 def test_nested_metadata_is_flat_for_filters() -> None:
     assert facets_of({"author": {"name": "Li"}, "tags": ["a", ["b"]], "no": None}) == {
         "author.name": ["Li"],

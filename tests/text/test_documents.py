@@ -203,6 +203,13 @@ def test_html_gives_visible_text(tmp_path: Path) -> None:
     assert document.text.startswith("# Head\n\nOne boldly spaced\n\na")
 
 
+def test_lines_of_pre_stay_as_they_are(tmp_path: Path) -> None:
+    code = "def f():\r\n    if x:\n\treturn 1\n\n\n\nprint(2)  # \ue000"
+    page = f"<pre>\n  {code}\n</pre><p>After   it</p>\n\n\n<p>end"
+    text = one(tmp_path, "x.html", page).text
+    assert text == "  " + code.replace("\r", "") + "\n\n\nAfter it\n\nend"
+
+
 def test_html_title_falls_back_to_the_heading(tmp_path: Path) -> None:
     assert one(tmp_path, "x.htm", "<h1>Only <i>this</i></h1>text").title == "Only this"
 
@@ -211,8 +218,30 @@ def test_html_in_its_declared_encoding(tmp_path: Path) -> None:
     page = '<meta charset="{}"><p>Grüße</p>'
     assert one(tmp_path, "x.html", page.format("latin-1").encode("latin-1")).text == "Grüße"
     assert "not valid UTF-8" in reason(tmp_path, "x.html", page.format("utf-8").encode("latin-1"))
-    assert "unknown encoding" in reason(tmp_path, "x.html", page.format("klingon").encode("latin-1"))
+    for unknown in ("klingon", "undefined"):
+        assert f"unknown encoding {unknown!r}" in reason(tmp_path, "x.html", page.format(unknown).encode("latin-1"))
     assert "declares ascii" in reason(tmp_path, "x.html", page.format("ascii").encode())
+
+
+@pytest.mark.parametrize(
+    ("said", "codec", "text"),
+    [
+        ("iso-8859-1", "cp1252", "“quoted” – 5 €"),
+        ("gb2312", "gbk", "朱镕基"),
+        ("Shift_JIS", "cp932", "①"),
+        ("euc-kr", "cp949", "똠"),
+        ("windows-1252", "utf-8-sig", "Grüße"),  # the mark says more than the page
+    ],
+)
+def test_html_in_the_encoding_that_browsers_read(tmp_path: Path, said: str, codec: str, text: str) -> None:
+    assert one(tmp_path, "x.html", f'<meta charset="{said}"><p>{text}</p>'.encode(codec)).text == text
+
+
+def test_a_page_that_the_parser_refuses_does_not_end_the_job(tmp_path: Path) -> None:
+    pages: dict[str, str | bytes] = {"a.html": "<p>a", "b.html": "<p>x <![foo bar]> y", "c.html": "<p>c"}
+    documents, skipped = load(write(tmp_path, pages))
+    assert [d.text for d in documents] == ["a", "c"]
+    assert [s.reason.split(":")[0] for s in skipped] == [f"{tmp_path / 'b.html'} is not HTML"]
 
 
 def test_html_nested_deeper_than_python_recurses(tmp_path: Path) -> None:
@@ -261,6 +290,15 @@ def test_a_bad_row_of_a_table_does_not_stop_the_others(tmp_path: Path) -> None:
     assert [s.reason for s in skipped] == ["the row has 1 fields, the header has 2", "there is no text in it"]
 
 
+def test_columns_of_one_name_would_lose_all_but_the_last(tmp_path: Path) -> None:
+    assert "more than one column 'tag'" in reason(tmp_path, "x.csv", "text,tag,tag\na,1,2\n")
+    assert one(tmp_path, "y.csv", "text,,\na,,\n").text == "a"  # empty columns that a spreadsheet leaves
+
+
+def test_blank_lines_before_the_header_of_a_table(tmp_path: Path) -> None:
+    assert one(tmp_path, "x.csv", "\n\ntext,n\na,1\n").id == "x.csv:1"
+
+
 def test_a_field_of_a_million_characters(tmp_path: Path) -> None:
     assert len(one(tmp_path, "x.csv", "text\n" + "a" * 1_000_000).text) == 1_000_000
 
@@ -281,6 +319,14 @@ def test_json_lines(tmp_path: Path) -> None:
     assert [s.path.rpartition(":")[2] for s in skipped] == ["3", "4", "5", "6"]
     expected = ["not JSON", "not a record but list", "no text in the field 'text'", "NaN is not a JSON number"]
     assert all(part in s.reason for part, s in zip(expected, skipped, strict=True))
+
+
+def test_a_row_that_is_nested_deeper_than_python_recurses(tmp_path: Path) -> None:
+    deep = "[" * 600 + "]" * 600
+    rows = f'{{"text": "a"}}\n{{"text": "x", "m": {deep}}}\n{{"text": "after"}}\n'
+    documents, skipped = load(write(tmp_path, {"x.jsonl": rows}))
+    assert [d.text for d in documents] == ["a", "after"]
+    assert "nested too deeply" in skipped[0].reason
 
 
 @pytest.mark.parametrize("codec", ["utf-8", "utf-16"])

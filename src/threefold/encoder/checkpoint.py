@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from safetensors.torch import save_file
@@ -109,6 +109,8 @@ def save(
     four_bit  names of matrices to keep as half a byte per number with a scale per 32
     form      in which numbers matrices are kept otherwise
     """
+    if form not in get_args(Form):
+        raise InputError(f"unknown form {form!r}; use one of {', '.join(get_args(Form))}")
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         if not torch.isfinite(tensor).all():

@@ -18,7 +18,7 @@ from threefold.text.tokenizer import Tokenizer
 
 def convert(
     model: str | os.PathLike[str] | None,
-    folder: Path,
+    folder: str | os.PathLike[str],
     form: Form = "bfloat16",
     *,
     revision: str | None = None,
@@ -28,7 +28,7 @@ def convert(
 
     form  bfloat16 opens without converting for that precision; int8 is read as it is by `precision="int8"`
     """
-    source = find(model, revision)
+    source, folder = find(model, revision), Path(folder)
     if folder.exists() and source.folder.resolve() == folder.resolve():
         raise InputError(f"{folder} is the model itself; choose another folder")
     loaded = load(source.folder, pooling)

@@ -19,6 +19,7 @@ from scipy.special import expit
 from threefold.encoder.attention import Layout
 from threefold.encoder.cross_model import CrossModel, load_cross
 from threefold.encoder.finite import Finite
+from threefold.encoder.forks import guard_children
 from threefold.encoder.network import Batch
 from threefold.encoder.precision import (
     Precision,
@@ -80,6 +81,7 @@ class CrossEncoder:
         revision: str | None = None,
         budget: int | None = None,
     ) -> None:
+        guard_children()
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
         if budget is not None and budget < 1:
@@ -225,10 +227,12 @@ def _columns(query: str | Sequence[tuple[str, str]], texts: Sequence[str] | None
     if isinstance(query, str):
         if texts is None or isinstance(texts, str):
             raise InputError("a query needs a list of texts to score; got " + ("none" if texts is None else "one text"))
-        return [query] * len(texts), list(texts)
+        texts = list(texts)
+        return [query] * len(texts), texts
     if texts is not None:
         raise InputError("give one query and texts, or pairs (query, text) alone; got a list of queries and texts")
-    for i, pair in enumerate(query):
+    pairs = list(query)  # it may be read only once: zip(queries, texts)
+    for i, pair in enumerate(pairs):
         if isinstance(pair, str) or len(pair) != 2:
             raise InputError(f"pair {i} must be (query, text); got {pair!r:.80}")
-    return [pair[0] for pair in query], [pair[1] for pair in query]
+    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]

@@ -19,6 +19,7 @@ from threefold.encoder import native
 from threefold.encoder.attention import Layout
 from threefold.encoder.checkpoint import load
 from threefold.encoder.finite import Finite
+from threefold.encoder.forks import guard_children
 from threefold.encoder.front import Front, Progress
 from threefold.encoder.heads import gather_multi, gather_sparse
 from threefold.encoder.model import Model
@@ -68,6 +69,7 @@ class Encoder(Front):
         budget: int | None = None,
         graphs: bool = False,
     ) -> None:
+        guard_children()
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
         if budget is not None and budget < 1:

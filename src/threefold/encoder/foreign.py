@@ -51,11 +51,11 @@ def open_foreign(folder: Path, pooling: str | None) -> Opened:
     network = network_config(read_table(folder / "config.json"), folder / "config.json")
     backbone = read_backbone(folder)
     states = {r: read_pickle(folder / file) for r, file in HEAD_FILES.items() if (folder / file).is_file()}
-    if pooling is not None or (states and not (folder / "modules.json").is_file()):
+    if (pooling is not None or states) and not (folder / "modules.json").is_file():
         how = HeadsConfig.from_dict({"pooling": pooling or "cls"}, "model")
         config = ModelConfig(network, how, network.max_tokens)
     else:
-        config = _sentence_transformers(folder, network)
+        config = _sentence_transformers(folder, network, pooling)
     heads = HeadsConfig(
         config.heads.pooling,
         config.heads.normalize,
@@ -132,7 +132,8 @@ def network_config(settings: Mapping[str, Any], path: Path) -> NetworkConfig:
         raise CheckpointError(f"{path}: {error}" if isinstance(error, TypeError) else str(error)) from error
 
 
-def _sentence_transformers(folder: Path, network: NetworkConfig) -> ModelConfig:
+def _sentence_transformers(folder: Path, network: NetworkConfig, pooling: str | None) -> ModelConfig:
+    """Settings of its files, but for a `pooling` that the caller knows better."""
     path = folder / "modules.json"
     if not path.is_file():
         raise CheckpointError(
@@ -140,8 +141,8 @@ def _sentence_transformers(folder: Path, network: NetworkConfig) -> ModelConfig:
             'colbert_linear.pt. Say it with pooling="cls" or pooling="mean"'
         )
     modules = _modules(path)
-    pooling = _pooling(folder / modules["Pooling"] / "config.json")
-    heads = HeadsConfig.from_dict({"pooling": pooling, "normalize": "Normalize" in modules}, "pooling")
+    how = pooling or _pooling(folder / modules["Pooling"] / "config.json")
+    heads = HeadsConfig.from_dict({"pooling": how, "normalize": "Normalize" in modules}, "pooling")
     declared = _optional(folder / "config_sentence_transformers.json").get("prompts") or {}
     prompts = declared if isinstance(declared, dict) else {}
     settings = {

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from operator import index
+from typing import Any, get_args
 
 import numpy as np
 
@@ -18,6 +19,8 @@ from threefold.errors import CheckpointError, InputError, MissingHeadError
 from threefold.text.protocol import ModelCard
 from threefold.text.tokenizer import Tokenizer, Tokens, Truncate
 from threefold.types import REPRESENTATIONS, Encoded, Output, Ragged, Representation, Sparse, offsets_of
+
+_OUTPUTS = get_args(Output)
 
 #: Called after each batch with (texts, tokens) that it had.
 Progress = Callable[[int, int], None]
@@ -109,7 +112,7 @@ class Front(ABC):
         """
         wanted, dim = self._wanted(outputs), self._checked_dim(dim)
         tokens = self._tokenized(texts, max_tokens, truncate, prompt)
-        return self._encode_all(tokens, wanted, dim, progress) if len(tokens) else self._nothing(wanted, dim)
+        return self._encode_tokens(tokens, wanted, dim, progress)
 
     def encode_ids(
         self,
@@ -121,8 +124,8 @@ class Front(ABC):
     ) -> Encoded:
         """`encode` of texts that were tokenized already, specials included."""
         wanted, dim = self._wanted(outputs), self._checked_dim(dim)
-        self._check_lengths(tokens)
-        return self._encode_all(tokens, wanted, dim, progress) if len(tokens) else self._nothing(wanted, dim)
+        self._check_ids(tokens)
+        return self._encode_tokens(tokens, wanted, dim, progress)
 
     def encode_queries(self, texts: Sequence[str], **options: Any) -> Encoded:
         """`encode` with the model's prompt for queries (bge-m3 and the embedded model have none)."""
@@ -132,17 +135,32 @@ class Front(ABC):
         """`encode` with the model's prompt for documents."""
         return self.encode(texts, **{"prompt": self._config.document_prompt, **options})
 
-    def iter_encode(self, texts: Iterable[str], *, block: int = 4_096, **options: Any) -> Iterator[Encoded]:
+    def iter_encode(
+        self,
+        texts: Iterable[str],
+        *,
+        block: int = 4_096,
+        outputs: Sequence[Representation] | None = None,
+        max_tokens: int | None = None,
+        truncate: Truncate = "end",
+        prompt: str = "",
+        dim: int | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[Encoded]:
         """Encode a stream of texts in bounded memory, in order, as they are asked for.
 
         Each part has at most `block` texts, and fewer where they are long: it ends at the text that brings it to
-        a million characters.
+        a million characters. The other arguments are those of `encode`.
         """
         if block < 1:
             raise InputError(f"block must be at least 1; got {block}")
         if isinstance(texts, str):
             raise InputError("expected texts, got one text; put it into a list")
-        return (self.encode(part, **options) for part in parts_of(texts, block))
+        wanted, dim = self._wanted(outputs), self._checked_dim(dim)
+        tokenized = (
+            self._tokenized(part, max_tokens, truncate, prompt, first) for first, part in parts_of(texts, block)
+        )
+        return self._encode_parts(tokenized, wanted, dim, progress)
 
     # ---- inside --------------------------------------------------------------------------------------
 
@@ -152,21 +170,41 @@ class Front(ABC):
     ) -> Encoded:
         """The representations of at least one text, in order; all arguments are checked."""
 
-    def _tokenized(self, texts: Sequence[str], max_tokens: int | None, truncate: Truncate, prompt: str) -> Tokens:
-        limit = self._limit(max_tokens)
-        return self._tokenizer.encode(prompted(prompt, texts), max_tokens=limit, truncate=truncate)
+    def _encode_tokens(
+        self, tokens: Tokens, wanted: Sequence[Representation], dim: int | None, progress: Progress | None
+    ) -> Encoded:
+        return self._encode_all(tokens, wanted, dim, progress) if len(tokens) else self._nothing(wanted, dim)
 
-    def _check_lengths(self, tokens: Tokens) -> None:
+    def _encode_parts(
+        self, parts: Iterator[Tokens], wanted: Sequence[Representation], dim: int | None, progress: Progress | None
+    ) -> Iterator[Encoded]:
+        """Each part of a stream as it is asked for."""
+        return (self._encode_all(tokens, wanted, dim, progress) for tokens in parts)
+
+    def _tokenized(
+        self, texts: Sequence[str], max_tokens: int | None, truncate: Truncate, prompt: str, first: int = 0
+    ) -> Tokens:
+        limit = self._limit(max_tokens)
+        return self._tokenizer.encode(prompted(prompt, texts), max_tokens=limit, truncate=truncate, first=first)
+
+    def _check_ids(self, tokens: Tokens) -> None:
         longest, most = int(tokens.lengths.max(initial=0)), self._config.network.max_tokens
         if longest > most:
             raise InputError(f"{self._source.name} reads at most {most} tokens; got {longest}")
         if len(tokens) and not tokens.lengths.all():
             raise InputError(f"text {int(tokens.lengths.argmin())} has no tokens; the tokenizer gives at least two")
+        if len(tokens) and not 0 <= tokens.ids.min() <= tokens.ids.max() < self._config.network.vocab:
+            least, most = tokens.ids.min(), tokens.ids.max()
+            raise InputError(f"ids must be from 0 to {self._config.network.vocab - 1}; got {least} to {most}")
 
     def _check_rows(self, tokens: Tokens, outputs: Sequence[Sequence[Output]]) -> None:
         if len(outputs) != len(tokens):
             raise InputError(f"{len(tokens)} texts but {len(outputs)} sets of outputs")
-        self._check_lengths(tokens)
+        self._check_ids(tokens)
+        for wanted in outputs:
+            unknown = [wanted] if isinstance(wanted, str) else [name for name in wanted if name not in _OUTPUTS]
+            if unknown:
+                raise InputError(f"each text wants some of {', '.join(_OUTPUTS)}, as a list; got {unknown[0]!r}")
         asked = {"sparse" if name == "weights" else name for wanted in outputs for name in wanted} - {"hidden"}
         if asked:
             self._wanted([name for name in REPRESENTATIONS if name in asked])
@@ -174,9 +212,11 @@ class Front(ABC):
     def _wanted(self, outputs: Sequence[Representation] | None) -> tuple[Representation, ...]:
         if outputs is None:
             return self._card.representations
+        if not isinstance(outputs, str):
+            outputs = list(outputs)  # it may be read only once
         unknown = [name for name in outputs if name not in REPRESENTATIONS]
         if unknown or isinstance(outputs, str) or not outputs:
-            raise InputError(f"outputs must be some of {', '.join(REPRESENTATIONS)}; got {outputs!r}")
+            raise InputError(f"outputs must be some of {', '.join(REPRESENTATIONS)}, as a list; got {outputs!r}")
         for name in outputs:
             if name in self._missing:
                 raise MissingHeadError(
@@ -198,6 +238,10 @@ class Front(ABC):
         longest = self._config.max_tokens
         if max_tokens is None:
             return longest
+        try:
+            max_tokens = index(max_tokens)
+        except TypeError:
+            raise InputError(f"max_tokens must be a whole number; got {max_tokens!r}") from None
         if max_tokens > self._config.network.max_tokens:
             most = self._config.network.max_tokens
             raise InputError(f"{self._source.name} reads at most {most} tokens; got max_tokens={max_tokens}")
@@ -221,15 +265,22 @@ def prompted(prompt: str, texts: Sequence[str]) -> Sequence[str]:
     return [prompt + text if isinstance(text, str) else text for text in texts]
 
 
-def parts_of(texts: Iterable[str], block: int) -> Iterator[list[str]]:
-    """A stream of texts in parts of at most `block` texts and about a million characters."""
+def listed(texts: Sequence[str]) -> list[str]:
+    """The texts of anything that can be read once, to be read twice."""
+    if isinstance(texts, str):
+        raise InputError("expected a list of texts, got one text; put it into a list")
+    return list(texts)
+
+
+def parts_of(texts: Iterable[str], block: int) -> Iterator[tuple[int, list[str]]]:
+    """A stream of texts in parts of at most `block` texts and about a million characters, with their first numbers."""
     part: list[str] = []
-    characters = 0
+    first = characters = 0
     for text in texts:
         part.append(text)
         characters += len(text) if isinstance(text, str) else 0  # `encode` refuses what is not a string
         if len(part) == block or characters >= BLOCK_CHARACTERS:
-            yield part
-            part, characters = [], 0
+            yield first, part
+            first, part, characters = first + len(part), [], 0
     if part:
-        yield part
+        yield first, part

@@ -21,7 +21,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from threefold.encoder.attention import Layout
-from threefold.encoder.front import Progress, prompted
+from threefold.encoder.front import Progress, listed, prompted
 from threefold.encoder.heads import gather_sparse
 from threefold.encoder.model import ModelConfig
 from threefold.errors import InputError
@@ -95,7 +95,7 @@ def encode_windows(
     `multi` has one row per token of the text and one for its end, as if it had been read at once; `tokens` counts
     the text once, and nothing is `truncated`.
     """
-    config = encoder.config
+    config, texts = encoder.config, listed(texts)
     limit = config.max_tokens if window is None else window
     if limit > config.network.max_tokens:
         raise InputError(f"windows of {limit} tokens, but the model reads at most {config.network.max_tokens}")
@@ -272,7 +272,8 @@ class MclsEncoder:
         truncate: Truncate = "end",
     ) -> Encoded:
         """Dense by MCLS. `tokens` counts what the dense vector was made of, the inserted <s> included."""
-        wanted = self.card.representations if outputs is None else outputs
+        texts = listed(texts)  # they are read twice
+        wanted = self.card.representations if outputs is None else tuple(outputs)
         rest = [name for name in wanted if name != "dense"]
         if len(rest) == len(wanted):
             return self.encoder.encode_documents(texts, outputs=rest, max_tokens=max_tokens, truncate=truncate)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -27,13 +27,13 @@ import torch
 
 from threefold.encoder.checkpoint import load
 from threefold.encoder.encoder import Encoder
-from threefold.encoder.front import Front, Progress, parts_of
+from threefold.encoder.front import Front, Progress
 from threefold.encoder.precision import Precision, choose_budget, choose_device, choose_precision
 from threefold.encoder.sources import find
 from threefold.encoder.workers import Workers
 from threefold.errors import InputError
 from threefold.text.packing import plan_batches, restore_order
-from threefold.text.tokenizer import Tokens, Truncate
+from threefold.text.tokenizer import Tokens
 from threefold.types import Encoded, Ints, Output, Representation, Row
 
 #: Parts of a stream that are under way beside the one that is waited for.
@@ -125,14 +125,6 @@ class EncoderPool(Front):
 
     # ---- encoding ------------------------------------------------------------------------------------
 
-    def iter_encode(self, texts: Iterable[str], *, block: int = 4_096, **options: Any) -> Iterator[Encoded]:
-        """`Encoder.iter_encode`; one more part is read and under way while the caller has the one before."""
-        if block < 1:
-            raise InputError(f"block must be at least 1; got {block}")
-        if isinstance(texts, str):
-            raise InputError("expected texts, got one text; put it into a list")
-        return self._stream(parts_of(texts, block), **options)
-
     def encode_tokens(self, tokens: Tokens, outputs: Sequence[Sequence[Output]]) -> list[Row]:
         """`Encoder.encode_tokens`."""
         self._check_rows(tokens, outputs)
@@ -159,26 +151,27 @@ class EncoderPool(Front):
     def _batches(self, tokens: Tokens) -> list[Ints]:
         return plan_batches(tokens.lengths, share(tokens.lengths, self.budget, len(self.devices)))
 
-    def _stream(
-        self,
-        parts: Iterator[list[str]],
-        *,
-        outputs: Sequence[Representation] | None = None,
-        max_tokens: int | None = None,
-        truncate: Truncate = "end",
-        prompt: str = "",
-        dim: int | None = None,
-        progress: Progress | None = None,
+    def _encode_parts(
+        self, parts: Iterator[Tokens], wanted: Sequence[Representation], dim: int | None, progress: Progress | None
     ) -> Iterator[Encoded]:
-        wanted, dim = self._wanted(outputs), self._checked_dim(dim)
+        """One more part is read and under way while the caller has the one before."""
         jobs: deque[_Job] = deque()
+        failure: Exception | None = None
         try:
-            for part in parts:
-                jobs.append(self._begin(self._tokenized(part, max_tokens, truncate, prompt), wanted, dim))
+            while failure is None:
+                try:
+                    tokens = next(parts, None)
+                    if tokens is None:
+                        break
+                    jobs.append(self._begin(tokens, wanted, dim))
+                except Exception as error:  # of the source, or of a text: what was begun before it still comes
+                    failure = error
                 if len(jobs) > PARTS_AHEAD:
                     yield jobs.popleft().result(progress)
             while jobs:
                 yield jobs.popleft().result(progress)
+            if failure is not None:
+                raise failure
         finally:  # an error, or a caller who has seen enough
             for job in jobs:
                 job.cancel()

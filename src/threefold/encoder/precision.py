@@ -44,8 +44,12 @@ def choose_device(device: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise InputError(f"unknown device {device!r}; use auto, cpu, cuda, cuda:0 or mps") from error
+    if chosen.type not in ("cpu", "cuda", "mps"):
+        raise InputError(f"device {device!r} is not supported; use auto, cpu, cuda, cuda:0 or mps")
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise InputError(f"device {device!r} was asked for, but PyTorch sees no GPU of Apple's; use device='auto'")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device {device!r} was asked for, but PyTorch sees no CUDA GPU; use device='auto'")
     return chosen

@@ -50,6 +50,8 @@ def find(model: str | os.PathLike[str] | None, revision: str | None = None) -> S
         if not (folder / "threefold.json").is_file():
             raise CheckpointError(f"the embedded model is not in this installation: {folder} has no threefold.json")
         return Source(folder, EMBEDDED, "")
+    if not str(model):
+        raise InputError(f"the name of the model is empty; leave it out, or say {EMBEDDED!r}, for the embedded one")
     path = Path(model).expanduser()
     if path.is_dir():
         _no_revision(str(model), revision)

@@ -36,6 +36,8 @@ class Weights(Settings):
             value = getattr(self, name)
             if not math.isfinite(value) or value < 0:
                 raise ConfigError(f"the weight of {name} must be a finite number >= 0; got {value}")
+        if not math.isfinite(self.total):
+            raise ConfigError(f"the weights {self.dense}, {self.sparse}, {self.multi} are too large to be added")
         if not self.used:
             raise ConfigError("all weights are 0; give at least one of dense, sparse, multi a positive weight")
 
@@ -120,7 +122,7 @@ def rrf(rankings: Sequence[Sequence[str]], *, k: float = RRF_K) -> list[tuple[st
     rankings  ids, best first; each id at most once per list
     return    (id, score), best first, ties by id ascending
     """
-    if k < 0:
+    if not k >= 0:  # NaN is not
         raise InputError(f"k of reciprocal rank fusion must be >= 0; got {k}")
     terms: dict[str, list[float]] = defaultdict(list)
     for ranking in rankings:
@@ -154,7 +156,10 @@ def _three_sigma(scores: list[float]) -> list[float]:
     if len(scores) < 2:
         return [0.5] * len(scores)
     values = np.asarray(scores, dtype=np.float64)
-    mean, reach = float(values.mean()), 3.0 * float(values.std(ddof=1))
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, reach = float(values.mean()), 3.0 * float(values.std(ddof=1))
+    if not math.isfinite(mean) or not math.isfinite(reach):
+        raise NumericalError(f"the scores from {values.min()} to {values.max()} are too far apart for a deviation")
     low, high = mean - reach, mean + reach
     if values.min() == values.max() or low >= high:  # the second: a spread that float64 cannot resolve
         return [0.5] * len(scores)

@@ -39,6 +39,11 @@ def clean_value(value: Any) -> Any:
     return value
 
 
+def has_mark(data: bytes) -> bool:
+    """Whether the text begins with the byte order mark of UTF-8 or UTF-16."""
+    return data.startswith((codecs.BOM_UTF8, *_UTF16))
+
+
 def is_binary(head: bytes) -> bool:
     """Whether a file that begins with these bytes is binary: a NUL in the first 8 KiB, and not UTF-16."""
     if head.startswith(codecs.BOM_UTF32_LE):  # begins like UTF-16, and no file of text is written so

@@ -70,16 +70,19 @@ def content_hash(document: Document) -> str:
 
 def prepare(document: Document) -> Document:
     """The document as it is stored: no NUL, no lone surrogates, content hash filled in."""
-    cleaned = replace(
-        document,
-        id=clean(document.id),
-        text=clean(document.text),
-        source=clean(document.source),
-        title=clean(document.title),
-        language=clean(document.language),
-        metadata=clean_value(dict(document.metadata)),
-    )
-    return replace(cleaned, content_hash=content_hash(cleaned))
+    try:
+        cleaned = replace(
+            document,
+            id=clean(document.id),
+            text=clean(document.text),
+            source=clean(document.source),
+            title=clean(document.title),
+            language=clean(document.language),
+            metadata=clean_value(dict(document.metadata)),
+        )
+        return replace(cleaned, content_hash=content_hash(cleaned))
+    except RecursionError:
+        raise DocumentError(f"document {document.id!r}: its metadata is nested too deeply") from None
 
 
 def load_files(paths: str | Path | Sequence[str | Path], options: Loading | None = None) -> Loaded:

@@ -5,6 +5,7 @@ Headings are written as Markdown so that chunks can begin at them.
 
 from __future__ import annotations
 
+import codecs
 import re
 import warnings
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from threefold.errors import DocumentError, MissingExtraError
-from threefold.text.decode import decode
+from threefold.text.decode import decode, has_mark
 
 OFFICE_SUFFIXES = (".pdf", ".docx", ".pptx", ".xlsx")
 HTML_SUFFIXES = (".html", ".htm", ".xhtml")
@@ -29,6 +30,17 @@ _SPACES = re.compile(r"\s+")
 _LINE_SPACES = re.compile(r"[ \t]*\n[ \t]*")
 _BLANK_LINES = re.compile(r"\n{3,}")
 
+#: Spaces of <pre> stand as characters that no text has (Unicode: "for internal use") until the others are tidied.
+_KEPT = {" ": "\ufdd0", "\t": "\ufdd1", "\n": "\ufdd2"}
+_KEEP, _GIVE_BACK = str.maketrans(_KEPT), str.maketrans({kept: space for space, kept in _KEPT.items()})
+
+#: What pages mean by the name of an encoding: the larger one that browsers read
+#: (https://encoding.spec.whatwg.org/#names-and-labels). By Python's names.
+_MEANT = {
+    "iso8859-1": "cp1252", "iso8859-9": "cp1254", "tis-620": "cp874", "gb2312": "gb18030", "gbk": "gb18030",
+    "shift_jis": "cp932", "euc_kr": "cp949", "big5": "big5hkscs",
+}  # fmt: skip
+
 
 class Rendered(NamedTuple):
     """Visible text and title; the title is empty when the file has none."""
@@ -38,33 +50,41 @@ class Rendered(NamedTuple):
 
 
 def read_html(data: bytes, name: str) -> Rendered:
-    """Visible text of an HTML page. A declared encoding is obeyed, otherwise it is UTF-8 (or UTF-16 with a mark)."""
+    """Visible text of an HTML page, lines of <pre> as they are.
+
+    A byte order mark says the encoding, else the page does, else it is UTF-8.
+    """
     from bs4 import BeautifulSoup
+    from bs4.exceptions import ParserRejectedMarkup
 
     page = _decode_html(data, name)
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore"
         )  # guesses about what the caller meant: "looks like a file name", "looks like XML"
-        soup = BeautifulSoup(page, "html.parser")
+        try:
+            soup = BeautifulSoup(page, "html.parser")
+        except ParserRejectedMarkup as error:
+            raise DocumentError(f"{name} is not HTML: {error}") from error
     heading = soup.title or soup.find("h1")
     title = _SPACES.sub(" ", heading.get_text()).strip() if heading else ""
     text = _LINE_SPACES.sub("\n", "".join(_visible(soup)))
-    return Rendered(_BLANK_LINES.sub("\n\n", text).strip(), title)
+    text = _BLANK_LINES.sub("\n\n", text).strip().translate(_GIVE_BACK)
+    return Rendered(text.strip("\n").rstrip(), title)
 
 
 def _decode_html(data: bytes, name: str) -> str:
     from bs4.dammit import EncodingDetector
 
     codec = EncodingDetector.find_declared_encoding(data, is_html=True)
-    if not codec or codec.lower().startswith("utf"):
+    if not codec or codec.lower().startswith("utf") or has_mark(data):
         return decode(data, name)
     try:
-        return data.decode(codec)
-    except LookupError:
-        raise DocumentError(f"{name} declares the unknown encoding {codec!r}. Save it as UTF-8") from None
+        return data.decode(_MEANT.get(codecs.lookup(codec).name, codec))
     except UnicodeDecodeError as error:
         raise DocumentError(f"{name} declares {codec}, but is not: {error.reason} at byte {error.start:,}") from error
+    except (LookupError, UnicodeError):  # one of Python's encodings, "undefined", decodes nothing
+        raise DocumentError(f"{name} declares the unknown encoding {codec!r}. Save it as UTF-8") from None
 
 
 def _visible(soup: object) -> Iterator[str]:
@@ -83,7 +103,7 @@ def _visible(soup: object) -> Iterator[str]:
             stack.extend((child, inside) for child in reversed(node.contents))
             yield before
         elif type(node) is NavigableString:  # its subclasses are comments, doctypes, scripts
-            yield str(node) if verbatim else _SPACES.sub(" ", node)
+            yield node.replace("\r\n", "\n").translate(_KEEP) if verbatim else _SPACES.sub(" ", node)
         elif type(node) is str:
             yield node
 

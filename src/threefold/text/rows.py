@@ -1,6 +1,7 @@
 """Files of records -> one record per row: csv, tsv, jsonl, json. Rows are streamed; only json is read whole.
 
-A bad row is a `BadRow` in its place and the rows after it still come. Fields of csv and tsv stay text.
+A bad row is a `BadRow` in its place and the rows after it still come, unless its bytes are not text at all: what
+follows might be anything, and the error says where. Fields of csv and tsv stay text.
 """
 
 from __future__ import annotations
@@ -42,14 +43,18 @@ def read_rows(path: Path, text_field: str) -> Iterator[tuple[int, Row]]:
 def _read_table(path: Path, delimiter: str, text_field: str) -> Iterator[tuple[int, Row]]:
     csv.field_size_limit(_FIELD_LIMIT)
     reader = csv.reader(read_lines(path), delimiter=delimiter)
+    rows = (row for row in reader if row)
     try:
-        header = [name.strip() for name in next(reader, [])]
+        header = [name.strip() for name in next(rows, [])]
         if header and text_field not in header:
             raise DocumentError(
                 f"{path} has no column {text_field!r}; its columns are {', '.join(header)}. "
                 "Name the one that holds the text with text_field (--text-field)"
             )
-        for number, fields in enumerate((row for row in reader if row), start=1):
+        twice = sorted({name for name in header if name and header.count(name) > 1})
+        if twice:
+            raise DocumentError(f"{path} has more than one column {twice[0]!r}; give each a name of its own")
+        for number, fields in enumerate(rows, start=1):
             if len(fields) == len(header):
                 yield number, dict(zip(header, fields, strict=True))
             else:

@@ -141,9 +141,27 @@ class Tokenizer:
         """Special tokens around one text."""
         return len(self._head) + len(self._tail)
 
-    def encode(self, texts: Sequence[str], *, max_tokens: int, truncate: Truncate = "end") -> Tokens:
-        """Ids of every text, at most `max_tokens` each, specials included."""
-        return self._frame_all([self._encodings(texts)], [self._head, self._tail], max_tokens, truncate)
+    def encode(self, texts: Sequence[str], *, max_tokens: int, truncate: Truncate = "end", first: int = 0) -> Tokens:
+        """Ids of every text, at most `max_tokens` each, specials included; `first`: its number in messages."""
+        if truncate not in get_args(Truncate):
+            raise InputError(f"truncate must be one of {', '.join(get_args(Truncate))}; got {truncate!r}")
+        room = max_tokens - self.overhead
+        if room < 1:
+            raise InputError(f"max_tokens must be at least {self.overhead + 1}; got {max_tokens}")
+        rows: list[list[int]] = []
+        available: list[int] = []
+        for i, encoding in enumerate(self._encodings(texts, first), start=first):
+            ids = self._ids(encoding)
+            available.append(len(ids) + self.overhead)
+            if len(ids) > room:
+                if truncate == "none":
+                    raise InputError(
+                        f"text {i} has {available[-1]:,} tokens, the limit is {max_tokens:,}. "
+                        'Split it, raise max_tokens, or pass truncate="end"'
+                    )
+                ids = ids[-room:] if truncate == "start" else ids[:room]
+            rows.append([*self._head, *ids, *self._tail])
+        return _tokens(rows, available)
 
     def encode_pairs(
         self, queries: Sequence[str], texts: Sequence[str], *, max_tokens: int, max_query_tokens: int | None = None
@@ -216,8 +234,8 @@ class Tokenizer:
         ids = [self._ids(encoding) for encoding in self._encodings(list(places))]
         return [ids[places[text]] for text in clean]
 
-    def _encodings(self, texts: Sequence[str]) -> list[Encoding]:
-        clean = _clean(texts)
+    def _encodings(self, texts: Sequence[str], first: int = 0) -> list[Encoding]:
+        clean = _clean(texts, first)
         with self._lock:
             encodings: list[Encoding] = self._backend.encode_batch(clean, add_special_tokens=False)
         return encodings
@@ -226,34 +244,11 @@ class Tokenizer:
         ids: list[int] = encoding.ids
         return ids
 
-    def _frame_all(
-        self, columns: list[list[Encoding]], frame: list[list[int]], max_tokens: int, truncate: Truncate
-    ) -> Tokens:
-        if truncate not in get_args(Truncate):
-            raise InputError(f"truncate must be one of {', '.join(get_args(Truncate))}; got {truncate!r}")
-        room = max_tokens - self.overhead
-        if room < 1:
-            raise InputError(f"max_tokens must be at least {self.overhead + 1}; got {max_tokens}")
-        rows: list[list[int]] = []
-        available: list[int] = []
-        for i, encoding in enumerate(columns[0]):
-            ids = self._ids(encoding)
-            available.append(len(ids) + self.overhead)
-            if len(ids) > room:
-                if truncate == "none":
-                    raise InputError(
-                        f"text {i} has {available[-1]:,} tokens, the limit is {max_tokens:,}. "
-                        'Split it, raise max_tokens, or pass truncate="end"'
-                    )
-                ids = ids[-room:] if truncate == "start" else ids[:room]
-            rows.append([*frame[0], *ids, *frame[1]])
-        return _tokens(rows, available)
 
-
-def _clean(texts: Sequence[str]) -> list[str]:
+def _clean(texts: Sequence[str], first: int = 0) -> list[str]:
     if isinstance(texts, str):
         raise InputError("expected a list of texts, got one text; put it into a list")
-    return [_SURROGATE.sub("�", _text(text, i)) for i, text in enumerate(texts)]
+    return [_SURROGATE.sub("�", _text(text, i)) for i, text in enumerate(texts, start=first)]
 
 
 def _text(text: object, i: int) -> str:
