@@ -19,9 +19,11 @@ from threefold.errors import (
     StoreCorruptError,
     StoreError,
     StoreLockedError,
+    UnknownChunkError,
 )
 from threefold.ingest import AddReport
 from threefold.opening import collection_folder
+from threefold.retrieve.saved import SavedRetrievers
 from threefold.retrieve.stages import Candidates, Diversify, Fuse, Group, Rerank, Retriever
 from threefold.score import Weights
 from threefold.store.memory import MemoryStore
@@ -139,6 +141,18 @@ def test_nul_and_lone_surrogates_are_replaced_one_for_one(collection: Collection
     assert hit.text == "fox \ufffd dog \ufffd jumps"
     assert len(hit.text) == len(text)
     assert (hit.chunk.document_id, hit.chunk.metadata) == ("a\ufffd", {"k": "\ufffd"})
+
+
+def test_what_was_replaced_is_found_and_deleted_by_what_was_given(collection: Collection) -> None:
+    given = [Document(id, FOX, metadata={"k": "\ud800"}) for id in ("a\0b", "a\udfff", "c", "d\0")]
+    assert collection.add(given).added == 4
+    assert collection.count({"k": "\ud800"}) == 4
+    assert [one.id for one in collection.documents({"document_id": {"in": ["a\0b"]}})] == ["a\ufffdb"]
+    assert collection.search("fox", where={"document_id": "c", "k": "\ud800"}, k=9)[0].id == "c#0"
+    assert collection.delete("a\0b") == 1
+    assert collection.delete(["a\udfff", "nobody"]) == 1
+    assert collection.delete(where={"document_id": "d\0"}) == 1
+    assert [one.id for one in collection.documents()] == ["c"]
 
 
 def test_progress_tells_documents_chunks_tokens(collection: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,6 +352,30 @@ def test_an_empty_folder_is_reported(collection: Collection, tmp_path: Path) -> 
     assert [one.reason for one in report.skipped] == ["the folder has no files"]
 
 
+def test_a_table_whose_rows_are_all_gone(collection: Collection, docs: Path) -> None:
+    (docs / "table.csv").write_text("text\none\n")
+    collection.add_files(docs)
+    (docs / "table.csv").write_text("text\n")
+    report = collection.add_files(docs, delete_missing=True)
+    assert counts(report) == (0, 0, 4, 1, 1)
+    assert report.skipped[0].reason == "there are no rows in it"
+
+
+def test_a_file_that_is_there_keeps_its_documents(collection: Collection, docs: Path) -> None:
+    (docs / ".hidden.md").write_text(ZH)
+    collection.add_files([docs, docs / ".hidden.md"])
+    assert counts(collection.add_files(docs, delete_missing=True)) == (0, 0, 4, 0, 0)  # it did not look at .hidden.md
+    assert counts(collection.add_files(docs, prefix="b", delete_missing=True)) == (4, 0, 0, 0, 0)
+    assert counts(collection.add_files(docs / "sub", delete_missing=True)) == (1, 0, 0, 0, 0)  # now sub/head.md twice
+    (docs / "rows.jsonl").write_text('{"text": "first row"}\n')
+    assert counts(collection.add_files(docs, prefix="b", delete_missing=True)) == (0, 0, 3, 1, 0)
+    assert "rows.jsonl:2" in {info.id for info in collection.documents()}
+    for path in sorted(docs.rglob("*.*")):
+        path.unlink()
+    collection.add_files(docs, delete_missing=True)
+    assert collection.count() == 0
+
+
 def test_two_folders_with_a_file_of_the_same_name(collection: Collection, docs: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
@@ -368,6 +406,16 @@ def test_delete(collection: Collection) -> None:
     assert collection.delete(where={"language": "en"}) == 1
     assert collection.delete(["nothing"]) == 0
     assert [info.id for info in collection.documents()] == ["c"]
+
+
+@pytest.mark.parametrize("numbers", [{"gte": 3}, {"lt": 1}, {"in": [1]}])
+def test_a_document_that_lost_chunks_is_added_again(collection: Collection, numbers: Any) -> None:
+    collection.add(Document("a", LONG + "\n "))
+    whole = collection.count()
+    assert collection.delete(where={"document_id": "a", "number": numbers}) < whole
+    collection.add(Document("a", LONG + "\n "))
+    assert collection.count() == whole
+    assert counts(collection.add(Document("a", LONG + "\n "))) == (0, 0, 1, 0, 0)
 
 
 @pytest.mark.parametrize("given", [{}, {"ids": ["a"], "where": {"language": "en"}}, {"where": {}}])
@@ -426,6 +474,29 @@ def test_stages_of_a_search(filled: Collection) -> None:
     assert len(set(documents)) == len(documents)
 
 
+@pytest.mark.parametrize("times", [1, 100])
+def test_a_chunk_that_somebody_deletes_during_the_search(
+    filled: Collection, store: MemoryStore, monkeypatch: Any, times: int
+) -> None:
+    real, gone = store.search, list[str]()
+
+    def search(*arguments: Any) -> Any:
+        found = real(*arguments)
+        if len(gone) < times:
+            gone.append(found[0].id)
+            filled.delete(found[0].id.rpartition("#")[0])
+            filled.add([Document(f"new {len(gone)}", FOX)])
+        return found
+
+    monkeypatch.setattr(store, "search", search)
+    if times > 1:
+        with pytest.raises(UnknownChunkError):  # it does not go on for ever
+            filled.search("the fox")
+    else:
+        assert filled.search("the fox")[0].id not in gone
+        assert len(gone) == 1
+
+
 def test_an_empty_collection_has_no_hits(collection: Collection) -> None:
     assert collection.search("fox", why=True) == []
 
@@ -449,7 +520,7 @@ def test_an_empty_collection_has_no_hits(collection: Collection) -> None:
         ("fox", {"weights": {"dense": 1.0}, "fusion": "rrf"}, "with fusion='weighted'"),
         ("fox", {"where": {"year": {"near": 3}}}, "unknown operator 'near'"),
         ("fox", {"retriever": "mine"}, "no retriever 'mine'; saved are: none"),
-        ("fox " * 600, {}, "the limit is 512"),
+        ("fox " * 600, {}, "the query has more than the 512 tokens that the model reads"),
     ],
 )
 def test_bad_searches_say_what_to_do(filled: Collection, query: Any, options: Any, message: str) -> None:
@@ -492,10 +563,24 @@ def test_a_saved_retriever_is_used_by_name(filled: Collection) -> None:
     filled.save_retriever("mine", SPARSE)
     assert filled.retrievers() == ["mine"]
     assert filled.search_with(SPARSE, "the fox") == filled.search("the fox", retriever="mine", k=2)
-    assert len(filled.search_with(SPARSE, "the fox")) == 2
+    assert len(filled.search_with(SPARSE, "the fox")) == len(filled.search("the fox", retriever="mine")) == 2
     assert [hit.id for hit in filled.search("fox", retriever=SPARSE, where={"year": 2020})] == ["fox#0"]
     with pytest.raises(InputError, match="brings its own stages"):
         filled.search("fox", retriever="mine", mode="dense")
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_names_of_retrievers_are_files_and_nothing_else(tmp_path: Path, folder: bool) -> None:
+    saved = SavedRetrievers(tmp_path if folder else None)
+    longest = "a" * 64
+    saved.save(longest, SPARSE)
+    for name in (longest + "a", "a" * 300, "", ".mine", "a/b"):
+        with pytest.raises(InputError, match="is not a name for a retriever: use 1 to 64"):
+            saved.save(name, SPARSE)
+    (tmp_path / "retrievers").mkdir(exist_ok=True)
+    (tmp_path / "retrievers/.123.mine.json").write_text("{")  # a draft, of a process that was killed
+    assert saved.names() == [longest]
+    assert saved.load(longest) == SPARSE
 
 
 # ---- folders --------------------------------------------------------------------------------------------
@@ -578,6 +663,16 @@ def test_a_folder_that_cannot_be_written(encoder: FakeEncoder, tmp_path: Path) -
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(StoreError, match="cannot create the collection"):
         Collection(tmp_path / "file/papers", encoder)
+
+
+def test_a_creation_that_was_killed_is_taken_over(home: Path, encoder: FakeEncoder) -> None:
+    folder = home / "collections/papers"
+    (folder / "shard.first").mkdir(parents=True)
+    for name in ("shard.first/part", "lock", "manifest.tmp"):
+        (folder / name).write_text("of a process that is no more")
+    with Collection("papers", encoder) as papers:
+        papers.add("fox")
+        assert papers.count() == 1
 
 
 def test_a_folder_of_documents_is_not_made_a_collection(encoder: FakeEncoder, docs: Path) -> None:

@@ -12,12 +12,13 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from threefold.config import Chunking, Filter, Manifest, MultiStorage, Settings
-from threefold.errors import InputError
+from threefold.errors import InputError, UnknownChunkError
 from threefold.ingest import AddReport, Ingest, Progress, delete_missing_files
 from threefold.opening import check_settings, collection_folder, manifest_for, open_cluster, open_folder
 from threefold.retrieve.explain import explain
@@ -40,10 +41,13 @@ from threefold.score.fuse import Weights
 from threefold.store.check import stored
 from threefold.store.folder import size_bytes
 from threefold.store.protocol import Store
-from threefold.text.decode import clean
+from threefold.text.decode import clean, clean_value
 from threefold.text.documents import Loading, Skipped, content_hash, load_files
 from threefold.text.protocol import Reranker, TextEncoder
 from threefold.types import Chunk, Document, Encoded, Hit, Representation
+
+#: Looks at a collection that others change meanwhile, before a search fails.
+TRIES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,13 +158,13 @@ class Collection:
 
     def count(self, where: Mapping[str, Any] | None = None) -> int:
         """How many chunks there are, or match."""
-        return self._store.count(Filter.parse(where))
+        return self._store.count(_filter(where))
 
     def documents(self, where: Mapping[str, Any] | None = None) -> list[DocumentInfo]:
         """The documents, by id; with `where`, those with a chunk that matches, and the number of such chunks."""
         chunks: dict[str, int] = {}
         first: dict[str, Chunk] = {}
-        for chunk in self._store.scroll(Filter.parse(where)):
+        for chunk in self._store.scroll(_filter(where)):
             chunks[chunk.document_id] = chunks.get(chunk.document_id, 0) + 1
             first.setdefault(chunk.document_id, replace(chunk, text=""))
         return [
@@ -201,7 +205,7 @@ class Collection:
         """Add files and folders. What cannot be read is skipped, with the reason in the report.
 
         prefix          put before each id, where two folders have files of the same name: `prefix/id`
-        delete_missing  delete documents whose file was below these paths and is gone
+        delete_missing  delete documents whose file was below these paths and is gone, and rows that left their file
         """
         given = [paths] if isinstance(paths, str | Path) else list(paths)
         documents = (_prefixed(item, prefix) for item in load_files(given, loading) if not self._is_own(item.source))
@@ -211,7 +215,7 @@ class Collection:
             deleted = 0
             if delete_missing:
                 roots = [Path(os.path.abspath(path)) for path in given]
-                deleted = delete_missing_files(self._store, roots, ingest.seen, ingest.skipped)
+                deleted = delete_missing_files(self._store, roots, prefix, ingest)
             return ingest.report(deleted)
 
     def _is_own(self, source: str) -> bool:
@@ -220,11 +224,12 @@ class Collection:
 
     def delete(self, ids: str | Sequence[str] | None = None, *, where: Mapping[str, Any] | None = None) -> int:
         """Delete documents by id, or the chunks that match `where`; returns how many chunks went."""
-        condition = Filter.parse(where)
+        condition = _filter(where)
         if (ids is None) == (condition is None):
             raise InputError("delete needs either ids of documents or a filter where= (and not both)")
         if ids is not None:
-            condition = Filter("in", "document_id", (ids,) if isinstance(ids, str) else tuple(ids))
+            given = (ids,) if isinstance(ids, str) else ids
+            condition = Filter("in", "document_id", tuple(map(clean_value, given)))  # as they are stored
         with self._writing:
             return self._store.delete(condition) if condition else 0
 
@@ -244,7 +249,7 @@ class Collection:
         query: str,
         *,
         mode: Mode = "hybrid",
-        k: int = 10,
+        k: int | None = None,
         where: Mapping[str, Any] | None = None,
         weights: Weights | Mapping[str, float] | None = None,
         fusion: Fusion = "weighted",
@@ -258,6 +263,7 @@ class Collection:
         """The k best chunks for a query, best first.
 
         mode       hybrid: every representation; dense, sparse, multi: that one alone
+        k          10 unless it is given, or what a `retriever` says
         weights    of the weighted sum; a name that is left out keeps the default of the model
         fusion     how a hybrid search joins its lists
         depth      candidates per representation
@@ -278,7 +284,7 @@ class Collection:
             stages = self.load_retriever(retriever) if isinstance(retriever, str) else retriever
             return self.search_with(stages, query, k=k, where=where, why=why)
         own = Weights(*self._encoder.card.fusion)
-        counts = {"k": _count("k", k), "depth": _count("depth", depth)}
+        counts = {"k": _count("k", 10 if k is None else k), "depth": _count("depth", depth)}
         stages = preset(mode, self.representations, weights=own, **counts)
         fuse = self._fuse(stages.fuse, mode, weights, fusion)
         stages = replace(stages, fuse=fuse, rerank=rerank, diversify=diversify, group=group, where=where)
@@ -309,6 +315,8 @@ class Collection:
         if where:
             both = {"and": [retriever.where, where]} if retriever.where else where
             retriever = replace(retriever, where=both)
+        if retriever.where:
+            retriever = replace(retriever, where=clean_value(retriever.where))  # see `_filter`
         missing = [name for name in retriever.needs() if name not in self.representations]
         if missing:
             raise InputError(
@@ -317,7 +325,15 @@ class Collection:
             )
         judge = self._judge(retriever, text := _query(query))
         outputs = self.representations if why else retriever.needs()
-        encoded = self._encoder.encode_queries([text], outputs=outputs, truncate="none")
+        encoded = self._encoder.encode_queries([text], outputs=outputs)
+        if encoded.truncated[0]:
+            raise InputError(
+                f"the query has more than the {int(encoded.tokens[0]):,} tokens that the model reads. "
+                "Search for a part of it"
+            )
+        for _ in range(TRIES - 1):
+            with suppress(UnknownChunkError):  # somebody deleted it between two looks into the store
+                return self._hits(text, encoded, run(self._store, encoded, retriever, judge), why)
         return self._hits(text, encoded, run(self._store, encoded, retriever, judge), why)
 
     def _judge(self, retriever: Retriever, query: str) -> Judge | None:
@@ -356,6 +372,11 @@ class Collection:
     def retrievers(self) -> list[str]:
         """The names of the saved retrievers."""
         return self._saved.names()
+
+
+def _filter(where: Mapping[str, Any] | None) -> Filter | None:
+    """A filter with its texts cleaned as those of the documents are: as they were given, they would not be found."""
+    return Filter.parse(clean_value(where))
 
 
 def _count(name: str, value: int) -> int:

@@ -5,7 +5,8 @@ ThreefoldError
 │   ├── ConfigError       an unknown or wrong setting; names its path
 │   ├── ShapeError        arrays that do not belong together
 │   ├── DataError         a line of a training file is wrong; names file and line
-│   └── DocumentError     one document cannot be read; the rest of the job goes on
+│   ├── DocumentError     one document cannot be read; the rest of the job goes on
+│   └── UnknownChunkError a chunk that is not, or no longer, in the collection
 ├── CheckpointError       a model on disk is not what its name promises
 │   └── MissingHeadError  a representation was asked for that the checkpoint cannot make
 ├── StoreError            a collection cannot do what was asked
@@ -25,6 +26,8 @@ ThreefoldError
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 
 class ThreefoldError(Exception):
@@ -54,6 +57,10 @@ class DataError(InputError):
 
 class DocumentError(InputError):
     """One document cannot be read. A job over many documents reports it and goes on."""
+
+
+class UnknownChunkError(InputError):
+    """A chunk that is not in the collection: it never was, or was deleted meanwhile."""
 
 
 class CheckpointError(ThreefoldError):
@@ -139,6 +146,11 @@ class MissingExtraError(ThreefoldError):
             f'{purpose} needs the package "{module}", which is not installed. '
             f'Install it with: pip install "threefold[{extra}]"'
         )
+        self._given = (module, extra, purpose)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Made again from what it was made of: by default from the message, and a pool of processes would hang."""
+        return type(self), self._given, self.__dict__
 
 
 class OfflineError(ThreefoldError):

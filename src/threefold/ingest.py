@@ -57,8 +57,22 @@ class _Known:
     """What the store has of one document: unchanged only if this is the whole of it."""
 
     hashes: set[str] = field(default_factory=set)
+    numbers: set[int] = field(default_factory=set)
     first: str = ""  # content hash of chunk 0: that of the newest complete version
     source: str = ""
+    end: int = 0  # of the last chunk
+
+    def add(self, chunk: Chunk) -> None:
+        self.hashes.add(chunk.content_hash)
+        self.numbers.add(chunk.number)
+        self.end = max(self.end, chunk.end)
+        if chunk.number == 0:
+            self.first, self.source = chunk.content_hash, chunk.source
+
+    def is_whole(self, document: Document) -> bool:
+        """Whether it is this document to its last character: single chunks can be deleted (by a filter)."""
+        same = self.hashes == {self.first} == {document.content_hash} and self.source == document.source
+        return same and len(self.numbers) == max(self.numbers) + 1 and self.end == len(document.text.rstrip())
 
 
 class Ingest:
@@ -78,6 +92,7 @@ class Ingest:
         self._stale: dict[str, Filter] = {}  # by document: what to delete when its new version is complete
         self._replacing: set[str] = set()
         self.seen: set[str] = set()
+        self.read: set[str] = set()  # the sources of what was seen
         self.skipped: list[Skipped] = []
         self._added = self._replaced = self._unchanged = self._done = 0
         self._chunks = self._tokens = self._truncated = 0
@@ -126,6 +141,7 @@ class Ingest:
             )
             return self._skip(Skipped(document.id, reason, document.source))
         self.seen.add(document.id)
+        self.read.add(document.source)
         self._waiting.append(document)
         if len(self._waiting) >= BATCH_DOCUMENTS or sum(len(d.text) for d in self._waiting) >= BATCH_CHARACTERS:
             self._compare()
@@ -150,7 +166,7 @@ class Ingest:
             owner = f"its id {document.id!r} belongs to {known.source}, which still exists"
             reason = f"{owner}. Pass a prefix for one of them (--prefix)"
             return self._skip(Skipped(document.source, reason, document.source))
-        if known and known == _Known({document.content_hash}, document.content_hash, document.source):
+        if known and known.is_whole(document):
             self._unchanged += 1
             self._done += 1
             return None
@@ -199,10 +215,7 @@ def _known(store: Store, ids: Sequence[str]) -> Mapping[str, _Known]:
     if not ids:
         return found
     for chunk in store.scroll(Filter("in", "document_id", tuple(ids))):
-        known = found.setdefault(chunk.document_id, _Known())
-        known.hashes.add(chunk.content_hash)
-        if chunk.number == 0:
-            known.first, known.source = chunk.content_hash, chunk.source
+        found.setdefault(chunk.document_id, _Known()).add(chunk)
     return found
 
 
@@ -213,21 +226,32 @@ def _older(document: Document, chunks: int) -> Filter:
     return Filter("and", parts=(Filter("eq", "document_id", document.id), Filter("or", parts=(other, beyond))))
 
 
-def delete_missing_files(store: Store, roots: Sequence[Path], seen: set[str], skipped: Sequence[Skipped]) -> int:
-    """Delete the documents whose file was below `roots` and is gone; returns how many.
+def delete_missing_files(store: Store, roots: Sequence[Path], prefix: str, run: Ingest) -> int:
+    """Delete the documents whose file was below `roots` and is gone, and rows that are gone from theirs.
 
     A file that is there and could not be read keeps its documents, and so does everything in an unreadable folder.
+    So does a file that this run did not look at, or that gave its documents other ids: under another prefix, or from
+    another folder. Returns how many documents went.
     """
-    unread = {one.source for one in skipped if one.source and not one.empty}
+    unread = {one.source for one in run.skipped if one.source and not one.empty}
+    read = run.read | {one.source for one in run.skipped if one.empty}
     gone = set()
     for chunk in store.scroll():
         source = Path(chunk.source)
         places = {chunk.source, *map(str, source.parents)}
-        if chunk.document_id in seen or not chunk.source or places & unread:
+        names = [_name_below(root, source, prefix) for root in roots if str(root) in places]
+        if chunk.document_id in run.seen or not chunk.source or not names or places & unread:
             continue
-        if any(source == root or root in source.parents for root in roots):
+        ours = any(chunk.document_id == name or chunk.document_id.startswith(f"{name}:") for name in names)
+        if (chunk.source in read and ours) or not os.path.exists(source):
             gone.add(chunk.document_id)
     names = sorted(gone)
     for start in range(0, len(names), BATCH_CHUNKS):
         store.delete(Filter("in", "document_id", tuple(names[start : start + BATCH_CHUNKS])))
     return len(names)
+
+
+def _name_below(root: Path, source: Path, prefix: str) -> str:
+    """The id that a run over `root` gives the document of a file, or the beginning of those of its rows."""
+    name = source.name if source == root else source.relative_to(root).as_posix()
+    return f"{prefix}/{name}" if prefix else name

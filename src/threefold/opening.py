@@ -9,7 +9,7 @@ from typing import get_args
 
 from threefold.config import Chunking, Manifest, MultiStorage
 from threefold.errors import ConfigError, InputError
-from threefold.store.folder import check_model, manifest_path
+from threefold.store.folder import check_model, left_by_creation, manifest_path
 from threefold.store.protocol import Store
 from threefold.text.protocol import TextEncoder
 
@@ -17,10 +17,6 @@ from threefold.text.protocol import TextEncoder
 def home() -> Path:
     """Where threefold keeps things: `$THREEFOLD_HOME`, by default `~/.threefold`."""
     return Path(os.environ.get("THREEFOLD_HOME") or "~/.threefold").expanduser()
-
-
-#: What the embedded engine may have left in a folder whose creation was interrupted.
-_OWN_NAMES = frozenset({"lock", "shard", "manifest.tmp"})
 
 
 def collection_folder(path_or_name: str | Path) -> Path:
@@ -74,7 +70,7 @@ def open_folder(folder: Path, manifest: Manifest, create: bool) -> Store:
 
 def _refuse_foreign_files(folder: Path) -> None:
     """A folder of documents is not silently made a collection as well."""
-    foreign = sorted({entry.name for entry in folder.iterdir()} - _OWN_NAMES) if folder.is_dir() else []
+    foreign = sorted({entry.name for entry in folder.iterdir()} - left_by_creation(folder)) if folder.is_dir() else []
     if foreign:
         raise InputError(
             f"{folder} is not a collection and not empty (it has {foreign[0]}). Choose a new or an empty folder"

@@ -98,13 +98,14 @@ def test_encode_writes_parquet_with_the_three_representations(
     use: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = tmp_path / "rows.jsonl"
-    source.write_text('{"id": "a", "text": "The lazy dog."}\nnot json\n{"id": "b", "text": ""}\n{"id": "c"}\n')
+    rows = ['{"id": "a", "text": "The lazy dog."}', "not json", '{"id": null, "text": ""}', '{"id": "c"}']
+    source.write_text("\n".join([*rows, '{"id": {"a": 1}, "text": "fox"}']))
     target = tmp_path / "rows.parquet"
     summary = run_json(capsys, "encode", source, "-o", target)
     assert summary["texts"] == 2
-    assert [reason.split(":")[0] for reason in summary["skipped"]] == ["rows.jsonl, row 2", "rows.jsonl, row 4"]
+    assert [reason.split(":")[0] for reason in summary["skipped"]] == [f"rows.jsonl, row {i}" for i in (2, 4, 5)]
     table = pq.read_table(target)
-    assert table["id"].to_pylist() == ["a", "b"]
+    assert table["id"].to_pylist() == ["a", "3"]
     assert {"dense", "sparse_indices", "sparse_values", "multi", "tokens", "truncated"} <= set(table.column_names)
     assert not list(tmp_path.glob(".*"))
 
@@ -298,6 +299,30 @@ def test_names_with_brackets_are_names(use: Path, texts: Path, capsys: pytest.Ca
         assert code == 0
         assert f"{name}: 2 added" in err
     assert "papers[v2]" in run(capsys, "list")[1]
+
+
+def test_a_terminal_does_not_obey_the_texts_that_are_shown(
+    use: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad\x1b[2J.md").write_text("# A\x1b[31m title\n\nThe fox \x1b[31m is\x9b red.")
+    code, _, err = run(capsys, "index", tmp_path, "--into", "mine")
+    assert code == 0
+    _, out, _ = run(capsys, "search", "fox", "--in", "mine", "--why")
+    assert "fox \ufffd[31m is\ufffd red." in out
+    assert not {"\x1b", "\x9b"} & {*out, *err}
+
+
+def test_what_a_search_on_the_command_line_refuses(
+    use: Path, texts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_json(capsys, "index", texts, "--into", "mine")
+    for arguments, message in [
+        (["--rerank-depth", "5"], "give that as well, or leave it out"),
+        (["--where", "[" * 100_000], "--where is not JSON"),
+        (["-k", "0"], "k must be a whole number of at least 1"),
+    ]:
+        code, _, err = run(capsys, "search", "fox", "--in", "mine", *arguments)
+        assert (code, message in err) == (2, True)
 
 
 def test_two_folders_with_files_of_one_name(use: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -176,6 +177,13 @@ def test_a_foreign_checkpoint_becomes_ours(m3_folder: Path, tmp_path: Path) -> N
     ours = load(tmp_path / "model").model
     assert ours.config == model.config
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), model.parameters(), strict=True))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+def test_a_model_may_be_read_by_whoever_may_read_its_settings(tmp_path: Path) -> None:
+    save(small_model(), tmp_path)
+    modes = {(tmp_path / name).stat().st_mode for name in ("model.safetensors", "threefold.json")}
+    assert len(modes) == 1
 
 
 def test_saving_again_replaces(tmp_path: Path) -> None:

@@ -202,7 +202,7 @@ def test_diversify_prefers_what_is_unlike_those_above(store: MemoryStore) -> Non
     assert ids(run(store, QUERY, Retriever(one_list, fuse, diversify=Diversify(relevance=1.0)))) == "abc"
     # a first; then b: 0.3 * 0.8 - 0.7 * 0.8 = -0.32, c: 0.3 * 0.0 - 0.7 * 0.0 = 0
     assert ids(run(store, QUERY, Retriever(one_list, fuse, diversify=Diversify(relevance=0.3)))) == "acb"
-    assert ids(run(store, QUERY, Retriever(one_list, fuse, diversify=Diversify(depth=2)))) == "ab"
+    assert ids(run(store, QUERY, Retriever(one_list, fuse, diversify=Diversify(depth=1, relevance=0.3)))) == "abc"
 
 
 def test_diversify_when_all_scores_are_equal(store: MemoryStore) -> None:

@@ -294,9 +294,7 @@ def test_calls_that_do_not_fit_are_refused(store: Store) -> None:
     assert store.count() == N
 
 
-@pytest.mark.parametrize(
-    ("terms", "weights"), [([3, 3], [0.5, 0.5]), ([3, 1], [0.5, 0.5]), ([1, 50], [0.5, 0.5]), ([1, 2], [0.5, -0.5])]
-)
+@pytest.mark.parametrize(("terms", "weights"), [([3, 3], [0.5, 0.5]), ([3, 1], [0.5, 0.5]), ([1, 2], [0.5, -0.5])])
 def test_sparse_rows_that_are_not_well_formed_are_refused(make: Make, terms: list[int], weights: list[float]) -> None:
     good = encoded(2)
     broken = Sparse(

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from threefold.cli import options
 from threefold.cli.inspect import show_reasons
-from threefold.cli.show import complain, err, named, note, out, print_json, progress_bar, shorten
+from threefold.cli.show import complain, err, named, note, out, print_json, progress_bar, shorten, visible
 from threefold.config import Chunking, MultiStorage
 from threefold.errors import InputError, StoreError
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from threefold.ingest import AddReport
     from threefold.retrieve.stages import Fusion, Mode, Rerank
     from threefold.types import Hit
+
+#: Hits of a search that says nothing else: what fits a screen.
+FEW = 5
 
 #: Skipped files that are named one by one; the rest is counted.
 NAMED = 20
@@ -88,14 +91,14 @@ def index(
 def search(
     query: Annotated[str, typer.Argument(help="What you are looking for.")],
     into: In,
-    k: Annotated[int, typer.Option("-k", help="How many hits.")] = 5,
+    k: Annotated[int | None, typer.Option("-k", help="How many hits; 5, or as many as --retriever says.")] = None,
     mode: Annotated[str, typer.Option(help="hybrid, dense, sparse or multi.")] = "hybrid",
     weights: Annotated[str, typer.Option(help="Weights of hybrid: dense,sparse,multi.")] = "",
     fusion: Annotated[str, typer.Option(help="weighted, rrf or dbsf.")] = "weighted",
     where: Annotated[str, typer.Option(help='Filter in JSON, such as {"language": "de"}.')] = "",
     retriever: Annotated[str | None, typer.Option(help="Name of saved stages.")] = None,
     rerank: Annotated[str | None, typer.Option(help="Cross-encoder that orders the best, by folder or name.")] = None,
-    rerank_depth: Annotated[int, typer.Option(help="How many hits it reads.")] = 100,
+    rerank_depth: Annotated[int | None, typer.Option(help="How many hits it reads; 100.")] = None,
     why: Annotated[bool, typer.Option("--why", help="Explain every hit.")] = False,
     url: Url = None,
     model: options.Model = None,
@@ -107,10 +110,12 @@ def search(
     """Find the passages that answer a query, in any language."""
     chosen = options.parse_weights(weights)
     condition = _condition(where)
+    if rerank_depth is not None and not rerank:
+        raise InputError("--rerank-depth says how many hits --rerank reads; give that as well, or leave it out")
     with _existing(into, url, model, revision, device, precision, rerank) as collection:
         hits = collection.search(
             query,
-            k=k,
+            k=FEW if k is None and retriever is None else k,
             mode=cast("Mode", mode),
             weights=chosen,
             fusion=cast("Fusion", fusion),
@@ -209,8 +214,8 @@ def show_hit(rank: int, hit: Hit) -> None:
     head = Text.assemble(
         (f"{rank}. ", "dim"),
         (f"{hit.score:.3f} ", "bold green"),
-        (hit.chunk.title or hit.chunk.document_id, "bold"),
-        (f"  {hit.chunk.document_id}:{hit.chunk.start}-{hit.chunk.end}", "dim"),
+        (visible(hit.chunk.title or hit.chunk.document_id), "bold"),
+        (visible(f"  {hit.chunk.document_id}:{hit.chunk.start}-{hit.chunk.end}"), "dim"),
     )
     out.print(head)
     out.print("   " + shorten(hit.text, 220))
@@ -252,12 +257,12 @@ def _show_report(report: AddReport, into: str, total: int, precision: str) -> No
         note(f"... and {len(report.skipped) - NAMED:,} more; --json names them all")
 
 
-def _rerank_stage(collection: Collection, retriever: str | None, depth: int) -> Rerank | None:
+def _rerank_stage(collection: Collection, retriever: str | None, depth: int | None) -> Rerank | None:
     """The stage of `--rerank`; saved stages bring their own, which must be one that uses the cross-encoder."""
     from threefold.retrieve.stages import Rerank
 
     if retriever is None:
-        return Rerank("cross", depth)
+        return Rerank("cross") if depth is None else Rerank("cross", depth)
     saved = collection.load_retriever(retriever).rerank
     if saved is None or saved.by != "cross":
         raise InputError(f'the saved stages {retriever!r} do not rerank by "cross"; leave out --rerank or --retriever')
@@ -269,7 +274,7 @@ def _condition(where: str) -> dict[str, Any] | None:
         return None
     try:
         condition = json.loads(where)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f'--where is not JSON: {error}. Write it like {{"language": "de"}}') from error
     if not isinstance(condition, dict):
         raise InputError(f'--where must be a JSON object like {{"language": "de"}}; got {where}')

@@ -100,4 +100,8 @@ def _records(file: Path, text_field: str, id_field: str, bad: list[str]) -> Iter
         elif not isinstance(row.get(text_field), str):
             bad.append(f"{file.name}, row {number}: no text in the field {text_field!r}")
         else:
-            yield str(row.get(id_field, number)), row[text_field]
+            id = row.get(id_field)
+            if isinstance(id, dict | list):
+                bad.append(f"{file.name}, row {number}: the field {id_field!r} is neither text nor a number")
+            else:
+                yield str(number if id is None else id), row[text_field]

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from threefold.cli import options
 from threefold.cli.encode import file_rows
-from threefold.cli.show import note, out, print_json, progress_bar, shorten
+from threefold.cli.show import note, out, print_json, progress_bar, shorten, visible
 from threefold.errors import InputError
 
 
@@ -57,7 +57,9 @@ def rerank(
         print_json({"model": cross.name, "precision": cross.precision, "hits": hits, "skipped": bad})
     else:
         for rank, i in enumerate(order, start=1):
-            out.print(Text.assemble((f"{rank}. ", "dim"), (f"{scores[i]:.3f} ", "bold green"), (rows[i][0], "bold")))
+            out.print(
+                Text.assemble((f"{rank}. ", "dim"), (f"{scores[i]:.3f} ", "bold green"), (visible(rows[i][0]), "bold"))
+            )
             out.print("   " + shorten(texts[i], 220))
         if cut := int(judged.truncated.sum()):
             note(f"{cut:,} texts were longer than the model reads and were cut")

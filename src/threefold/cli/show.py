@@ -26,24 +26,33 @@ out = Console(highlight=False, soft_wrap=True, markup=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 
+#: C0 and C1 control characters but tab and line feed -> U+FFFD.
+_CONTROLS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"}
+
+
 def print_json(data: Any) -> None:
     """One JSON document on standard output, nothing else."""
     sys.stdout.write(json.dumps(data, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 
+def visible(text: str) -> str:
+    """Text of others for a terminal, which would obey the control characters in it."""
+    return text.translate(_CONTROLS)
+
+
 def complain(message: str) -> None:
     """One error for a person."""
-    err.print(Text.assemble(("error: ", "bold red"), message))
+    err.print(Text.assemble(("error: ", "bold red"), visible(message)))
 
 
 def note(message: str) -> None:
     """Something worth knowing that is not a result."""
-    err.print(Text(message, style="dim"))
+    err.print(Text(visible(message), style="dim"))
 
 
 def named(name: str, what: str, indent: str = "") -> Text:
     """A line of an explanation: its name, and what there is of it."""
-    return Text.assemble(indent, (f"{name}: ", "dim"), what)
+    return Text.assemble(indent, (f"{name}: ", "dim"), visible(what))
 
 
 class _TokenRate(ProgressColumn):
@@ -79,5 +88,5 @@ def progress_bar(what: str, total: int | None = None, *, quiet: bool = False) ->
 
 def shorten(text: str, width: int) -> str:
     """One line of at most `width` characters."""
-    flat = " ".join(text.split())
+    flat = visible(" ".join(text.split()))
     return flat if len(flat) <= width else flat[: width - 1] + "…"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -127,6 +128,7 @@ def save(
         save_file(tensors, draft, metadata={"format": "pt"})
     with replacing(folder / "threefold.json") as draft:
         draft.write_text(json.dumps(model.config.to_dict(), indent=1) + "\n", encoding="utf-8")
+    shutil.copymode(folder / "threefold.json", folder / "model.safetensors")  # it was written for its owner only
 
 
 def fingerprint(tensors: Mapping[str, Tensor], config: Settings) -> str:

@@ -55,6 +55,7 @@ def read_table(path: Path) -> dict[str, Any]:
 def read_safetensors(path: Path) -> Weights:
     """Tensors that share their memory with the page cache: opening 2 GB reads the header only."""
     try:
+        path.open("rb").close()  # safetensors calls what may not be read "not found"
         with safe_open(path, framework="pt") as file:
             return Weights(path, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (no mapping)
     except (OSError, SafetensorError) as error:

@@ -184,7 +184,8 @@ def run(store: Store, query: Encoded, retriever: Retriever, judge: Judge | None 
         best, by = found[: retriever.rerank.depth], retriever.rerank.by
         found = _rerank_cross(store, best, judge) if by == "cross" else _rerank(store, query, best, by)
     if retriever.diversify:
-        found = _diversify(store, found[: retriever.diversify.depth], retriever.diversify.relevance)
+        depth = retriever.diversify.depth
+        found = _diversify(store, found[:depth], retriever.diversify.relevance) + found[depth:]
     if retriever.group:
         found = _group(found, retriever.group.per_document)
     return found[: retriever.k]

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from threefold.config import Manifest
-from threefold.errors import InputError, NumericalError, ShapeError, StoreError
+from threefold.errors import InputError, NumericalError, ShapeError, StoreError, UnknownChunkError
 from threefold.types import REPRESENTATIONS, Bools, Chunk, Encoded, Floats, Ints, Ragged, Representation, Sparse
 
 
@@ -153,6 +153,6 @@ def sizes_bytes(manifest: Manifest, chunks: Sequence[Chunk], vectors: Encoded) -
     return [int(size) for size in sizes]
 
 
-def unknown_chunk(name: str) -> InputError:
+def unknown_chunk(name: str) -> UnknownChunkError:
     """The error for an id that is not stored."""
-    return InputError(f"no chunk {name!r} in this collection. Take ids from a search or from scroll()")
+    return UnknownChunkError(f"no chunk {name!r} in this collection. Take ids from a search or from scroll()")

@@ -53,10 +53,24 @@ def first_path(folder: Path) -> Path:
     return folder / "shard.first"
 
 
+def left_by_creation(folder: Path) -> set[str]:
+    """Names that may be in a folder whose creation was interrupted, and that the next creation takes over."""
+    return {path.name for path in (_draft(folder), first_path(folder), shard_path(folder), lock_path(folder))}
+
+
+def _draft(folder: Path) -> Path:
+    return manifest_path(folder).with_suffix(".tmp")
+
+
+def lock_path(folder: Path) -> Path:
+    """The file that a process holds while it has the collection open."""
+    return folder / "lock"
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Replace the manifest atomically; a killed process leaves the old one or the new one."""
     target = manifest_path(folder)
-    draft = target.with_suffix(".tmp")
+    draft = _draft(folder)
     with draft.open("w", encoding="utf-8") as file:
         json.dump(manifest.to_dict(), file, indent=2, ensure_ascii=False)
         file.write("\n")

@@ -11,6 +11,7 @@ import weakref
 from pathlib import Path
 
 from threefold.errors import StoreLockedError
+from threefold.store.folder import lock_path
 
 if sys.platform == "win32":
     import msvcrt
@@ -33,7 +34,7 @@ class FolderLock:
     """Held from construction to `release` (or until it is garbage)."""
 
     def __init__(self, folder: Path) -> None:
-        handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        handle = os.open(lock_path(folder), os.O_RDWR | os.O_CREAT, 0o644)
         try:
             _try_lock(handle)
         except OSError:

@@ -174,6 +174,7 @@ def _load_whole(path: Path, id: str) -> Document:
 
 
 def _load_rows(path: Path, id: str, options: Loading) -> Loaded:
+    number = 0
     for number, row in read_rows(path, options.text_field):
         name = f"{path}:{number}"
         if isinstance(row, BadRow):
@@ -183,6 +184,8 @@ def _load_rows(path: Path, id: str, options: Loading) -> Loaded:
             yield _checked(_of_record(row, number, path, id, options), name)
         except DocumentError as error:
             yield Skipped(name, str(error), str(path))
+    if not number:
+        yield Skipped(str(path), "there are no rows in it", str(path), empty=True)
 
 
 def _of_record(row: Mapping[str, Any], number: int, path: Path, id: str, options: Loading) -> Document:
