@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -83,12 +84,34 @@ def test_async_is_the_same(url: str, served: ServedEncoder) -> None:
     asyncio.run(both())
 
 
+def test_parts_with_more_tokens_than_characters_are_halved(url: str, served: ServedEncoder) -> None:
+    """Four texts of 20 characters and 63 tokens: by their characters one request, which has 252 of the 100 tokens."""
+    texts = [f"{'½' * 19}{last}" for last in "½⅓¼⅔"]
+
+    async def by_await() -> Encoded:
+        async with AsyncClient(url) as client:
+            return await client.embed(texts, outputs=("dense", "sparse", "multi"))
+
+    with Client(url) as client:
+        assert sum(served.tokenizer.count(texts)) > 2 * client.served().max_multi_tokens
+        assert_same(client.embed(texts, outputs=("dense", "sparse", "multi")), served.encode(texts))
+        assert len(list(client.iter_embed(texts))) > 1
+    assert_same(asyncio.run(by_await()), served.encode(texts))
+
+
 def test_rerank(url: str) -> None:
     with Client(url) as client:
         ranks = client.rerank("a fox", ["dog", "a fox"])
         assert [rank.index for rank in ranks] == [1, 0]
         assert ranks[0].score > ranks[1].score
         assert len(client.rerank("a fox", ["dog", "a fox"], k=1)) == 1
+
+
+def test_lone_surrogates_are_sent_as_the_library_reads_them(url: str, served: ServedEncoder) -> None:
+    texts = ["a \ud800 fox"]
+    with Client(url) as client:
+        assert_same(client.embed(texts, outputs=("dense", "sparse", "multi")), served.encode(texts))
+        assert len(client.rerank("fox \udfff", texts)) == 1
 
 
 def test_collections_are_those_of_the_library(url: str, served: ServedEncoder, tmp_path: Path) -> None:
@@ -114,6 +137,13 @@ def test_collections_are_those_of_the_library(url: str, served: ServedEncoder, t
         assert hit.why.tokens[0].query_span == other.why.tokens[0].query_span
         assert there.delete(["3"]) == 1
         assert there.delete(where={"n": 4}) == 1
+        odd = Document("a\0\udfff", "a fox", metadata={"k": "\ud800"})
+        assert there.add([odd])["added"] == same.add(odd).added
+        assert (
+            there.search("a fox", where={"k": "\ud800"})[0].chunk
+            == same.search("a fox", where={"k": "\ud800"})[0].chunk
+        )
+        assert there.delete([odd.id]) == 1
         assert there.info()["documents"] == len(DOCUMENTS) - 2
         assert there.add([{"id": "plain", "text": "a fox"}])["added"] == 1
         there.drop()
@@ -167,13 +197,15 @@ def test_errors_are_those_of_the_library(url: str) -> None:
 
 
 class Scripted:
-    """Answers in order; what is slept is written down."""
+    """Answers in order; what is slept and sent is written down."""
 
     def __init__(self, *answers: httpx.Response | Exception) -> None:
         self.answers = list(answers)
         self.slept: list[float] = []
+        self.sent: list[bytes] = []
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.sent.append(request.content)
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
@@ -182,6 +214,15 @@ class Scripted:
     def client(self, **options: Any) -> Client:
         client = Client("http://server", transport=httpx.MockTransport(self), **options)
         client._sleep = self.slept.append
+        return client
+
+    def async_client(self) -> AsyncClient:
+        client = AsyncClient("http://server", transport=httpx.MockTransport(self))
+
+        async def sleep(seconds: float) -> None:
+            self.slept.append(seconds)
+
+        client._sleep = sleep
         return client
 
 
@@ -205,6 +246,93 @@ def test_a_broken_connection_is_tried_again() -> None:
     with script.client() as client:
         client.rerank("a", ["b"])
     assert script.slept == [0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("broken", "error", "message"),
+    [
+        (httpx.ReadTimeout("slow"), DeadlineError, "within timeout_s=7 "),  # it may still be at work
+        (httpx.WriteTimeout("slow"), DeadlineError, "within timeout_s=7 "),
+        (httpx.LocalProtocolError("a header"), UnavailableError, "cannot be reached: a header"),
+    ],
+)
+def test_what_would_be_worse_or_the_same_again_is_not_tried_again(
+    broken: Exception, error: type[Exception], message: str
+) -> None:
+    script = Scripted(broken)
+    with script.client(timeout_s=7) as client, pytest.raises(error, match=message):
+        client.rerank("a", ["b"])
+    assert script.slept == []
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:8000", "localhost:8000", "", "http://", "ftp://server", "http://a:b"])
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_what_is_not_an_address_is_refused_at_once(kind: type[Client | AsyncClient], address: str) -> None:
+    with pytest.raises(InputError, match=r"base_url '.*' is not an address"):
+        kind(address)
+
+
+@pytest.mark.parametrize("answer", ["<html>hello", "", "[]", '{"results": [{}]}', '{"results": 5}'])
+def test_a_good_status_with_something_else_says_what_came(answer: str) -> None:
+    script = Scripted(httpx.Response(200, text=answer), httpx.Response(200, text=answer or "5"))
+    with script.client() as client:
+        with pytest.raises(ServeError, match="not one of `threefold serve`") as error:
+            client.rerank("a", ["b"])
+        assert repr(answer) in str(error.value)
+        with pytest.raises(ServeError, match="not one of `threefold serve`"):
+            client.collection("papers").add([])
+    assert script.slept == []
+
+
+ONE = {"id": "fox", "text": "a fox"}
+ADDED = '{"progress": {"documents": 1}}\n{"report": {"added": 1}}\n'
+
+
+def test_adding_waits_as_the_server_says_where_the_documents_are_a_list() -> None:
+    script = Scripted(busy(), httpx.ConnectError("refused"), httpx.Response(200, text=ADDED))
+    with script.client() as client:
+        assert client.collection("papers").add([ONE, ONE]) == {"added": 1}
+    assert script.slept == [7.0, 1.0]
+    assert script.sent[0].count(b"a fox") == 2
+    assert script.sent == [script.sent[0]] * 3
+
+
+def test_adding_from_a_generator_is_not_repeated_and_says_when_to_come_back() -> None:
+    script = Scripted(busy())
+    with script.client() as client, pytest.raises(OverloadedError, match="full") as error:
+        client.collection("papers").add(one for one in [ONE])
+    assert error.value.retry_after_s == 7.0
+    assert script.slept == []
+
+
+def test_async_adding_is_the_same() -> None:
+    async def life() -> None:
+        script = Scripted(busy(), httpx.Response(200, text=ADDED), busy())
+        async with script.async_client() as client:
+            assert await client.collection("papers").add([ONE]) == {"added": 1}
+            with pytest.raises(OverloadedError, match="full") as error:
+                await client.collection("papers").add(one for one in [ONE])
+        assert error.value.retry_after_s == 7.0
+        assert script.slept == [7.0]
+
+    asyncio.run(life())
+
+
+CARD = {
+    "card": {"name": "m", "dense_dim": 2, "multi_dim": 2, "vocab": 9},
+    "limits": {"max_inputs": 8, "max_input_tokens": 9, "max_request_tokens": 99, "max_multi_tokens": 99},
+}
+
+
+def test_halves_come_in_order_and_one_text_that_is_too_large_is_an_error() -> None:
+    too_large = [
+        httpx.Response(413, text="too large") for _ in range(3)
+    ]  # of 3 texts, of the first, of the first again
+    script = Scripted(httpx.Response(200, json=CARD), too_large[0], too_large[1])
+    with script.client() as client, pytest.raises(InputError, match="too large"):
+        client.embed(["a", "b", "c"])
+    assert [json.loads(body)["input"] for body in script.sent[1:]] == [["a", "b", "c"], ["a"]]
+    assert script.slept == []
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ LAYERS = [
     "types config replacing",
     "text score evaluate",
     "encoder store",
-    "export ingest opening remote retrieve shards",
+    "attempts export ingest opening remote retrieve shards",
     "collection",
     "analyze client train serve integrations",
     "cli",

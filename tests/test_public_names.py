@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
+from typing import TypeGuard
 
 import pytest
 
 import threefold
 from threefold import errors
 from threefold.errors import ThreefoldError
+from threefold.remote import TooLargeError
 
 HEAVY = ["huggingface_hub", "pyarrow", "qdrant_client", "qdrant_edge", "scipy", "tokenizers", "torch", "typer", "rich"]
 
@@ -68,6 +71,27 @@ def test_the_drawn_tree_is_the_tree() -> None:
     }
     assert drawn_tree() == {name: kind.__bases__[0].__name__ for name, kind in classes.items()}
     assert all(issubclass(kind, ThreefoldError) and kind.__doc__ for kind in classes.values())
+
+
+def is_error(value: object) -> TypeGuard[type[ThreefoldError]]:
+    return isinstance(value, type) and issubclass(value, ThreefoldError)
+
+
+ERRORS = [kind for kind in vars(errors).values() if is_error(kind)] + [TooLargeError]
+
+
+@pytest.mark.parametrize("kind", ERRORS, ids=lambda kind: kind.__name__)
+def test_every_error_comes_through_a_pool_of_processes(kind: type[ThreefoldError]) -> None:
+    """One that cannot be unpickled makes `multiprocessing.Pool` wait for ever."""
+    made_of: tuple[object, ...] = ("what went wrong",)
+    if issubclass(kind, errors.ServeError):
+        made_of = ("full", 2.5)
+    elif kind is errors.MissingExtraError:
+        made_of = ("httpx", "client", "a client")
+    error = kind(*made_of)
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is kind
+    assert (str(again), vars(again)) == (str(error), vars(error))
 
 
 def test_exit_codes_tell_kinds_apart() -> None:

@@ -3,8 +3,9 @@
     with Client("http://127.0.0.1:8000") as client:
         client.embed(["What is BGE M3?"], outputs=("dense", "sparse", "multi"))
 
-What is too large for one request is split; 429 and 503 are repeated when the server says so (`Retry-After`), and a
-connection that cannot be made or breaks is tried again.
+What is too large to be embedded in one request is split; 429 and 503 are repeated when the server says so
+(`Retry-After`), and a connection that cannot be made or breaks is tried again. Nothing is repeated that the server may
+still be working at: an answer that does not come within `timeout_s` is an error.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, I
 from typing import Any, Self, TypeVar
 
 from threefold import remote
-from threefold.errors import MissingExtraError, ServeError, UnavailableError
-from threefold.remote import Ask, InputType, Priority, Progress, Ranked, Served, Truncate
+from threefold.errors import InputError, MissingExtraError, ServeError, UnavailableError
+from threefold.remote import Ask, InputType, Priority, Progress, Ranked, Served, TooLargeError, Truncate
 from threefold.types import Document, Encoded, Hit, Representation
 
 try:
     import httpx
+
+    from threefold.attempts import Attempts, address, can_be_repeated, headers
 except ImportError as error:
     raise MissingExtraError("httpx", "client", "threefold.Client") from error
 
@@ -28,48 +31,17 @@ T = TypeVar("T")
 Documents = Iterable[Document | Mapping[str, Any]]
 AsyncDocuments = AsyncIterable[Document | Mapping[str, Any]]
 
-#: Seconds before a broken connection is tried again: the first time (it doubles).
-AGAIN_S = 0.5
-
-
 BROKE_OFF = "the server ended before the documents were added; add them again"
-
-
-class _Settings:
-    """What both clients are told.
-
-    retries     attempts after the first one
-    max_wait_s  a server that asks for a longer wait than this is not waited for
-    """
-
-    def __init__(self, retries: int, max_wait_s: float) -> None:
-        self.retries = retries
-        self.max_wait_s = max_wait_s
-
-    def wait_s(self, attempt: int, error: Exception) -> float | None:
-        """Seconds before the next attempt; None when there is none."""
-        if attempt >= self.retries:
-            return None
-        if isinstance(error, httpx.TransportError):
-            return AGAIN_S * float(2**attempt)
-        if isinstance(error, ServeError) and error.retry_after_s is not None:
-            return error.retry_after_s if error.retry_after_s <= self.max_wait_s else None
-        return None
-
-
-def _headers(api_key: str | None) -> dict[str, str]:
-    return {"authorization": f"Bearer {api_key}"} if api_key else {}
 
 
 def _checked(response: httpx.Response, ask: Ask[T]) -> T:
     if response.status_code >= 300:
-        raise remote.error_of(response.status_code, response.content, response.headers.get("retry-after"))
-    return ask.read(response.json())
+        raise _refused(response)
+    return ask.answer(response.content)
 
 
-def _final(error: Exception) -> Exception:
-    """What the caller sees: errors of the connection become ours."""
-    return UnavailableError(f"the server cannot be reached: {error}") if isinstance(error, httpx.HTTPError) else error
+def _refused(response: httpx.Response) -> ServeError | InputError:
+    return remote.error_of(response.status_code, response.content, response.headers.get("retry-after"))
 
 
 class Client:
@@ -77,7 +49,7 @@ class Client:
 
     base_url   such as "http://127.0.0.1:8000"
     model      one of the names of `GET /v1/models`; None: what the server gives those who name none
-    timeout_s  seconds for one answer
+    timeout_s  seconds without a sign of the server after which an answer is given up
     transport  how requests are sent, for tests
     """
 
@@ -93,8 +65,10 @@ class Client:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._model = model
-        self._settings = _Settings(retries, max_wait_s)
-        self._http = httpx.Client(base_url=base_url, headers=_headers(api_key), timeout=timeout_s, transport=transport)
+        self._attempts = Attempts(timeout_s, retries, max_wait_s)
+        self._http = httpx.Client(
+            base_url=address(base_url), headers=headers(api_key), timeout=timeout_s, transport=transport
+        )
         self._served: Served | None = None
         self._sleep: Callable[[float], object] = time.sleep
 
@@ -110,14 +84,22 @@ class Client:
 
     def send(self, ask: Ask[T]) -> T:
         """One request, repeated as the server says."""
+
+        def once() -> T:
+            with self._attempts.our_errors():
+                return _checked(self._http.request(ask.method, ask.path, json=ask.body), ask)
+
+        return self._repeated(once)
+
+    def _repeated(self, once: Callable[[], T]) -> T:
         attempt = 0
         while True:
             try:
-                return _checked(self._http.request(ask.method, ask.path, json=ask.body), ask)
-            except (httpx.HTTPError, ServeError) as error:
-                wait = self._settings.wait_s(attempt, error)
+                return once()
+            except ServeError as error:
+                wait = self._attempts.wait_s(attempt, error)
                 if wait is None:
-                    raise _final(error) from error
+                    raise
             attempt += 1
             self._sleep(wait)
 
@@ -155,8 +137,16 @@ class Client:
     ) -> Iterator[Encoded]:
         """A stream of texts in bounded memory: one part per request, in order."""
         options = remote.embed_options(outputs, truncate, input_type, priority)
-        served = self.served()
-        return (self.send(options.ask(part, served)) for part in remote.parts(texts, options, served))
+        return self._parts(remote.Parts(texts, options, served := self.served()), options, served)
+
+    def _parts(self, parts: remote.Parts, options: remote.EmbedOptions, served: Served) -> Iterator[Encoded]:
+        for part in parts:
+            try:
+                found = self.send(options.ask(part, served))
+            except TooLargeError as error:
+                parts.halve(part, error)
+            else:
+                yield found
 
     def rerank(self, query: str, texts: Sequence[str], *, k: int | None = None) -> list[Ranked]:
         """Texts by how well they answer the query, best first."""
@@ -176,17 +166,21 @@ class Client:
 
     def stream_documents(self, name: str, documents: Documents, progress: Progress | None) -> dict[str, Any]:
         """Add documents in one request; what `RemoteCollection.add` does."""
+
+        def once() -> dict[str, Any]:
+            return self._stream(remote.collection_path(name, "documents"), documents, progress)
+
+        return self._repeated(once) if can_be_repeated(documents) else once()
+
+    def _stream(self, path: str, documents: Documents, progress: Progress | None) -> dict[str, Any]:
         lines = (remote.document_line(document) for document in documents)
-        path = remote.collection_path(name, "documents")
-        try:
-            with self._http.stream("POST", path, content=lines) as response:
-                if response.status_code >= 300:
-                    raise remote.error_of(response.status_code, response.read(), None)
-                for line in response.iter_lines():
-                    if (report := remote.event(line, progress)) is not None:
-                        return report
-        except httpx.HTTPError as error:
-            raise _final(error) from error
+        with self._attempts.our_errors(), self._http.stream("POST", path, content=lines) as response:
+            if response.status_code >= 300:
+                response.read()
+                raise _refused(response)
+            for line in response.iter_lines():
+                if (report := remote.event(line, progress)) is not None:
+                    return report
         raise UnavailableError(BROKE_OFF)
 
 
@@ -210,7 +204,10 @@ class RemoteCollection:
         self._client.send(remote.drop(self.name))
 
     def add(self, documents: Documents, *, progress: Progress | None = None) -> dict[str, Any]:
-        """Add any number of documents in one request; returns the report. A generator is read as it is sent."""
+        """Add any number of documents in one request; returns the report. A generator is read as it is sent.
+
+        Repeated as the server says if the documents are still there (a list); a generator could not be read again.
+        """
         return self._client.stream_documents(self.name, documents, progress)
 
     def delete(self, ids: Sequence[str] | None = None, *, where: Mapping[str, Any] | None = None) -> int:
@@ -237,9 +234,9 @@ class AsyncClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._model = model
-        self._settings = _Settings(retries, max_wait_s)
+        self._attempts = Attempts(timeout_s, retries, max_wait_s)
         self._http = httpx.AsyncClient(
-            base_url=base_url, headers=_headers(api_key), timeout=timeout_s, transport=transport
+            base_url=address(base_url), headers=headers(api_key), timeout=timeout_s, transport=transport
         )
         self._served: Served | None = None
         self._sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
@@ -256,14 +253,22 @@ class AsyncClient:
 
     async def send(self, ask: Ask[T]) -> T:
         """One request, repeated as the server says."""
+
+        async def once() -> T:
+            with self._attempts.our_errors():
+                return _checked(await self._http.request(ask.method, ask.path, json=ask.body), ask)
+
+        return await self._repeated(once)
+
+    async def _repeated(self, once: Callable[[], Awaitable[T]]) -> T:
         attempt = 0
         while True:
             try:
-                return _checked(await self._http.request(ask.method, ask.path, json=ask.body), ask)
-            except (httpx.HTTPError, ServeError) as error:
-                wait = self._settings.wait_s(attempt, error)
+                return await once()
+            except ServeError as error:
+                wait = self._attempts.wait_s(attempt, error)
                 if wait is None:
-                    raise _final(error) from error
+                    raise
             attempt += 1
             await self._sleep(wait)
 
@@ -301,8 +306,14 @@ class AsyncClient:
 
     async def _parts(self, texts: Iterable[str], options: remote.EmbedOptions) -> AsyncIterator[Encoded]:
         served = await self.served()
-        for part in remote.parts(texts, options, served):
-            yield await self.send(options.ask(part, served))
+        parts = remote.Parts(texts, options, served)
+        for part in parts:
+            try:
+                found = await self.send(options.ask(part, served))
+            except TooLargeError as error:
+                parts.halve(part, error)
+            else:
+                yield found
 
     async def rerank(self, query: str, texts: Sequence[str], *, k: int | None = None) -> list[Ranked]:
         """Texts by how well they answer the query, best first."""
@@ -328,16 +339,23 @@ class AsyncClient:
         self, name: str, documents: Documents | AsyncDocuments, progress: Progress | None
     ) -> dict[str, Any]:
         """Add documents in one request; what `AsyncRemoteCollection.add` does."""
-        path = remote.collection_path(name, "documents")
-        try:
+
+        async def once() -> dict[str, Any]:
+            return await self._stream(remote.collection_path(name, "documents"), documents, progress)
+
+        return await (self._repeated(once) if can_be_repeated(documents) else once())
+
+    async def _stream(
+        self, path: str, documents: Documents | AsyncDocuments, progress: Progress | None
+    ) -> dict[str, Any]:
+        with self._attempts.our_errors():
             async with self._http.stream("POST", path, content=_lines(documents)) as response:
                 if response.status_code >= 300:
-                    raise remote.error_of(response.status_code, await response.aread(), None)
+                    await response.aread()
+                    raise _refused(response)
                 async for line in response.aiter_lines():
                     if (report := remote.event(line, progress)) is not None:
                         return report
-        except httpx.HTTPError as error:
-            raise _final(error) from error
         raise UnavailableError(BROKE_OFF)
 
 

@@ -42,7 +42,7 @@ from threefold.store.check import stored
 from threefold.store.folder import size_bytes
 from threefold.store.protocol import Store
 from threefold.text.decode import clean, clean_value
-from threefold.text.documents import Loading, Skipped, content_hash, load_files
+from threefold.text.documents import Loading, Skipped, as_document, load_files
 from threefold.text.protocol import Reranker, TextEncoder
 from threefold.types import Chunk, Document, Encoded, Hit, Representation
 
@@ -190,7 +190,7 @@ class Collection:
         given = [documents] if isinstance(documents, Document | str) else documents
         with self._writing:
             ingest = Ingest(self._store, self._encoder, self.manifest.chunking, progress)
-            ingest.run(_as_document(item, i) for i, item in enumerate(given))
+            ingest.run(as_document(item, i) for i, item in enumerate(given))
             return ingest.report()
 
     def add_files(
@@ -391,14 +391,6 @@ def _query(query: str) -> str:
     if not query.strip():
         raise InputError("the query is empty. Type what you are looking for")
     return clean(query)
-
-
-def _as_document(item: Document | str, i: int) -> Document:
-    if isinstance(item, Document):
-        return item
-    if isinstance(item, str):
-        return Document("text-" + content_hash(Document("", clean(item))), item)
-    raise InputError(f"document {i} must be a Document or a text; got {type(item).__name__}")
 
 
 def _prefixed(item: Document | Skipped, prefix: str) -> Document | Skipped:

@@ -16,6 +16,7 @@ import numpy as np
 
 from threefold.config import Settings
 from threefold.errors import DeadlineError, InputError, OverloadedError, ServeError, UnavailableError
+from threefold.text.decode import clean_value
 from threefold.types import (
     Chunk,
     Document,
@@ -41,6 +42,14 @@ Progress = Callable[[Mapping[str, int]], None]
 _KIND: Mapping[Representation, str] = {"dense": "dense", "sparse": "sparse", "multi": "multi_vector"}
 
 
+#: What the server says of a request that has too many tokens; it has the status of any other bad request.
+_TOO_MANY_TOKENS = "Send less at once"
+
+
+class TooLargeError(InputError):
+    """One request was too large for the server: its texts may be sent in several."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ask(Generic[T]):
     """One request, and how its JSON answer is read."""
@@ -49,6 +58,13 @@ class Ask(Generic[T]):
     path: str
     body: Any
     read: Callable[[Any], T]
+
+    def answer(self, body: bytes) -> T:
+        """What a good answer says."""
+        try:
+            return self.read(json.loads(body))
+        except (ValueError, LookupError, TypeError) as error:
+            raise _not_ours(body) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +115,7 @@ class EmbedOptions:
         """One request; the caller keeps it within the limits."""
         body = {
             "model": served.model,
-            "input": list(texts),
+            "input": clean_value(list(texts)),  # JSON cannot carry lone surrogates
             "encoding_format": "base64",
             "embedding_types": [_KIND[name] for name in self.outputs],
             "multi_vector_dtype": "float32",
@@ -132,10 +148,35 @@ def embed_options(
     return EmbedOptions(tuple(name for name in _KIND if name in outputs), truncate, input_type, priority)
 
 
-def parts(texts: Iterable[str], options: EmbedOptions, served: Served) -> Iterator[list[str]]:
-    """Texts in requests that the server takes. A text counts its characters, and not more than is read of it."""
-    if isinstance(texts, str):
-        raise InputError("expected texts, got one text; put it into a list")
+class Parts:
+    """Texts in requests that the server takes: by an estimate, and halved where it says that it was wrong."""
+
+    def __init__(self, texts: Iterable[str], options: EmbedOptions, served: Served) -> None:
+        if isinstance(texts, str):
+            raise InputError("expected texts, got one text; put it into a list")
+        self._estimated = _estimated(texts, options, served)
+        self._halves: list[list[str]] = []  # the next one last
+
+    def __iter__(self) -> Iterator[list[str]]:
+        return self
+
+    def __next__(self) -> list[str]:
+        return self._halves.pop() if self._halves else next(self._estimated)
+
+    def halve(self, part: list[str], error: TooLargeError) -> None:
+        """Give a part that was refused again, in halves. The error stands if it is one text."""
+        if len(part) == 1:
+            raise error
+        middle = len(part) // 2
+        self._halves += [part[middle:], part[:middle]]
+
+
+def _estimated(texts: Iterable[str], options: EmbedOptions, served: Served) -> Iterator[list[str]]:
+    """A text counts its characters, and not more than is read of it.
+
+    It may have more tokens: prompts are put before it, one character may stand for a whole phrase (U+FDFA), and some
+    scripts are read byte by byte. What bounded all of that would make the requests of all others small.
+    """
     most = served.max_multi_tokens if "multi" in options.outputs else served.max_request_tokens
     part: list[str] = []
     used = 0
@@ -175,7 +216,8 @@ def _rows(found: Any) -> Floats:
 
 def rerank(query: str, texts: Sequence[str], k: int | None, model: str | None) -> Ask[list[Ranked]]:
     """Texts from the best on."""
-    body = {"query": query, "documents": list(texts), "top_n": k, "return_documents": False, "model": model}
+    said = clean_value({"query": query, "documents": list(texts)})  # as in `EmbedOptions.ask`
+    body = said | {"top_n": k, "return_documents": False, "model": model}
 
     def read(answer: Any) -> list[Ranked]:
         return [Ranked(one["index"], one["relevance_score"]) for one in answer["results"]]
@@ -213,7 +255,7 @@ def drop(name: str) -> Ask[None]:
 
 def delete(name: str, ids: Sequence[str] | None, where: Mapping[str, Any] | None) -> Ask[int]:
     """Delete documents."""
-    body = {"ids": list(ids) if ids is not None else None, "where": where}
+    body = clean_value({"ids": list(ids) if ids is not None else None, "where": where})
     return Ask("POST", collection_path(name, "documents", "delete"), body, lambda answer: int(answer["deleted_chunks"]))
 
 
@@ -235,7 +277,7 @@ def search(name: str, query: str, options: Mapping[str, Any]) -> Ask[list[Hit]]:
     def read(answer: Any) -> list[Hit]:
         return [_hit(one) for one in answer["hits"]]
 
-    return Ask("POST", collection_path(name, "search"), {"query": query, **given}, read)
+    return Ask("POST", collection_path(name, "search"), clean_value({"query": query, **given}), read)
 
 
 def _plain(value: Any) -> Any:
@@ -261,15 +303,19 @@ def document_line(document: Document | Mapping[str, Any]) -> bytes:
     """A document as a line of the request."""
     plain = asdict(document) if isinstance(document, Document) else dict(document)
     plain.pop("content_hash", None)
-    return json.dumps(plain, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+    return json.dumps(clean_value(plain), ensure_ascii=False).encode() + b"\n"
 
 
 def event(line: str, progress: Progress | None) -> dict[str, Any] | None:
     """A line of the answer to added documents: the report if it is that, else None; progress is told, errors raised."""
-    found = json.loads(line)
-    if "error" in found:
+    try:
+        found = json.loads(line)
+        kind = next(kind for kind in ("error", "report", "progress") if kind in found)
+    except (ValueError, TypeError, StopIteration) as error:
+        raise _not_ours(line.encode()) from error
+    if kind == "error":
         raise error_of(found["error"]["status"], line.encode(), None)
-    if "report" in found:
+    if kind == "report":
         return _as_it_is(found["report"])
     if progress is not None:
         progress(found["progress"])
@@ -289,7 +335,15 @@ def error_of(status: int, body: bytes, retry_after: str | None) -> ServeError | 
         return UnavailableError(message, seconds)
     if status == 504:
         return DeadlineError(message)
-    return ServeError(message) if status >= 500 else InputError(message)
+    if status >= 500:
+        return ServeError(message)
+    return TooLargeError(message) if status == 413 or _TOO_MANY_TOKENS in message else InputError(message)
+
+
+def _not_ours(body: bytes) -> ServeError:
+    """A good status, and something else than our JSON: another server, or a proxy that answers itself."""
+    said = body[:200].decode("utf-8", "replace")
+    return ServeError(f"the answer is not one of `threefold serve`: {said!r}. Is base_url its address?")
 
 
 def _message(body: bytes) -> str:

@@ -36,6 +36,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 #: Most credit in one grant: the ledger counts picos of the currency in 64 bits.
 MOST_CREDIT = 1_000_000
+#: Bytes of a namespace, which is a folder of the server.
+LONGEST_NAMESPACE = 64
 
 _QUOTA = "True tokens that it may use per {}; 0: no limit."
 _MINUTE, _DAY, _MONTH = (_QUOTA.format(period) for period in ("minute", "day (UTC)", "month (UTC)"))
@@ -53,9 +55,13 @@ def create(
     as_json: Json = False,
 ) -> None:
     """Make a key. It is shown once; the file keeps its hash."""
-    from threefold.serve.keys import create_key
+    from threefold.serve.keys import SCOPES, create_key
 
     wanted = [scope.strip() for scope in scopes.split(",") if scope.strip()]
+    if not wanted:
+        raise InputError(f"--scopes {scopes!r}: a key without scopes may do nothing; give some of {', '.join(SCOPES)}")
+    if (long := len(namespace.encode())) > LONGEST_NAMESPACE:
+        raise InputError(f"--namespace has {long} bytes, the limit is {LONGEST_NAMESPACE}: it is the name of a folder")
     quotas = {
         "tokens_per_minute": tokens_per_minute,
         "tokens_per_day": tokens_per_day,
@@ -130,14 +136,14 @@ def credit(
 ) -> None:
     """Grant credit, or show it. A key that was ever granted credit is refused when it is spent; others are not bounded.
 
-    A running server follows within a second.
+    A running server follows within a second. Next to the keys, the file of usage is made if there is none yet.
     """
     from threefold.serve.keys import find_key
     from threefold.serve.ledger import UNIT
 
     key, now = find_key(file, id), time.time()
     today = datetime.fromtimestamp(now, UTC).date().isoformat()
-    with closing(_ledger(file, usage_file)) as ledger:
+    with closing(_ledger(file, usage_file, make=usage_file is None)) as ledger:
         if not abs(amount) <= MOST_CREDIT:  # true for NaN
             raise InputError(f"--amount {amount}: expected a number, at most {MOST_CREDIT:,} at a time")
         if amount:
@@ -203,11 +209,18 @@ def _print_usage(found: dict[str, Any]) -> None:
         note(f"{one['key'] or 'without a key'}: {one['total']['tokens']:,} tokens, {one['total']['cost']:,.6g}{rest}")
 
 
-def _ledger(file: Path, usage_file: Path | None) -> Ledger:
+def _ledger(file: Path, usage_file: Path | None, *, make: bool = False) -> Ledger:
+    """The file of usage. Opening makes it, which would turn a wrong path into usage of nothing: so it must be there."""
     from threefold.serve.keys import usage_file_of
     from threefold.serve.ledger import Ledger
 
-    return Ledger(usage_file or usage_file_of(file))
+    path = (usage_file or usage_file_of(file)).expanduser()
+    if not make and not path.is_file():
+        raise InputError(
+            f"there is no file of usage at {path}: the server makes it when it starts. "
+            "If its usage_file is another one, say so with --usage-file"
+        )
+    return Ledger(path)
 
 
 def _plain(key: Key) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from threefold.errors import InputError, StoreCorruptError
 from threefold.replacing import replacing
 from threefold.retrieve.stages import Retriever
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+#: Names are files: bounded as those of collections, and no dot first, which is how a draft begins.
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 
 
 class SavedRetrievers:
@@ -23,7 +24,9 @@ class SavedRetrievers:
     def save(self, name: str, retriever: Retriever) -> None:
         """Add or replace."""
         if not _NAME.fullmatch(name):
-            raise InputError(f"{name!r} is not a name for a retriever: use letters, digits, dot, dash and underscore")
+            raise InputError(
+                f"{name!r} is not a name for a retriever: use 1 to 64 letters, digits, dots, dashes and underscores"
+            )
         if self._folder is None:
             self._memory[name] = retriever
             return
@@ -48,4 +51,5 @@ class SavedRetrievers:
         """All names, sorted."""
         if self._folder is None:
             return sorted(self._memory)
-        return sorted(path.name.removesuffix(".json") for path in self._folder.glob("*.json"))
+        files = (path.name for path in self._folder.glob("*.json"))
+        return sorted(name.removesuffix(".json") for name in files if not name.startswith("."))

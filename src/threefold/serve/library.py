@@ -23,6 +23,9 @@ from threefold.text.protocol import Reranker, TextEncoder
 #: Names are folders: no separators, no dots first.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", re.ASCII)
 
+#: Before the name of a collection that is being deleted: no name begins like this.
+_GRAVE = ".deleted-"
+
 #: A namespace for servers without keys.
 OPEN = "default"
 
@@ -36,10 +39,13 @@ class Library:
         self._reranker = reranker
         self._open: dict[Path, Collection] = {}
         self._lock = threading.Lock()
+        for grave in root.glob(f"*/{_GRAVE}*"):  # of deletions that were interrupted
+            shutil.rmtree(grave, ignore_errors=True)
 
     def names(self, namespace: str) -> list[str]:
         """The collections of a namespace."""
-        return sorted(path.parent.name for path in (self._root / namespace).glob("*/manifest.json"))
+        found = (path.parent.name for path in (self._root / namespace).glob("*/manifest.json"))
+        return sorted(name for name in found if _NAME.fullmatch(name))
 
     def create(
         self, namespace: str, name: str, chunking: Chunking | None, multi_storage: MultiStorage | None
@@ -74,7 +80,7 @@ class Library:
             opened = self._open.pop(folder, None)
             if opened is not None:
                 opened.close()
-            grave = folder.with_name(f".deleted-{name}")  # gone at once, even if deleting takes long or is interrupted
+            grave = folder.with_name(_GRAVE + name)  # gone at once, even if deleting takes long or is interrupted
             shutil.rmtree(grave, ignore_errors=True)
             folder.rename(grave)
         shutil.rmtree(grave)

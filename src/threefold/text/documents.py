@@ -85,6 +85,15 @@ def prepare(document: Document) -> Document:
         raise DocumentError(f"document {document.id!r}: its metadata is nested too deeply") from None
 
 
+def as_document(item: Document | str, i: int) -> Document:
+    """A document as it is, or a text whose id is its hash; `i` is its number in messages."""
+    if isinstance(item, Document):
+        return item
+    if isinstance(item, str):
+        return Document("text-" + content_hash(Document("", clean(item))), item)
+    raise InputError(f"document {i} must be a Document or a text; got {type(item).__name__}")
+
+
 def load_files(paths: str | Path | Sequence[str | Path], options: Loading | None = None) -> Loaded:
     """Documents of files and folders (walked recursively, in sorted order), one after the other, as they are read.
 
