@@ -15,6 +15,7 @@ from threefold.cli.main import main
 from threefold.encoder.checkpoint import Model, ModelConfig, save
 from threefold.encoder.heads import HeadsConfig
 from threefold.encoder.network import NetworkConfig, initialise
+from threefold.retrieve import experiment
 from threefold.text.tokenizer import Tokenizer
 
 DOCUMENTS = ["The quick brown fox", "The lazy dog", "five dozen liquor jugs", "dense sparse multi", "a folder on disk"]
@@ -182,6 +183,72 @@ def test_named_weights(beir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for text, said in (("mldr", "dense 0.15, sparse 0.5, multi 0.35"), ("model", "dense 1, sparse 0.3, multi 1")):
         (row,) = run_json(capsys, "evaluate", beir, "--modes", "hybrid", "--weights", text)["rows"]
         assert said in row["protocol"]
+
+
+def never(*_: object, **__: object) -> None:
+    raise AssertionError("the work began")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["PETS", "--baseline", "bm52"], 5, "no mode 'bm52' to compare with; there are dense, sparse"),
+        (["PETS", "--baseline", "EMPTY"], 5, "empty: no run of these modes; expected files such as MODE/SET.trec"),
+        (["PETS", "OTHER"], 5, "two sets are named 'pets': give the sets different names"),
+        (["OTHER", "SPACE", "--runs", "RUNS"], 5, "document id 'd 9' is empty or has a space"),
+        (["OTHER", "--runs", "FILE"], 2, "is a file; give the name of a folder"),
+        (["PETS", "--measures", "nDCG@2000"], 2, "nDCG@2000 looks at more than the 1,000 results that are kept"),
+        (["PETS", "--measures", ","], 2, "names none; give some, such as nDCG@10"),
+        (["PETS", "--measures", "answer@20"], 5, "answer@20 cannot be measured"),
+        (["PETS", "--modes", "dense", "--rerank", "bm25", "--reranker", "CROSS"], 2, "'bm25' is not run and cannot be"),
+    ],
+)
+def test_what_would_be_refused_after_the_work_is_refused_before_it(
+    beir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    code: int,
+    said: str,
+) -> None:
+    monkeypatch.setattr(experiment, "run_task", never)
+    places = {"PETS": beir, "FILE": beir / "corpus.jsonl"}
+    places |= {"RUNS": tmp_path / "runs", "OTHER": tmp_path / "b" / beir.name, "SPACE": tmp_path / "space"}
+    shutil.copytree(beir, places["OTHER"])
+    shutil.copytree(beir, places["SPACE"])
+    with (places["SPACE"] / "corpus.jsonl").open("a") as file:
+        file.write('{"_id": "d 9", "text": "x"}\n')
+    (places.setdefault("EMPTY", tmp_path / "empty")).mkdir()
+    if "CROSS" in arguments:
+        places["CROSS"] = bge_reranker(tmp_path / "cross")
+    got, out, err = run(capsys, "evaluate", *[places.get(argument, argument) for argument in arguments])
+    assert (got, out) == (code, ""), err
+    assert said in " ".join(err.split())
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_comparison_that_cannot_be_made_does_not_cost_the_report(
+    beir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved, report = tmp_path / "runs/bm25" / f"{beir.name}.trec", tmp_path / "report.json"
+    copies.write(saved, "no run\n")
+    one = ["evaluate", beir, "--modes", "bm25", "--save", report, "--baseline", tmp_path / "runs"]
+    assert run(capsys, *one)[0] == 5
+    assert json.loads(report.read_text())["rows"][0]["mode"] == "bm25"
+    run_json(capsys, "evaluate", beir, "--modes", "bm25", "--runs", tmp_path / "runs")
+    assert run(capsys, *one)[0] == 0
+    assert json.loads(report.read_text())["comparisons"][0]["difference"] == 0
+
+
+def test_half_a_character_in_a_text_reaches_the_page(
+    beir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    queries = beir / "queries.jsonl"
+    queries.write_text(queries.read_text().replace("lazy dog", "lazy \\ud800 dog"))
+    code, _, err = run(capsys, "evaluate", beir, "--modes", "bm25", "--html", tmp_path / "page.html")
+    assert code == 0, err
+    assert "lazy \ufffd dog" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

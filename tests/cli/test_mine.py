@@ -107,6 +107,7 @@ def test_nothing_found_is_said(data: Path, tmp_path: Path, capsys: pytest.Captur
     [
         (["--ranks", "ten"], "--ranks 'ten'"),
         (["--mode", "best"], "unknown mode 'best'"),
+        (["--seed", "-1"], "seed must be 0 or more; got -1"),
         (["--mode", "rrf", "--scores"], "does not score a query with one text"),
         (["--margin", "much"], "margin 'much'"),
         (["--pick", "best"], "'best' is not one of 'random', 'hardest'"),

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from threefold.errors import EvaluationError
-from threefold.evaluate.beir import iter_tasks, load_task
+from threefold.evaluate.beir import iter_tasks, load_task, task_names
+from threefold.evaluate.rows import clean
 from threefold.evaluate.task import Task
+from threefold.text import decode
 
 DOCS: list[dict[str, Any]] = [{"_id": "d1", "title": "Cats", "text": "They purr."}, {"_id": "d2", "text": "Dogs bark."}]
 QUERIES: list[dict[str, Any]] = [{"_id": "q1", "text": "who purrs"}, {"_id": "q2", "text": "who barks"}]
@@ -77,7 +79,9 @@ def test_another_template(tmp_path: Path) -> None:
 
 
 def names(path: Path) -> list[str]:
-    return [task.name for task in iter_tasks(path)]
+    loaded = [task.name for task in iter_tasks(path)]
+    assert task_names(path) == loaded
+    return loaded
 
 
 def test_a_folder_of_folders(tmp_path: Path) -> None:
@@ -159,6 +163,13 @@ def test_what_is_no_data_set(tmp_path: Path) -> None:
         ({"qrels": "q1\td1\t1\nq1\td1\n"}, r"qrels\.tsv:2: expected 3 cells .*, got 2"),
         ({"qrels": "q1\td1\t1\nq1\td2\tyes\n"}, r"qrels\.tsv:2: the score must be a whole number, got 'yes'"),
         ({"qrels": "q1\td1\t0.5\n"}, r"qrels\.tsv:1: the score must be a whole number"),
+        ({"qrels": "q1\td1\t+-5\n"}, r"qrels\.tsv:1: the score must be a whole number, got '\+-5'"),
+        ({"qrels": "q1\td1\t-0.5\n"}, r"qrels\.tsv:1: the score must be a whole number, got '-0.5'"),
+        ({"qrels": "q1\td1\t4294967297\n"}, r"qrels\.tsv:1: the score must be at most 1,000,000 .*, got 4294967297"),
+        ({"qrels": f"q1\td1\t{'9' * 5000}\n"}, r"qrels\.tsv:1: the score must be at most 1,000,000"),
+        ({"corpus": '{"_id": "d1", "text": "", "n": ' + "9" * 5000 + "}\n"}, r"corpus\.jsonl:1: not JSON: Exceeds"),
+        ({"corpus": '{"_id": "d\\ud8001", "text": ""}\n'}, r"corpus\.jsonl:1: the id 'd\\ud8001' has half a character"),
+        ({"queries": '{"_id": "\\udc00", "text": ""}\n'}, r"queries\.jsonl:1: the id '\\udc00' has half a character"),
         ({"corpus": ""}, r"corpus\.jsonl: is empty"),
         ({"qrels": "query-id\tcorpus-id\tscore\n"}, r"qrels\.tsv: no judgements in it"),
     ],
@@ -168,6 +179,37 @@ def test_a_broken_line_is_named(tmp_path: Path, files: Mapping[str, str], messag
     for strict in (True, False):
         with pytest.raises(EvaluationError, match=message):
             load_task(tmp_path, strict=strict)
+
+
+@pytest.mark.parametrize(
+    ("score", "message"),
+    [
+        ("NaN", "the score must be a whole number, got nan"),
+        ("1e999", "the score must be a whole number, got inf"),
+        ("1.5", "the score must be a whole number, got 1.5"),
+        ('"1"', "the score must be a whole number, got 1"),
+        ("1" + "0" * 400, "the score must be at most 1,000,000"),
+        ("1e12", "the score must be at most 1,000,000"),
+    ],
+)
+def test_a_score_of_json_that_is_no_grade(tmp_path: Path, score: str, message: str) -> None:
+    line = f'{{"query-id": "q1", "corpus-id": "d1", "score": {score}}}\n'
+    with pytest.raises(EvaluationError, match=rf"test\.jsonl:1: {message}"):
+        load_task(write(tmp_path, qrels=line, at="qrels/test.jsonl"))
+
+
+def test_what_no_file_can_hold_is_replaced_in_texts(tmp_path: Path) -> None:
+    corpus = '{"_id": "d1", "title": "a\\u0000", "text": "b\\ud800"}\n' + lines(DOCS[1:])
+    task = load_task(write(tmp_path, corpus=corpus, queries=lines(QUERIES).replace("who purrs", "c\\udfff")))
+    assert task.documents["d1"] == "a\ufffd\nb\ufffd"
+    assert task.queries["q1"] == "c\ufffd"
+    everything = "".join(map(chr, [*range(0x300), *range(0xD7F0, 0xE010), 0xFFFD, 0x1F600]))
+    assert clean(everything) == decode.clean(everything)
+
+
+def test_a_field_that_nobody_reads_may_be_what_python_writes(tmp_path: Path) -> None:
+    corpus = lines([*DOCS, {"_id": "d3", "text": "x", "metadata": {"year": float("nan")}}])
+    assert load_task(write(tmp_path, corpus=corpus)).documents["d3"] == "x"
 
 
 def test_text_that_is_not_utf8_is_named(tmp_path: Path) -> None:

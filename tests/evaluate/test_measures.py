@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from threefold.errors import EvaluationError
-from threefold.evaluate.measures import DEFAULT_MEASURES, Measure, judge, ranking
+from threefold.evaluate.measures import DEFAULT_MEASURES, MAX_GRADE, Measure, judge, ranking
 
 ONE = {"q": {"a": 1, "b": 1}}
 #: a on rank 1, x on 2, b on 3
@@ -139,3 +139,28 @@ def test_nothing_to_judge() -> None:
         judge({}, RUN)
     with pytest.raises(EvaluationError, match="no measures"):
         judge(ONE, RUN, [])
+
+
+@pytest.mark.parametrize(
+    ("qrels", "run"),
+    [
+        ({"q": {"a\ud800": 1}}, {"q": {"a": 1.0}}),
+        ({"q": {"a": 1}}, {"q": {"a\udfff": 1.0}}),
+        ({"q\ud800": {"a": 1}}, {"q\ud800": {"a": 1.0}}),
+    ],
+    ids=["judged document", "found document", "query"],
+)
+def test_an_id_that_cannot_be_written_is_refused(
+    qrels: dict[str, dict[str, int]], run: dict[str, dict[str, float]]
+) -> None:
+    """pytrec_eval ends the process on it."""
+    with pytest.raises(EvaluationError, match=r"the id '\w\\ud.*' has half a character"):
+        judge(qrels, run)
+
+
+def test_a_grade_that_trec_eval_cannot_count_is_refused() -> None:
+    """Beyond 31 bits it makes 0 of every figure, and far below that it takes gigabytes."""
+    assert value("Recall@10", {"q": {"a": MAX_GRADE, "b": -MAX_GRADE}}, {"q": {"a": 1.0}}) == 1.0
+    for grade in (MAX_GRADE + 1, -MAX_GRADE - 1, 2**31 - 1, 2**32 + 1, 10**5000):
+        with pytest.raises(EvaluationError, match="query 'q', document 'a': the grade must be at most 1,000,000"):
+            judge({"q": {"a": grade}}, {"q": {"a": 1.0}})

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +52,19 @@ def test_mkqa(tmp_path: Path) -> None:
     assert task.documents["doc1"] == "the dog's lazy\nday"
     assert task.queries == {"7": "quick fox", "8": "lazy dog"}
     assert task.answers == {"7": ("Brown Fox",), "8": ("cat", "the dog's")}
+
+
+def test_questions_of_mkqa_that_no_file_can_hold(tmp_path: Path) -> None:
+    archive = copies.mkqa(tmp_path) / "Shitao/bge-m3-data/MKQA_test-data.zip"
+    for id, answer in (("7", '"fox\\ud800"'), ('"7\\ud800"', '"fox"'), ("9" * 5000, '"fox"')):
+        with zipfile.ZipFile(archive, "w") as file:
+            file.writestr("th.jsonl", f'{{"id": {id}, "question": "q\\ud800", "answers": [{answer}]}}')
+        if id == "7":
+            task = load("mkqa:th", tmp_path)
+            assert (task.queries, task.answers) == ({"7": "q\ufffd"}, {"7": ("fox\ufffd",)})
+            continue
+        with pytest.raises(EvaluationError, match=r"th\.jsonl:1: (the id .* half a character|not JSON: Exceeds)"):
+            load("mkqa:th", tmp_path)
 
 
 def test_the_normaliser_of_mkqa_by_hand() -> None:

@@ -8,7 +8,7 @@ import ir_measures
 import pytest
 
 from threefold.errors import EvaluationError
-from threefold.evaluate.trec import read_qrels, read_run, write_qrels, write_run
+from threefold.evaluate.trec import check_ids, read_qrels, read_run, write_qrels, write_run
 
 RUN = {"q1": {"b": 1.0, "a": 1.0, "c": 0.1 + 0.2}, "q2": {"x": -2.5}}
 QRELS = {"q1": {"a": 1, "b": 0}, "q2": {"x": 2}}
@@ -44,6 +44,13 @@ def test_tabs_and_blank_lines(tmp_path: Path) -> None:
     assert read_qrels(tmp_path / "qrels") == {"q": {"d": -1}}
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_query(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("\ufeffq Q0 d 1 0.5 tag\n", encoding="utf-8")
+    (tmp_path / "qrels").write_text("\ufeffq 0 d +1\n", encoding="utf-8")
+    assert read_run(tmp_path / "run") == {"q": {"d": 0.5}}
+    assert read_qrels(tmp_path / "qrels") == {"q": {"d": 1}}
+
+
 @pytest.mark.parametrize(
     ("read", "text", "message"),
     [
@@ -54,6 +61,8 @@ def test_tabs_and_blank_lines(tmp_path: Path) -> None:
         (read_qrels, "q 0 d\n", "run:1: expected 4 columns"),
         (read_qrels, "q 0 d 1.5\n", "run:1: the grade must be a whole number, got '1.5'"),
         (read_qrels, "q 0 d 1\nq 0 d 2\n", "run:2: document 'd' is twice"),
+        (read_qrels, "q 0 d +-3\n", r"run:1: the grade must be a whole number, got '\+-3'"),
+        (read_qrels, "q 0 d 1\nq 0 e 99999999999999999999\n", "run:2: the grade must be at most 1,000,000"),
     ],
 )
 def test_broken_lines_are_named(tmp_path: Path, read: Callable[[Path], object], text: str, message: str) -> None:
@@ -78,6 +87,8 @@ def test_ids_that_the_format_cannot_hold(tmp_path: Path) -> None:
     for run, what in (({"a b": {"d": 1.0}}, "query id 'a b'"), ({"q": {"": 1.0}}, "document id ''")):
         with pytest.raises(EvaluationError, match=f"{what} is empty or has a space"):
             write_run(tmp_path / "run", run)
+        with pytest.raises(EvaluationError, match=f"{what} is empty or has a space"):  # before the work
+            check_ids(tmp_path, next(iter(run.values())), run)
     with pytest.raises(EvaluationError, match="tag"):
         write_run(tmp_path / "run", RUN, tag="")
     assert list(tmp_path.iterdir()) == []  # nothing half written

@@ -268,6 +268,16 @@ def test_csv(tmp_path: Path) -> None:
     assert first.source == str(tmp_path / "a/x.csv")
 
 
+def test_an_open_quote_does_not_swallow_the_rows_after_it(tmp_path: Path) -> None:
+    documents, skipped = load(write(tmp_path, {"x.csv": 'text,n\na,1\n"b,2\nc,3\n'}) / "x.csv")
+    assert [document.text for document in documents] == ["a"]
+    assert "x.csv, line 3: unexpected end of data, on line 4" in skipped[0].reason
+    table = 'text,n\n"a" b,1\nc,2\n"d ""e""",3\n5" f,4\n"g,5\n'  # within one line, nothing else is lost
+    documents, skipped = load(write(tmp_path, {"y.csv": table}) / "y.csv")
+    assert [document.text for document in documents] == ["c", 'd "e"', '5" f']
+    assert [one.path for one in skipped] == [f"{tmp_path}/y.csv:1", f"{tmp_path}/y.csv:5"]
+
+
 def test_tsv_and_other_columns(tmp_path: Path) -> None:
     document = one(tmp_path, "x.tsv", "body\tkey\nhello\tk\n", text_field="body", id_field="key")
     assert (document.id, document.text) == ("x.tsv:k", "hello")

@@ -99,6 +99,20 @@ def test_pairs_cut_the_query_first_and_then_only_the_text(each: Tokenizer) -> No
         each.encode_pairs(["a", "b"], ["c"], max_tokens=16)
 
 
+def test_pairs_with_a_limit_for_the_text_alone_leave_the_query(each: Tokenizer) -> None:
+    a, b = (each.encode([text], max_tokens=500)[0].tolist()[1:-1] for text in (LONG, LONG[::-1]))
+    middle = 2 if each.token(each.cls_id) == "<s>" else 1
+    for most in (1, 5, len(b), 400):
+        row = each.encode_pairs([LONG], [LONG[::-1]], max_tokens=400, max_text_tokens=most)
+        assert row[0].tolist()[1 : 1 + len(a)] == a
+        assert row[0].tolist()[1 + len(a) + middle : -1] == b[:most]
+        assert row.truncated.tolist() == [most < len(b)]
+    tight = each.encode_pairs(["fox"], [LONG * 3], max_tokens=16, max_text_tokens=400)
+    assert tight.lengths.tolist() == [16]
+    with pytest.raises(InputError, match="max_text_tokens must be at least 1; got 0"):
+        each.encode_pairs(["a"], ["b"], max_tokens=16, max_text_tokens=0)
+
+
 def test_pairs_say_where_the_second_text_begins_and_what_there_was(each: Tokenizer) -> None:
     a, b = (int(each.encode([text], max_tokens=500).lengths[0]) - 2 for text in (LONG * 3, "lazy dog"))
     middle = 2 if each.token(each.cls_id) == "<s>" else 1

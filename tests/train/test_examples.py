@@ -69,6 +69,13 @@ def test_the_prompt_of_symmetric_types_is_in_front_of_passages_too(tmp_path: Pat
         ("two.tsv", 'q1\ta "quoted\n\nq2\tb\n', [("q1", 'a "quoted', ()), ("q2", "b", ())]),
         ("two.csv", 'q1,"a\nsecond line"\n', [("q1", "a\nsecond line", ())]),
         ("head.csv", "query,positive,negative\nq1,a,c\nq2,b,\n", [("q1", "a", ("c",)), ("q2", "b", ())]),
+        ("head.csv", "Query, POSITIVE\nq1,a\n", [("q1", "a", ())]),
+        (
+            "odd.csv",
+            'question,answer\n5" disk,"a ""quote"""\n',
+            [("question", "answer", ()), ('5" disk', 'a "quote"', ())],
+        ),
+        ("open.tsv", 'q1\t"a\nq2\tb\n', [("q1", '"a', ()), ("q2", "b", ())]),
     ],
 )
 def test_tables(tmp_path: Path, name: str, text: str, pairs: list[tuple[str, str, tuple[str, ...]]]) -> None:
@@ -88,10 +95,13 @@ def test_packed_files_read_alike_and_blank_lines_count(tmp_path: Path, suffix: s
 
 
 def test_a_folder_is_its_files_by_name(tmp_path: Path) -> None:
-    for name in ("b.jsonl", "a.tsv", "deep/c.jsonl.gz", "notes.md"):
+    """But for what a killed run and a notebook leave there."""
+    hidden = (".123.b.jsonl", ".ipynb_checkpoints/b-checkpoint.jsonl", "deep/.c.jsonl.gz")
+    for name in ("b.jsonl", "a.tsv", "deep/c.jsonl.gz", "notes.md", *hidden):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert [file.name for file in data_files([tmp_path])] == ["a.tsv", "b.jsonl", "c.jsonl.gz"]
+    assert data_files([tmp_path / hidden[0]]) == [tmp_path / hidden[0]]  # named, so it is meant
 
 
 def test_what_is_odd_is_counted(tmp_path: Path) -> None:
@@ -144,6 +154,10 @@ def test_pairs_that_must_not_be_negatives_of_each_other(tmp_path: Path) -> None:
         ({"query": "q", "pos": ["a"], "pos_scores": ["1"]}, r'"pos_scores\[0\]" must be a finite number'),
         ({"query": "q", "pos": ["a"], "pos_scores": [True]}, r'"pos_scores\[0\]" must be a finite number, got True'),
         ({"query": "q", "pos": ["a"], "pos_scores": [1e999]}, "not JSON: Infinity"),
+        (
+            {"query": "q", "pos": ["a"], "pos_scores": [10**400]},
+            r'"pos_scores\[0\]" must be a finite number, got 10000',
+        ),
         ({"query": "q", "pos": ["a"], "prompt": 1}, '"prompt" must be text, got 1'),
         ({"query": "q", "pos": ["a"], "group": True}, '"group" must be text, got True'),
         ({"query": "q", "pos": ["a"], "in_batch_negatives": 0}, "must be true or false, got 0"),
@@ -164,6 +178,9 @@ def test_a_wrong_record_is_named_by_file_and_line(tmp_path: Path, row: Any, mess
         ("data.jsonl", b"[" * 200_000, r"data\.jsonl:1: not JSON"),
         ("data.jsonl", b"\n \n", r"data\.jsonl: is empty"),
         ("data.tsv", b"q\ta\nq\ta\tb\n", r"data\.tsv:2: 3 columns, expected 2: query, positive"),
+        ("data.csv", b'query,positive\nq1,"p1\nq2,p2\nq3,p3\n', r"data\.csv:2: unexpected end of data, on line 4"),
+        ("data.csv", b'q1,p1\nq2,"p2\nq3,"p3"\n', r"data\.csv:2: ',' expected after '\"', on line 3"),
+        ("data.csv", b"query,positive,Positive\nq,a,b\n", r"data\.csv:1: two columns are named 'positive'"),
         ("data.jsonl.gz", b"no gzip", r"data\.jsonl\.gz: cannot be read"),
         ("data.jsonl.xz", lzma.compress(b"x" * 100)[:30], r"data\.jsonl\.xz: cannot be read"),
         ("data.parquet", b"", r"data\.parquet: not a file of training data"),
@@ -191,6 +208,19 @@ def test_what_is_written_reads_the_same(tmp_path: Path, name: str) -> None:
     assert write_records(tmp_path / name, [example.to_row()]) == 1
     assert list(read_examples([tmp_path / name])) == [example]
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.jsonl.gz", "out.jsonl.xz"])
+def test_equal_records_are_equal_bytes(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever, by whichever process and under whichever name they are written."""
+    written = []
+    for folder, time, process in (("a", 1e9, 1), ("b", 2e9, 22)):
+        monkeypatch.setattr("time.time", lambda time=time: time)
+        monkeypatch.setattr("os.getpid", lambda process=process: process)
+        (tmp_path / folder).mkdir()
+        write_records(tmp_path / folder / f"{folder}-{name}", [COMMUNITY])
+        written.append((tmp_path / folder / f"{folder}-{name}").read_bytes())
+    assert written[0] == written[1]
 
 
 def test_a_file_that_cannot_be_finished_leaves_nothing_and_spoils_nothing(tmp_path: Path) -> None:

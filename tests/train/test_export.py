@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ from threefold.encoder.checkpoint import Model, ModelConfig, load, save
 from threefold.encoder.encoder import Encoder
 from threefold.encoder.heads import HeadsConfig, Pooling
 from threefold.encoder.network import NetworkConfig, initialise
+from threefold.encoder.sources import embedded_folder
 from threefold.errors import InputError, MissingExtraError, MissingHeadError, NumericalError
 from threefold.export import graph
 from threefold.export.layouts import LAYOUTS, Layout, export
+from threefold.export.opened import check_target
 from threefold.text.tokenizer import Tokenizer
 from threefold.types import Floats
 
@@ -31,15 +34,22 @@ EXACT = 1e-5
 
 
 def own(
-    folder: Path, *, pooling: Pooling = "mean", int8: bool = False, multi_dim: int = 8, prompts: bool = False
+    folder: Path,
+    *,
+    pooling: Pooling = "mean",
+    int8: bool = False,
+    multi_dim: int = 8,
+    prompts: bool = False,
+    types: int = 2,
+    seed: int = 0,
 ) -> Path:
     """A tiny model of our layout that is built as the embedded one: BERT with a Unigram tokenizer."""
     tokenizer = unigram_tokenizer()
-    network = NetworkConfig(tokenizer.vocab, 32, 2, 4, 64, 64, first_position=0, types=2, norm_eps=1e-12)
+    network = NetworkConfig(tokenizer.vocab, 32, 2, 4, 64, 64, first_position=0, types=types, norm_eps=1e-12)
     heads = HeadsConfig(pooling, multi_dim=multi_dim)
     ask, say = ("ask: ", "say: ") if prompts else ("", "")
     model = Model(ModelConfig(network, heads, 60, ask, say, matryoshka=(32, 16), name="own"))
-    initialise(model, std=0.2)
+    initialise(model, std=0.2, seed=seed)
     save(model, folder, int8=int8)
     tokenizer.save(folder / "tokenizer.json")
     return folder
@@ -211,6 +221,17 @@ def test_a_folder_is_not_overwritten_unasked(models: dict[str, Path], tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_what_a_killed_process_of_this_number_left_is_no_obstacle(models: dict[str, Path], tmp_path: Path) -> None:
+    """In a container every process has number 1."""
+    for rest in ("part", "old"):
+        own(tmp_path / f".out.{os.getpid()}.{rest}")
+    (tmp_path / f".out.{os.getpid()}.part" / "weights.bin").write_bytes(b"half")
+    for _ in range(2):
+        export(models["mini"], tmp_path / "out", to="sentence-transformers", force=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert not (tmp_path / "out" / "weights.bin").exists()
+
+
 def test_force_replaces_models_only(models: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
     (tmp_path / "work/thesis.txt").write_text("years")
@@ -219,6 +240,25 @@ def test_force_replaces_models_only(models: dict[str, Path], tmp_path: Path) -> 
     with pytest.raises(InputError, match="is the model itself"):
         export(models["mini"], models["mini"], to="onnx", force=True)
     assert (tmp_path / "work/thesis.txt").read_text() == "years"
+
+
+def test_the_model_and_what_holds_it_are_no_target(models: dict[str, Path], tmp_path: Path) -> None:
+    """With --force, the model would be gone before it is read, and all that is beside it."""
+    outer = own(tmp_path / "outer")
+    own(outer / "inner")
+    (outer / "notes.txt").write_text("years")
+    (tmp_path / "link").symlink_to(outer / "inner")
+    for model in (outer / "inner", tmp_path / "link"):
+        with pytest.raises(InputError, match="outer holds the model that would be read"):
+            export(model, outer, to="sentence-transformers", force=True)
+    with pytest.raises(InputError, match="is the model itself"):
+        export(outer, outer, to="sentence-transformers", force=True)
+    assert (outer / "notes.txt").is_file()
+    assert (outer / "inner" / "threefold.json").is_file()
+    assert export(outer, outer / "st", to="sentence-transformers").files
+    for name in (None, "threefold-mini"):
+        with pytest.raises(InputError, match="is the model itself"):
+            check_target(name, embedded_folder())
 
 
 def test_a_failure_keeps_the_earlier_model(models: dict[str, Path], tmp_path: Path) -> None:

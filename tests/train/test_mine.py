@@ -97,6 +97,29 @@ def test_a_corpus_adds_texts_and_prompts_are_read(encoder: FakeEncoder) -> None:
     assert mined[0].prompt == "park box: "
 
 
+def test_the_first_ten_ranks_are_left_out_unless_it_is_said(encoder: FakeEncoder) -> None:
+    data = examples()
+    whole = mine(data, encoder, everything()).examples
+    window = mine(data, encoder, MineSettings("dense")).examples
+    assert [one.negatives for one in window] == [one.negatives[10:] for one in whole]
+
+
+@pytest.mark.parametrize("mode", ["dense", "sparse", "hybrid"])
+def test_the_prompt_of_symmetric_types_is_read_in_front_of_the_texts_too(encoder: FakeEncoder, mode: str) -> None:
+    """As training reads them, and so as an embedding model that distils scores them."""
+    words = [Example(one.query, one.positives, prompt="forward park: ", kind="symmetric_sts") for one in examples(4)]
+    data = [*words[:2], *examples()[4:8], *words[2:]]
+    settings = everything(mode, margin=Margin(absolute=-9.0))
+    mined = mine(data, encoder, settings, corpus=["box", "Hund"], scored=True).examples
+    assert [one.query for one in mined] == [one.query for one in data]
+    by_teacher = list(distil(mined, ModeJudge(encoder, mode), prompted=True))
+    assert len(mined[0].negatives) >= 8
+    for one, other in zip(mined, by_teacher, strict=True):
+        assert one.positive_scores == pytest.approx(other.positive_scores, abs=1e-5)
+        assert one.negative_scores == pytest.approx(other.negative_scores, abs=1e-5)
+        assert sorted(one.negative_scores, reverse=True) == pytest.approx(list(one.negative_scores), abs=1e-5)
+
+
 # ---- what must not be a negative -------------------------------------------------------------------------
 
 
@@ -113,7 +136,7 @@ def test_barred_texts_by_hand() -> None:
     barred = {query: {names[i] for i in pool.barred[number]} for query, number in pool.queries.items()}
     assert barred == {
         "fox": {"The fox.", "the fox.", "Der Fuchs.", "Another fox."},
-        "Fuchs": {"Der Fuchs.", "The fox."},
+        "Fuchs": {"Der Fuchs.", "The fox.", "the fox."},  # a variant of an answer of the group
         "dog": {"A dog."},
         "the fish": {"Fish.", "THE  ﬁsh"},
     }
@@ -181,6 +204,7 @@ def test_modes_without_scores_have_no_margin(mode: str) -> None:
         ({"ranks": (5, 4)}, r"got \(5, 4\)"),
         ({"ranks": (5,)}, "a first and a last rank"),
         ({"negatives": 0}, "got 0"),
+        ({"seed": -1}, "seed must be 0 or more; got -1"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(options: dict[str, Any], message: str) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 from rich.table import Table
@@ -14,7 +16,7 @@ from rich.table import Table
 from threefold import __version__
 from threefold.cli import judged, options
 from threefold.cli.show import err, note, out, print_json, progress_bar
-from threefold.errors import InputError
+from threefold.errors import EvaluationError, InputError
 
 if TYPE_CHECKING:
     from threefold.evaluate.compare import Contrast, Detail
@@ -88,6 +90,8 @@ def evaluate(
     for target in (save, html):
         if target is not None:
             options.require_folder_of(target)
+    load = partial(judged.sources, split=split, data=data, lenient=lenient, language=language)
+    _check_sets(sets, runs, load)
     encoder = judged.open_judged(
         model,
         revision,
@@ -99,17 +103,18 @@ def evaluate(
         sentence_transformer=sentence_transformer,
         mcls=mcls,
     )
-    second = _second_stage(rerank, rerank_depth, reranker, device, precision) if rerank else None
+    second_modes = tuple(dict.fromkeys(_split(rerank)))
+    second = _second_stage(second_modes, rerank_depth, reranker, device, precision) if rerank else None
     settings = _Settings(encoder, modes, measures, weights, multi_depth, max_tokens)
+    before = _Before(baseline, store, second_modes, runs)
     rows: list[Row] = []
     details: list[Detail] = []
     recent = Recent()
     protocols: dict[str, Any] = {}
     with progress_bar("evaluating", quiet=as_json) as bar:
-        for number, source in enumerate(
-            judged.sources(sets, split=split, data=data, lenient=lenient, language=language), start=1
-        ):
+        for number, source in enumerate(load(sets), start=1):
             task, protocol = settings.unseen(source.task), settings.protocol(source)
+            before.check(task, protocol)
             found, detail = _run(task, encoder, protocol, recent, cache=cache, stream=stream, store=store)
             if second is not None:
                 more, detail = second(detail, protocol.measures)
@@ -124,10 +129,12 @@ def evaluate(
     card = encoder.card
     about = {"threefold": __version__, "model": card.name, "model_hash": card.hash, "precision": card.precision}
     report = Report(tuple(rows), about | {"protocol": protocols})
+    found_all = report.to_dict()
+    _save(save, found_all)  # what comes now may be refused: a broken file among the saved runs
     contrasts = list(_contrasts(details, baseline, report.measures[0])) if baseline else []
-    found_all = report.to_dict() | ({"comparisons": [one.to_dict() for one in contrasts]} if baseline else {})
-    if save is not None:
-        save.write_text(json.dumps(found_all, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if baseline:
+        found_all |= {"comparisons": [one.to_dict() for one in contrasts]}
+        _save(save, found_all)
     if html is not None:
         from threefold.evaluate.html import html_report
 
@@ -157,7 +164,7 @@ class _Settings:
         if modes:
             self.given["modes"] = _modes(modes)
         if measures:
-            self.given["measures"] = tuple(name.strip() for name in measures.split(","))
+            self.given["measures"] = _measures(measures)
         if multi_depth is not None:
             self.given["multi_depth"] = multi_depth or None
         if max_tokens is not None:
@@ -180,10 +187,96 @@ class _Settings:
         return self.weights.unseen(task) if isinstance(self.weights, Tuned) else task
 
 
+class _Before:
+    """What would be refused after hours of work, set by set before it."""
+
+    def __init__(self, baseline: str, store: bool, rerank: Sequence[str], runs: Path | None) -> None:
+        self.baseline, self.store, self.rerank, self.runs = baseline, store, rerank, runs
+        self.names: set[str] = set()
+
+    def check(self, task: Task, protocol: Protocol) -> None:
+        from threefold.evaluate.answers import check_measures
+        from threefold.evaluate.trec import check_ids
+
+        if task.name in self.names:
+            _refuse_twice(task.name)
+        self.names.add(task.name)
+        if self.runs is not None:
+            check_ids(self.runs, task.documents, task.queries)
+        check_measures(task, protocol.measures)
+        labels = self._labels(protocol)
+        if self.baseline:
+            self._check_baseline(labels)
+
+    def _labels(self, protocol: Protocol) -> list[str]:
+        """The rows that there will be."""
+        from threefold.types import REPRESENTATIONS
+
+        labels = list(protocol.modes)
+        if self.store:
+            labels += [f"{mode} (store)" for mode in REPRESENTATIONS if mode in protocol.modes]
+        odd = [mode for mode in self.rerank if mode not in labels]
+        if odd:
+            raise InputError(f"mode {odd[0]!r} is not run and cannot be reranked; there are {', '.join(labels)}")
+        return labels + [f"{mode} + cross" for mode in self.rerank]
+
+    def _check_baseline(self, labels: Sequence[str]) -> None:
+        from threefold.evaluate.compare import run_folder
+
+        folder = Path(self.baseline)
+        if folder.is_dir():
+            if not any((folder / run_folder(label)).is_dir() for label in labels):
+                raise EvaluationError(f"{folder}: no run of these modes; expected files such as MODE/SET.trec")
+        elif self.baseline not in labels:
+            known = ", ".join(labels)
+            raise EvaluationError(f"no mode {self.baseline!r} to compare with; there are {known}, and no such folder")
+
+
+def _check_sets(sets: list[str], runs: Path | None, load: Callable[[list[str]], Iterator[judged.Source]]) -> None:
+    """What can be known about all sets before the first one is run."""
+    from threefold.evaluate.trec import check_ids
+
+    if runs is not None and runs.exists() and not runs.is_dir():
+        raise InputError(f"{runs} is a file; give the name of a folder")
+    names = judged.set_names(sets) if len(sets) > 1 or runs is not None else []
+    for name, count in Counter(names).items():
+        if count > 1:
+            _refuse_twice(name)
+    if runs is not None and len(names) > 1:  # the ids of benchmarks are known to be words
+        for source in load([name for name in sets if judged.is_path(name)]):
+            check_ids(runs, source.task.documents, source.task.queries)
+
+
+def _refuse_twice(name: str) -> NoReturn:
+    raise EvaluationError(f"two sets are named {name!r}: give the sets different names, or give the folder above them")
+
+
+def _measures(text: str) -> tuple[str, ...]:
+    from threefold.evaluate.measures import Measure
+    from threefold.retrieve.modes import Protocol
+
+    names, depth = _split(text), Protocol().depth
+    if not names:
+        raise InputError(f"--measures {text!r} names none; give some, such as nDCG@10,Recall@100")
+    for one in map(Measure.parse, names):
+        if one.cutoff > depth:
+            raise InputError(f"{one} looks at more than the {depth:,} results that are kept; use at most @{depth}")
+    return names
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _save(path: Path | None, report: Mapping[str, Any]) -> None:
+    if path is not None:
+        path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def _modes(text: str) -> tuple[str, ...]:
     from threefold.retrieve.modes import MODES, cut_of
 
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    names = _split(text)
     unknown = [name for name in names if name not in MODES and cut_of(name) is None]
     if unknown:
         raise InputError(f"unknown mode {unknown[0]!r}; known are {', '.join(MODES)}, dense@N")
@@ -223,14 +316,13 @@ def _run(
 
 
 def _second_stage(
-    rerank: str, depth: int, reranker: str, device: str, precision: str
+    modes: Sequence[str], depth: int, reranker: str, device: str, precision: str
 ) -> Callable[[Detail, Sequence[str]], tuple[Sequence[Row], Detail]]:
     """Adds `MODE + cross` to what was run on a task."""
     from threefold.evaluate.compare import Detail
     from threefold.retrieve.cross import reranked
 
     cross = options.open_reranker(reranker, None, device, precision)
-    modes = [name.strip() for name in rerank.split(",") if name.strip()]
 
     def add(detail: Detail, measures: Sequence[str]) -> tuple[Sequence[Row], Detail]:
         rows, runs, judgements = reranked(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -113,6 +113,27 @@ def sources(
         else:
             for task in iter_tasks(Path(name), split=split or "test", strict=not lenient):
                 yield Source(_speaking(task, language), None)
+
+
+def set_names(names: Iterable[str]) -> list[str]:
+    """What the tasks of `sources` are called, without reading them. Those of mteb are not known before they are."""
+    from threefold.evaluate.beir import task_names
+    from threefold.evaluate.tasks import named_tasks
+
+    found: list[str] = []
+    for name in names:
+        if is_path(name):
+            found += task_names(Path(name))
+        elif not name.startswith("mteb:"):
+            found += [named.name for named in named_tasks(name)]
+    return found
+
+
+def is_path(name: str) -> bool:
+    """Whether an argument is a path in BEIR layout, and no benchmark."""
+    from threefold.evaluate.tasks import is_name
+
+    return not name.startswith("mteb:") and (Path(name).exists() or not is_name(name))
 
 
 def weights_of(text: str, card: ModelCard) -> Weights | Tuned | None:

@@ -36,7 +36,7 @@ def mine(
     mode: Annotated[
         str, typer.Option(help="How the texts are searched: hybrid, dense, sparse, multi, dense+sparse, bm25, rrf, ...")
     ] = "hybrid",
-    ranks: Annotated[str, typer.Option(help="First and last rank, among the texts that are not answers.")] = "10:110",
+    ranks: Annotated[str, typer.Option(help="First and last rank, among the texts that are not answers.")] = "11:110",
     negatives: Annotated[int, typer.Option(help="So many per record.")] = 7,
     pick: Annotated[str, typer.Option(help="Which of those in the window: random or hardest.")] = "random",
     margin: Annotated[
@@ -158,7 +158,7 @@ def distil(
 def _ranks(text: str) -> tuple[int, int]:
     first, _, last = text.partition(":")
     if not (first.isdecimal() and last.isdecimal()):
-        raise InputError(f"--ranks {text!r}: expected a first and a last rank, such as 10:110")
+        raise InputError(f"--ranks {text!r}: expected a first and a last rank, such as 11:110")
     return int(first), int(last)
 
 

@@ -40,15 +40,21 @@ def contains(passage: str, answers: Iterable[str]) -> bool:
 
 def judge_task(task: Task, run: Run, measures: Sequence[str] = DEFAULT_MEASURES) -> Judgement:
     """The values of a run on a task, by its judgements or by its answer strings."""
+    parsed = check_measures(task, measures)
+    if task.answers is None:
+        return judge(task.qrels, run, measures)
+    return judge(_found(task, run, max(one.cutoff for one in parsed)), run, measures)
+
+
+def check_measures(task: Task, measures: Sequence[str]) -> list[Measure]:
+    """The measures, if the task can be judged by them."""
     parsed = [Measure.parse(text) for text in measures]
     wrong = [str(one) for one in parsed if (one.name == "answer") == (task.answers is None)]
     if wrong:
         has = "answer strings" if task.answers is not None else "judgements"
         use = ANSWER_MEASURES if task.answers is not None else DEFAULT_MEASURES
         raise EvaluationError(f"{task.name} is judged by {has}: {wrong[0]} cannot be measured; use {', '.join(use)}")
-    if task.answers is None:
-        return judge(task.qrels, run, measures)
-    return judge(_found(task, run, max(one.cutoff for one in parsed)), run, measures)
+    return parsed
 
 
 def without_tokens(answers: Iterable[Sequence[str]]) -> int:

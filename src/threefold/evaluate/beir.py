@@ -24,7 +24,7 @@ from typing import Any
 
 from threefold.errors import EvaluationError
 from threefold.evaluate.measures import Qrels
-from threefold.evaluate.rows import field, json_rows, lines, optional
+from threefold.evaluate.rows import clean, field, identifier, json_rows, lines, optional, read_grade
 from threefold.evaluate.task import Task
 
 #: How title and text become one text: the way of the BGE-M3 paper (FlagEmbedding issue 653).
@@ -47,21 +47,22 @@ def iter_tasks(
     """
     _check_template(template)
     with _as_folder(path) as (root, name):
-        folders = sorted(file.parent for file in root.rglob("corpus.jsonl"))
-        if not folders:
-            raise EvaluationError(f"{path}: no corpus.jsonl in it or below it; expected a data set in BEIR layout")
-        for folder in folders:
-            place = folder.relative_to(root)
-            label = PurePosixPath(name if len(place.parts) < 2 else "", *place.parts)
+        for label, folder in _folders(path, root, name):
             yield load_task(
                 folder,
-                name=str(label),
+                name=label,
                 split=split,
                 strict=strict,
                 template=template,
                 ignore_identical_ids=ignore_identical_ids,
                 language=language,
             )
+
+
+def task_names(path: Path) -> list[str]:
+    """What the tasks of `iter_tasks` are called, without reading them."""
+    with _as_folder(path) as (root, name):
+        return [label for label, _ in _folders(path, root, name)]
 
 
 def load_task(
@@ -146,6 +147,16 @@ def _as_folder(path: Path) -> Iterator[tuple[Path, str]]:
             yield root, path.name.removesuffix(suffix)
 
 
+def _folders(path: Path, root: Path, name: str) -> list[tuple[str, Path]]:
+    """(name of the task, its folder) of every data set below the root."""
+    folders = sorted(file.parent for file in root.rglob("corpus.jsonl"))
+    if not folders:
+        raise EvaluationError(f"{path}: no corpus.jsonl in it or below it; expected a data set in BEIR layout")
+    places = [folder.relative_to(root) for folder in folders]
+    labels = [PurePosixPath(name if len(place.parts) < 2 else "", *place.parts) for place in places]
+    return [(clean(str(label)), folder) for label, folder in zip(labels, folders, strict=True)]
+
+
 def _unpack(archive: Path, root: Path) -> None:
     """Copy the data files out; links, devices and paths that lead outside are not data."""
     try:
@@ -177,7 +188,7 @@ def _qrels_file(folder: Path, split: str) -> Path:
 def _texts(path: Path, template: str, odd: _Oddities) -> dict[str, str]:
     texts: dict[str, str] = {}
     for where, row in json_rows(path):
-        id = field(row, "_id", where)
+        id = identifier(row, "_id", where)
         if id in texts:
             odd.found(f"id twice, the first one counts: {id!r}", where)
             continue
@@ -193,16 +204,15 @@ def _texts(path: Path, template: str, odd: _Oddities) -> dict[str, str]:
 
 def _qrels(path: Path, odd: _Oddities) -> dict[str, dict[str, int]]:
     qrels: dict[str, dict[str, int]] = {}
-    for place, (where, query, document, grade) in enumerate(_judgements(path)):
-        if not grade.lstrip("+-").isdecimal():
-            if place == 0 and not grade.replace(".", "").isdecimal():  # the header
-                continue
-            raise EvaluationError(f"{where}: the score must be a whole number, got {grade!r}")
+    for place, (where, query, document, text) in enumerate(_judgements(path)):
+        if place == 0 and not (text[:1].isdecimal() or text.startswith(("+", "-", "."))):  # the header
+            continue
+        score = read_grade(text, where, "score")
         grades = qrels.setdefault(query, {})
         if document in grades:
             odd.found(f"judgement twice, the first one counts: {query!r}, {document!r}", where)
             continue
-        grades[document] = int(grade)
+        grades[document] = score
     if not qrels:
         raise EvaluationError(f"{path}: no judgements in it")
     return qrels
@@ -212,18 +222,22 @@ def _judgements(path: Path) -> Iterator[tuple[str, str, str, str]]:
     """(place for messages, query, document, grade) of every line."""
     if path.suffix == ".jsonl":
         for where, row in json_rows(path):
-            query, document = field(row, "query-id", where), field(row, "corpus-id", where)
-            score = row.get("score")
-            if not isinstance(score, int | float) or score != int(score):
-                raise EvaluationError(f"{where}: the score must be a whole number, got {score!r}")
-            yield where, query, document, str(int(score))
+            query, document = identifier(row, "query-id", where), identifier(row, "corpus-id", where)
+            yield where, query, document, _score(row.get("score"), where)
         return
     for where, line in lines(path):
         cells = [cell.strip() for cell in line.split("\t")]
         if len(cells) != 3:
             raise EvaluationError(f"{where}: expected 3 cells (query-id, corpus-id, score), got {len(cells)}")
-        query, document, grade = cells
-        yield where, query, document, grade
+        query, document, score = cells
+        yield where, query, document, score
+
+
+def _score(value: Any, where: str) -> str:
+    """A number of JSON as text; 1.0 is a whole number."""
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+        return str(int(value))
+    raise EvaluationError(f"{where}: the score must be a whole number, got {str(value)[:60]}")
 
 
 def _known(qrels: dict[str, dict[str, int]], documents: Any, queries: Any, odd: _Oddities) -> Qrels:

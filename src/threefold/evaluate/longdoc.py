@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from threefold.errors import EvaluationError
 from threefold.evaluate.hub import HubFiles, fetch, matches
-from threefold.evaluate.rows import field, json_rows, parquet_rows, put
+from threefold.evaluate.rows import field, identifier, json_rows, parquet_rows, put
 from threefold.evaluate.task import Task
 from threefold.evaluate.texts import Texts
 
@@ -42,11 +42,11 @@ def load_mldr(language: str, split: str, data: Path | None = None) -> Task:
     folder = fetch(HubFiles("Shitao/MLDR", "main", (corpus, asked)), data)
     documents = Texts()
     for where, row in json_rows(folder / corpus):
-        documents.add(field(row, "docid", where), field(row, "text", where), where)
+        documents.add(identifier(row, "docid", where), field(row, "text", where), where)
     queries: dict[str, str] = {}
     qrels: dict[str, dict[str, int]] = {}
     for where, row in json_rows(folder / asked):
-        id = field(row, "query_id", where)
+        id = identifier(row, "query_id", where)
         put(queries, id, field(row, "query", where), where)
         negatives = dict.fromkeys(_passages(row, "negative_passages", where), 0)
         qrels[id] = negatives | dict.fromkeys(_passages(row, "positive_passages", where), 1)
@@ -68,7 +68,7 @@ def load_narrativeqa(subset: str, split: str, data: Path | None = None) -> Task:
     qrels: dict[str, dict[str, int]] = {}
     for path in matches(folder, NARRATIVEQA):
         for where, row in parquet_rows(path, ["document.id", "document.text", "question.text"]):
-            id, query = field(row["document"], "id", where), str(len(queries))
+            id, query = identifier(row["document"], "id", where), str(len(queries))
             documents.setdefault(id, field(row["document"], "text", where))
             queries[query] = field(row["question"], "text", where)
             qrels[query] = {id: 1}
@@ -86,7 +86,7 @@ def _passages(row: Any, key: str, where: str) -> list[str]:
     passages = row.get(key)
     if not isinstance(passages, list):
         raise EvaluationError(f'{where}: "{key}" must be a list, got {str(passages)[:80]}')
-    return [field(passage, "docid", where) for passage in passages]
+    return [identifier(passage, "docid", where) for passage in passages]
 
 
 def _odd(documents: Mapping[str, str], qrels: dict[str, dict[str, int]], published: int) -> dict[str, int]:

@@ -24,6 +24,10 @@ Qrels = Mapping[str, Mapping[str, int]]
 #: {query id: {document id: score}}.
 Run = Mapping[str, Mapping[str, float]]
 
+#: The largest grade, and the least with a minus. trec_eval keeps a count for every grade up to the largest of a query,
+#: which takes a gigabyte for a hundred million, and makes 0 of every figure, without a word, from 2**31 - 1 on.
+MAX_GRADE: Final = 1_000_000
+
 #: What `threefold evaluate` reports. "accuracy@1" is the share of queries with a relevant document on rank 1.
 DEFAULT_MEASURES: Final = ("nDCG@10", "Recall@10", "Recall@100", "MRR@10", "accuracy@1")
 
@@ -93,10 +97,12 @@ def judge(qrels: Qrels, run: Run, measures: Iterable[str] = DEFAULT_MEASURES) ->
     if not qrels:
         raise EvaluationError("the qrels judge no query, so there is nothing to average over")
     deepest = max(measure.cutoff for measure in wanted)
+    _check_grades(qrels)
     ranks = {query: _as_ranks(ranking(run[query], deepest, query)) for query in qrels if run.get(query)}
     theirs = {measure._theirs: str(measure) for measure in wanted}
     values = {str(measure): dict.fromkeys(qrels, 0.0) for measure in wanted}
     graded = {query: dict(grades) for query, grades in qrels.items()}
+    _check_ids(graded, ranks)
     for metric in ir_measures.iter_calc(list(theirs), graded, ranks) if ranks else ():
         values[theirs[metric.measure]][metric.query_id] = float(metric.value)
     return Judgement(values)
@@ -118,6 +124,33 @@ def ranking(scores: Mapping[str, float], depth: int, query: str = "") -> list[st
         head = [pair for pair in scores.items() if pair[1] >= border]
     head.sort(key=lambda pair: (-pair[1], pair[0]))
     return [id for id, _ in head[:depth]]
+
+
+def unwritable(text: str) -> bool:
+    """Whether a text has a lone surrogate, which UTF-8 cannot write and on which pytrec_eval ends the process."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _check_ids(*tables: Mapping[str, Mapping[str, Any]]) -> None:
+    for table in tables:
+        for query, row in table.items():
+            if unwritable(query) or unwritable("".join(row)):
+                odd = next(id for id in (query, *row) if unwritable(id))
+                raise EvaluationError(f"the id {odd!r} has half a character (a lone surrogate); write it as UTF-8")
+
+
+def _check_grades(qrels: Qrels) -> None:
+    for query, grades in qrels.items():
+        for document, grade in grades.items():
+            if abs(grade) > MAX_GRADE:
+                raise EvaluationError(
+                    f"query {query!r}, document {document!r}: the grade must be at most {MAX_GRADE:,} on either side "
+                    "of 0, and is beyond"
+                )
 
 
 def _as_ranks(ids: Sequence[str]) -> dict[str, float]:

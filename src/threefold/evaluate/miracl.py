@@ -18,7 +18,7 @@ from typing import Final
 
 from threefold.errors import EvaluationError
 from threefold.evaluate.hub import HubFiles, fetch, matches
-from threefold.evaluate.rows import field, json_rows, lines, optional, put
+from threefold.evaluate.rows import field, identifier, json_rows, lines, optional, put
 from threefold.evaluate.task import Task
 from threefold.evaluate.texts import Texts
 from threefold.evaluate.trec import read_qrels
@@ -48,7 +48,7 @@ def load(language: str, split: str, data: Path | None = None) -> Task:
     for path in matches(folder, corpus):
         for where, row in json_rows(path):
             title, text = optional(row, "title", where), field(row, "text", where)
-            documents.add(field(row, "docid", where), TEMPLATE.format(title=title, text=text), where)
+            documents.add(identifier(row, "docid", where), TEMPLATE.format(title=title, text=text), where)
     grades = read_qrels(judged / qrels)
     queries = _topics(judged / topics)
     odd = {

@@ -12,7 +12,6 @@ normalised. No commit of `Shitao/bge-m3-data` is known to us, so its newest is t
 
 from __future__ import annotations
 
-import json
 import zipfile
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -20,7 +19,7 @@ from typing import Final
 from threefold.errors import EvaluationError
 from threefold.evaluate.answers import without_tokens
 from threefold.evaluate.hub import HubFiles, fetch
-from threefold.evaluate.rows import field, json_rows, optional, put
+from threefold.evaluate.rows import checked_id, clean, field, identifier, json_rows, optional, parsed, put
 from threefold.evaluate.task import Task
 from threefold.evaluate.texts import Texts
 
@@ -84,7 +83,7 @@ def _passages(path: Path) -> Texts:
     texts = Texts()
     for where, row in json_rows(path):
         text = f"{optional(row, 'title', where)}\n{field(row, 'text', where)}"
-        texts.add(field(row, "_id", where), normalize(text.lower()), where)
+        texts.add(identifier(row, "_id", where), normalize(text.lower()), where)
     return texts
 
 
@@ -109,14 +108,11 @@ def _questions(path: Path, language: str) -> tuple[dict[str, str], dict[str, tup
 
 
 def _question(line: str, where: str) -> tuple[str, str, tuple[str, ...]]:
-    try:
-        row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise EvaluationError(f"{where}: not JSON: {error}") from error
+    row = parsed(line, where)
     question = field(row, "question", where)
     answers = row.get("answers")
     if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
         raise EvaluationError(f'{where}: "answers" must be a list of texts, got {str(answers)[:80]}')
     if not isinstance(row.get("id"), int | str):
         raise EvaluationError(f'{where}: expected an "id", got {row.get("id")!r}')
-    return str(row["id"]), question, tuple(answers)
+    return checked_id(str(row["id"]), where), question, tuple(map(clean, answers))

@@ -1,9 +1,14 @@
-"""Rows of data files: JSON lines (plain or gzip), Parquet, lines of text. Errors name the place."""
+"""Rows of data files: JSON lines (plain or gzip), Parquet, lines of text. Errors name the place.
+
+Texts are read as everywhere in threefold: NUL and lone surrogates become U+FFFD. Ids stay what they are, so one with a
+lone surrogate, which no file and no judge of runs can hold, is refused.
+"""
 
 from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,9 +18,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from threefold.errors import EvaluationError
+from threefold.evaluate.measures import MAX_GRADE, unwritable
 
 #: Rows of a Parquet file that are in memory at a time.
 _BATCH = 64  # stories of NarrativeQA have up to two megabytes
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+#: Digits of a grade at most, leading zeros among them: int() refuses thousands.
+_LONGEST = 1_000
+_WHOLE = re.compile(r"[+-]?\d+")
 
 
 def lines(path: Path) -> Iterator[tuple[str, str]]:
@@ -38,10 +48,15 @@ def lines(path: Path) -> Iterator[tuple[str, str]]:
 def json_rows(path: Path) -> Iterator[tuple[str, Any]]:
     """(place for messages, parsed line)."""
     for where, line in lines(path):
-        try:
-            yield where, json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise EvaluationError(f"{where}: not JSON: {error}") from error
+        yield where, parsed(line, where)
+
+
+def parsed(line: str, where: str) -> Any:
+    """One line of JSON. NaN stays legal: tables that were written by Python have it in fields that nobody reads."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a ValueError
+        raise EvaluationError(f"{where}: not JSON: {error}") from error
 
 
 def parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -61,12 +76,34 @@ def parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Mapp
 
 
 def field(row: Any, key: str, where: str) -> str:
-    """A text of a row."""
-    if not isinstance(row, Mapping) or key not in row:
-        raise EvaluationError(f'{where}: expected an object with "{key}", got {str(row)[:80]}')
-    if not isinstance(row[key], str):
-        raise EvaluationError(f'{where}: "{key}" must be text, got {row[key]!r}')
-    return str(row[key])
+    """A text of a row, cleaned."""
+    return clean(_string(row, key, where))
+
+
+def clean(text: str) -> str:
+    """NUL and lone surrogates as U+FFFD: `threefold.text.decode.clean`, which this layer does not know."""
+    return _UNSTORABLE.sub("\ufffd", text)
+
+
+def identifier(row: Any, key: str, where: str) -> str:
+    """An id of a row."""
+    return checked_id(_string(row, key, where), where)
+
+
+def checked_id(id: str, where: str) -> str:
+    """The id, if it can be written."""
+    if unwritable(id):
+        raise EvaluationError(f"{where}: the id {id!r} has half a character (a lone surrogate); write it as UTF-8")
+    return id
+
+
+def read_grade(text: str, where: str, what: str = "grade") -> int:
+    """A judgement, from its text."""
+    if not _WHOLE.fullmatch(text):
+        raise EvaluationError(f"{where}: the {what} must be a whole number, got {text[:60]!r}")
+    if len(text) > _LONGEST or abs(int(text)) > MAX_GRADE:
+        raise EvaluationError(f"{where}: the {what} must be at most {MAX_GRADE:,} on either side of 0, got {text[:60]}")
+    return int(text)
 
 
 def optional(row: Any, key: str, where: str) -> str:
@@ -79,3 +116,11 @@ def put(texts: dict[str, str], id: str, text: str, where: str) -> None:
     if id in texts:
         raise EvaluationError(f"{where}: id twice: {id!r}")
     texts[id] = text
+
+
+def _string(row: Any, key: str, where: str) -> str:
+    if not isinstance(row, Mapping) or key not in row:
+        raise EvaluationError(f'{where}: expected an object with "{key}", got {str(row)[:80]}')
+    if not isinstance(row[key], str):
+        raise EvaluationError(f'{where}: "{key}" must be text, got {row[key]!r}')
+    return str(row[key])

@@ -7,12 +7,13 @@ qrels    query iteration document grade
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 from threefold.errors import EvaluationError
 from threefold.evaluate.measures import Qrels, Run, ranking
+from threefold.evaluate.rows import read_grade
 from threefold.replacing import replacing
 
 V = TypeVar("V")
@@ -45,6 +46,13 @@ def write_qrels(path: Path, qrels: Qrels) -> None:
     _write(path, lines())
 
 
+def check_ids(path: Path, documents: Iterable[str], queries: Iterable[str]) -> None:
+    """Whether runs with these ids can be written: to be asked before hours of work."""
+    for what, ids in (("document id", documents), ("query id", queries)):
+        for id in ids:
+            _check_word(path, what, id)
+
+
 def read_run(path: Path) -> dict[str, dict[str, float]]:
     """{query: {document: score}}; the rank column is not used, as in trec_eval."""
     run: dict[str, dict[str, float]] = {}
@@ -63,15 +71,13 @@ def read_qrels(path: Path) -> dict[str, dict[str, int]]:
     """{query: {document: grade}}; the iteration column is not used."""
     qrels: dict[str, dict[str, int]] = {}
     for where, (query, _, document, grade) in _rows(path, 4, "query iteration document grade"):
-        if not grade.lstrip("+-").isdecimal():
-            raise EvaluationError(f"{where}: the grade must be a whole number, got {grade!r}")
-        _put(qrels, query, document, int(grade), where)
+        _put(qrels, query, document, read_grade(grade, where), where)
     return qrels
 
 
 def _rows(path: Path, columns: int, layout: str) -> Iterator[tuple[str, list[str]]]:
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
                 cells = line.split()
                 if cells and len(cells) != columns:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from threefold.encoder.checkpoint import load
 from threefold.encoder.model import Model, ModelConfig
-from threefold.encoder.sources import find
+from threefold.encoder.sources import EMBEDDED, embedded_folder, find
 from threefold.errors import InputError
 from threefold.text.tokenizer import Tokenizer
 
@@ -54,6 +54,10 @@ def open_model(
 
 
 def check_target(model: str | os.PathLike[str] | None, folder: Path) -> None:
-    """The folder of the model is mapped into memory while it is read: it cannot be the target."""
-    if model is not None and Path(model).expanduser().resolve() == folder.resolve():
+    """The folder of the model is mapped into memory while it is read: neither it nor one above it can be replaced."""
+    place = embedded_folder() if model is None or model == EMBEDDED else Path(model).expanduser()
+    source, target = place.resolve(), folder.resolve()
+    if source == target:
         raise InputError(f"{folder} is the model itself; name another folder")
+    if source.is_dir() and target in source.parents:
+        raise InputError(f"{folder} holds the model that would be read, {place}; name another folder")

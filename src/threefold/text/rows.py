@@ -41,26 +41,52 @@ def read_rows(path: Path, text_field: str) -> Iterator[tuple[int, Row]]:
 
 
 def _read_table(path: Path, delimiter: str, text_field: str) -> Iterator[tuple[int, Row]]:
+    rows = _cells(path, delimiter)
+    header = _header(path, next(rows, []), text_field)
+    for number, fields in enumerate(rows, start=1):
+        if isinstance(fields, BadRow):
+            yield number, fields
+        elif len(fields) == len(header):
+            yield number, dict(zip(header, fields, strict=True))
+        else:
+            yield number, BadRow(f"the row has {len(fields)} fields, the header has {len(header)}")
+
+
+def _header(path: Path, fields: list[str] | BadRow, text_field: str) -> list[str]:
+    if isinstance(fields, BadRow):
+        raise DocumentError(f"{path}: {fields.reason}")
+    header = [name.strip() for name in fields]
+    if header and text_field not in header:
+        raise DocumentError(
+            f"{path} has no column {text_field!r}; its columns are {', '.join(header)}. "
+            "Name the one that holds the text with text_field (--text-field)"
+        )
+    twice = sorted({name for name in header if name and header.count(name) > 1})
+    if twice:
+        raise DocumentError(f"{path} has more than one column {twice[0]!r}; give each a name of its own")
+    return header
+
+
+def _cells(path: Path, delimiter: str) -> Iterator[list[str] | BadRow]:
+    """The fields of every row that is not blank. Without `strict`, an open quote would swallow all rows after it."""
     csv.field_size_limit(_FIELD_LIMIT)
-    reader = csv.reader(read_lines(path), delimiter=delimiter)
-    rows = (row for row in reader if row)
-    try:
-        header = [name.strip() for name in next(rows, [])]
-        if header and text_field not in header:
-            raise DocumentError(
-                f"{path} has no column {text_field!r}; its columns are {', '.join(header)}. "
-                "Name the one that holds the text with text_field (--text-field)"
-            )
-        twice = sorted({name for name in header if name and header.count(name) > 1})
-        if twice:
-            raise DocumentError(f"{path} has more than one column {twice[0]!r}; give each a name of its own")
-        for number, fields in enumerate(rows, start=1):
-            if len(fields) == len(header):
-                yield number, dict(zip(header, fields, strict=True))
-            else:
-                yield number, BadRow(f"the row has {len(fields)} fields, the header has {len(header)}")
-    except csv.Error as error:
-        raise DocumentError(f"{path}, line {reader.line_num}: {error}") from error
+    reader = csv.reader(read_lines(path), delimiter=delimiter, strict=True)
+    while True:
+        first = reader.line_num + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if reader.line_num > first:  # which of these lines are rows, nobody can tell
+                raise DocumentError(
+                    f"{path}, line {first}: {error}, on line {reader.line_num}. A field that begins with a quote ends "
+                    "with one; inside of it, a quote is written twice"
+                ) from error
+            yield BadRow(f"line {first}: {error}")
+            continue
+        if fields:
+            yield fields
 
 
 def _read_json_lines(path: Path) -> Iterator[tuple[int, Row]]:

@@ -94,16 +94,26 @@ class Example:
 
 
 def data_files(paths: Iterable[Path]) -> list[Path]:
-    """The files that are named, and those of the folders that are named, by name."""
+    """The files that are named, and those of the folders that are named, by name.
+
+    In a folder, what begins with a dot is not data: drafts of a run that was killed, checkpoints of notebooks.
+    """
     found: list[Path] = []
     for path in paths:
-        inside = sorted(file for file in path.rglob("*") if file.is_file() and is_data(file)) if path.is_dir() else []
+        inside = sorted(_inside(path)) if path.is_dir() else []
         if not inside and not path.is_file():
             raise DataError(f"{path}: " + ("no training data in this folder" if path.is_dir() else "no such file"))
         found += inside or [path]
     if not found:
         raise DataError("no files of training data were named")
     return found
+
+
+def _inside(folder: Path) -> Iterator[Path]:
+    for path in folder.rglob("*"):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if not hidden and is_data(path) and path.is_file():
+            yield path
 
 
 def read_examples(paths: Iterable[Path], found: Counter[str] | None = None) -> Iterator[Example]:
@@ -218,9 +228,16 @@ def _scores(row: Mapping[str, Any], key: str, count: int, where: str) -> tuple[f
     if len(value) != count:
         raise DataError(f'{where}: "{key}" has {len(value)} numbers for {count} texts')
     for i, score in enumerate(value):
-        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+        if isinstance(score, bool) or not isinstance(score, int | float) or not _finite(score):
             raise DataError(f'{where}: "{key}[{i}]" must be a finite number, got {_shown(score)}')
     return tuple(map(float, value))
+
+
+def _finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
 
 
 def _word(row: Mapping[str, Any], key: str, where: str) -> str:

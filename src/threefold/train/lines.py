@@ -5,14 +5,16 @@ Streamed. Everything that is wrong is a `DataError` that names file and line; no
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
+import io
 import json
 import lzma
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 from threefold.errors import DataError
 from threefold.replacing import replacing
@@ -51,14 +53,25 @@ def write_records(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     """Write JSON lines, packed as the name says; returns their number. The file appears when it is complete."""
     count = 0
     try:
-        opened: Any = _PACKED.get(path.suffix.lower(), open)
-        with replacing(path) as draft, opened(draft, "wt", encoding="utf-8", newline="\n") as file:
+        with replacing(path) as draft, _written(draft) as file:
             for row in rows:
                 file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
                 count += 1
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
     return count
+
+
+@contextlib.contextmanager
+def _written(path: Path) -> Iterator[IO[str]]:
+    """A file to write text into, packed as its name says. Equal texts are equal bytes: no time or name is packed."""
+    with contextlib.ExitStack() as stack:
+        file: Any = stack.enter_context(path.open("wb"))
+        if path.suffix.lower() == ".gz":
+            file = stack.enter_context(gzip.GzipFile("", "wb", fileobj=file, mtime=0))
+        elif path.suffix.lower() == ".xz":
+            file = stack.enter_context(lzma.open(file, "wb"))
+        yield stack.enter_context(io.TextIOWrapper(file, encoding="utf-8", newline="\n"))
 
 
 def text_lines(path: Path) -> Iterator[tuple[str, str]]:
@@ -107,24 +120,46 @@ def _refuse(constant: str) -> NoReturn:
 
 def _table(path: Path, form: str, columns: Sequence[str]) -> Iterator[Record]:
     """A first line of known names is a header; without one there are two columns, query and positive."""
+    names: list[str] = []
+    for where, cells in _cells(path, form):
+        if not any(cell.strip() for cell in cells):
+            continue
+        if not names:
+            header = _header(cells, columns, where)
+            names = header or ["query", "positive"]
+            if header:
+                continue
+        if len(cells) != len(names):
+            raise DataError(f"{where}: {len(cells)} columns, expected {len(names)}: {', '.join(names)}")
+        yield where, {name: cell for name, cell in zip(names, cells, strict=True) if cell}
+
+
+def _header(cells: Sequence[str], columns: Sequence[str], where: str) -> list[str]:
+    """The names of a first line that has nothing but known names, in any case; [] for a first record."""
+    names = [cell.strip().lower() for cell in cells]
+    if "query" not in names or not set(names) <= set(columns):
+        return []
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"{where}: two columns are named {twice[0]!r}; give each a name of its own")
+    return names
+
+
+def _cells(path: Path, form: str) -> Iterator[tuple[str, list[str]]]:
+    """(place of its first line, cells) of every record. Without `strict`, an open quote would swallow what follows."""
     csv.field_size_limit(_FIELD_LIMIT)
     quoting: Any = csv.QUOTE_NONE if form == ".tsv" else csv.QUOTE_MINIMAL  # in a tsv, a quote is a quote
     text = (line for _, line in _lines(path))
-    reader = csv.reader(text, delimiter="\t" if form == ".tsv" else ",", quoting=quoting)
-    names: list[str] = []
-    try:
-        for cells in reader:
-            where = f"{path}:{reader.line_num}"
-            if not any(cell.strip() for cell in cells):
-                continue
-            if not names:
-                header = [cell.strip() for cell in cells]
-                named = "query" in header and set(header) <= set(columns)
-                names = header if named else ["query", "positive"]
-                if named:
-                    continue
-            if len(cells) != len(names):
-                raise DataError(f"{where}: {len(cells)} columns, expected {len(names)}: {', '.join(names)}")
-            yield where, {name: cell for name, cell in zip(names, cells, strict=True) if cell}
-    except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: {error}") from error
+    reader = csv.reader(text, delimiter="\t" if form == ".tsv" else ",", quoting=quoting, strict=True)
+    while True:
+        where = f"{path}:{reader.line_num + 1}"
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise DataError(
+                f"{where}: {error}, on line {reader.line_num}. A field that begins with a quote ends with one; "
+                "inside of it, a quote is written twice"
+            ) from error
+        yield where, cells

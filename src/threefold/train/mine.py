@@ -67,8 +67,9 @@ class MineSettings(Settings):
     """How negatives are chosen.
 
     mode            how the pool is searched: one of `retrieve.modes.MODES`
-    ranks           first and last rank that count, from 1, among the texts that may be negatives at all. The
-                    reference leaves out the first ten, which are often answers that nobody marked
+    ranks           first and last rank that count, from 1, among the texts that may be negatives at all. The first
+                    ten, which are often answers that nobody marked, are left out; so does the reference (FlagEmbedding
+                    `scripts/hn_mine.py`, whose 10-210 is the slice [10:210], known answers among them)
     negatives       so many per example; where fewer pass, fewer
     pick            which of those that pass: drawn at random, or the hardest first
     margin          to the worst positive of the query, in the scores of the mode; None: no filter
@@ -77,7 +78,7 @@ class MineSettings(Settings):
     """
 
     mode: Mode = "hybrid"
-    ranks: tuple[int, ...] = (10, 110)
+    ranks: tuple[int, ...] = (11, 110)
     negatives: int = 7
     pick: Literal["random", "hardest"] = "random"
     margin: Margin | None = None
@@ -87,9 +88,11 @@ class MineSettings(Settings):
 
     def __post_init__(self) -> None:
         if len(self.ranks) != 2 or not 1 <= self.ranks[0] <= self.ranks[1]:
-            raise ConfigError(f"ranks must be a first and a last rank from 1 on, such as 10:110; got {self.ranks}")
+            raise ConfigError(f"ranks must be a first and a last rank from 1 on, such as 11:110; got {self.ranks}")
         if self.negatives < 1:
             raise ConfigError(f"negatives must be at least 1; got {self.negatives}")
+        if self.seed < 0:
+            raise ConfigError(f"seed must be 0 or more; got {self.seed}")
         if self.margin is not None and self.mode in _NO_MARGIN:
             raise ConfigError(f"mode {self.mode!r} gives no score to put a margin on; use hybrid, or no margin")
 
@@ -128,27 +131,45 @@ def mine(
     if scored and teacher is None:
         check_scored(settings.mode)
     pool = Pool.of(examples, corpus)
-    search = _Search(pool, encoder, settings, weights, max_tokens, cache, stream)
     counts = Counter[str]()
-    mined = []
+    mined: dict[int, Example] = {}
+    for prompt, numbers in _by_prompt(examples).items():
+        asked = dict.fromkeys(pool.queries[examples[number].asked] for number in numbers)
+        search = _Search(pool, prompt, list(asked), encoder, settings, weights, max_tokens, cache, stream)
+        for number in numbers:
+            example = examples[number]
+            candidates = search.candidates(pool.queries[example.asked])
+            one = _with(example, _choose(example, candidates, settings, number, teacher, counts), settings, counts)
+            mined[number] = search.scored(one) if scored and teacher is None else one
+    done = [mined[number] for number in range(len(examples))]
+    if scored and teacher is not None:
+        done = list(distil(done, teacher))
+    return Mined(done, {"texts in the pool": len(pool.texts), **counts})
+
+
+def _by_prompt(examples: Sequence[Example]) -> dict[str, list[int]]:
+    """{what training puts in front of the passages: examples that are read so}; nothing for most kinds."""
+    found: dict[str, list[int]] = {}
     for number, example in enumerate(examples):
-        query = pool.queries[example.asked]
-        chosen = _choose(example, search.candidates(query), settings, number, teacher, counts)
-        mined.append(_with(example, chosen, settings, counts))
-    if scored:
-        mined = list(distil(mined, teacher)) if teacher is not None else [search.scored(one) for one in mined]
-    return Mined(mined, {"texts in the pool": len(pool.texts), **counts})
+        found.setdefault(example.said(""), []).append(number)
+    return found
 
 
 # ---- candidates -------------------------------------------------------------------------------------------
 
 
 class _Search:
-    """An exact run of all queries over the pool, and the candidates that are left of it."""
+    """An exact run of these queries over the pool, and the candidates that are left of it.
+
+    prompt  in front of every text, as training reads the passages of these queries
+    asked   numbers of the queries
+    """
 
     def __init__(
         self,
         pool: Pool,
+        prompt: str,
+        asked: Sequence[int],
         encoder: TextEncoder,
         settings: MineSettings,
         weights: Weights | None,
@@ -158,6 +179,7 @@ class _Search:
     ) -> None:
         self.pool, self.settings, mode = pool, settings, settings.mode
         self.texts = list(pool.texts)
+        self.rows = {query: row for row, query in enumerate(asked)}
         depth = settings.ranks[1] + max(map(len, pool.barred))
         self.protocol = Protocol(
             modes=(mode,),
@@ -167,23 +189,23 @@ class _Search:
             multi_depth=max(depth, _MULTI_DEPTH),
             max_tokens=max_tokens,
         )
-        task = _task(pool)
+        task = _task(pool, prompt, asked)
         documents, queries = encode_task(task, encoder, self.protocol, cache=cache, stream=stream)
         run = Exact(task, self.protocol, documents, queries).runs(encoder.tokenizer)[mode]
         self.found = list(run.values())
         self.scores: PairScores | None = None
         if documents is not None and queries is not None and mode not in RANK_FUSION:
             self.scores = PairScores(mode, self.protocol, queries, documents)
-        self.worst = [] if settings.margin is None else self._worst(encoder)
+        self.worst = [] if settings.margin is None else self._worst(encoder, task)
 
     def candidates(self, query: int) -> list[str]:
         """The texts of the window of ranks that pass the margin, best first."""
         first, last = self.settings.ranks
-        barred = self.pool.barred[query]
-        allowed = [(int(id), score) for id, score in self.found[query].items() if int(id) not in barred]
+        barred, row = self.pool.barred[query], self.rows[query]
+        allowed = [(int(id), score) for id, score in self.found[row].items() if int(id) not in barred]
         window = allowed[first - 1 : last]
         if self.settings.margin is not None:
-            limit = self.settings.margin.limit(self.worst[query])
+            limit = self.settings.margin.limit(self.worst[row])
             window = [(place, score) for place, score in window if score < limit]
         return [self.texts[place] for place, _ in window]
 
@@ -191,29 +213,27 @@ class _Search:
         """The example with the scores of the mode."""
         assert self.scores is not None
         places = [self.pool.texts[text] for text in (*example.positives, *example.negatives)]
-        return with_scores(example, self.scores(self.pool.queries[example.asked], places).tolist())
+        row = self.rows[self.pool.queries[example.asked]]
+        return with_scores(example, self.scores(row, places).tolist())
 
-    def _worst(self, encoder: TextEncoder) -> list[float]:
+    def _worst(self, encoder: TextEncoder, task: Task) -> list[float]:
         """The score of every query's worst positive."""
-        answers = [sorted(answers) for answers in self.pool.answers]
+        answers = [sorted(self.pool.answers[query]) for query in self.rows]
         if self.scores is not None:
-            return [float(self.scores(query, places).min()) for query, places in enumerate(answers)]
-        engine = BM25(model_terms(encoder.tokenizer, self.texts))
-        asked = model_terms(encoder.tokenizer, list(self.pool.queries))
+            return [float(self.scores(row, places).min()) for row, places in enumerate(answers)]
+        engine = BM25(model_terms(encoder.tokenizer, list(task.documents.values())))
+        asked = model_terms(encoder.tokenizer, list(task.queries.values()))
         return [float(engine.scores([terms])[0, places].min()) for terms, places in zip(asked, answers, strict=True)]
 
 
-def _task(pool: Pool) -> Task:
-    """The pool as a retrieval task. Ids are numbers of equal width, so that ties break by number."""
-    width = len(str(len(pool.texts)))
+def _task(pool: Pool, prompt: str, asked: Sequence[int]) -> Task:
+    """The pool and these queries as a retrieval task. Ids are numbers of equal width, so that ties break by number."""
+    width, queries = len(str(len(pool.texts))), list(pool.queries)
     return Task(
         name="pool",
-        documents={f"{number:0{width}}": text for text, number in pool.texts.items()},
-        queries={str(number): text for text, number in pool.queries.items()},
-        qrels={
-            str(number): {f"{place:0{width}}": 1 for place in sorted(answers)}
-            for number, answers in enumerate(pool.answers)
-        },
+        documents={f"{number:0{width}}": prompt + text for text, number in pool.texts.items()},
+        queries={str(query): queries[query] for query in asked},
+        qrels={str(query): {f"{place:0{width}}": 1 for place in sorted(pool.answers[query])} for query in asked},
     )
 
 

@@ -47,7 +47,7 @@ class Pool:
         groups: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
         for example in examples:
             if example.group:
-                groups[example.source, example.group].update(texts[text] for text in example.positives)
+                groups[example.source, example.group].update(*(alike[_plain(text)] for text in example.positives))
         answers: list[set[int]] = [set() for _ in queries]
         barred: list[set[int]] = [set() for _ in queries]
         for example in examples:
