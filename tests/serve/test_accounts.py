@@ -376,3 +376,41 @@ def test_credit_quota_and_usage_by_the_command_line(tmp_path: Path, capsys: pyte
     assert main(["keys", "usage", "key-x", *where]) == 2
     assert main(["keys", "credit", "key-x", *where]) == 2
     assert main(["keys", "usage", "--from", "soon", *where]) == 2
+
+
+@pytest.mark.parametrize(
+    "command", [["usage"], ["usage", "KEY"], ["credit", "KEY"], ["credit", "KEY", "--amount", "5"]]
+)
+def test_a_file_of_usage_that_is_not_there_is_named_and_not_made(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, typo = tmp_path / "keys.json", tmp_path / "typo.sqlite"
+    _, key = create_key(file, "ann", ["embed"])
+    given = [key.id if one == "KEY" else one for one in command]
+    assert main(["keys", *given, "--file", str(file), "--usage-file", str(typo)]) == 2
+    assert "there is no file of usage at" in capsys.readouterr().err.replace("\n", " ")
+    assert not typo.exists()
+
+
+def test_usage_that_nobody_has_counted_is_not_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+    create_key(file, "ann", ["embed"])
+    assert main(["keys", "usage", "--file", str(file)]) == 2
+    assert not usage_file_of(file).exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--scopes", ""], "a key without scopes may do nothing; give some of embed"),
+        (["--scopes", " , "], "a key without scopes"),
+        (["--namespace", "ü" * 33], "--namespace has 66 bytes, the limit is 64"),
+    ],
+)
+def test_a_key_that_is_of_no_use_is_not_made(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "keys.json"
+    assert main(["keys", "create", "ann", "--file", str(file), *options]) == 2
+    assert message in capsys.readouterr().err.replace("\n", " ")
+    assert not file.exists()

@@ -16,6 +16,7 @@ from tests.serve.fakes import START_S, FakeCross, ServedEncoder, make_server, se
 from threefold.collection import Collection
 from threefold.serve.collections import hit_dict
 from threefold.serve.keys import create_key
+from threefold.serve.library import Library
 from threefold.serve.settings import ServeConfig
 from threefold.text.tokenizer import Tokenizer
 from threefold.types import Document
@@ -144,7 +145,7 @@ def test_retrievers_as_json_and_by_name(client: httpx.Client, papers: str) -> No
         ({"query": "a", "retriever": {"candidates": [{"representation": "bm25"}]}}, 400, "retriever.candidates[0]"),
         ({"query": "a", "retriever": "nobody"}, 400, "there is no retriever 'nobody'"),
         ({"query": "a", "weights": {"dense": -1.0}}, 400, "weights"),
-        ({"query": "a " * 200}, 400, "input 0 has"),
+        ({"query": "a " * 200}, 400, "the query has more than the 64 tokens"),
     ],
 )
 def test_a_bad_search_is_named(
@@ -215,6 +216,32 @@ def test_names_are_folders_and_nothing_else(client: httpx.Client, root: Path) ->
         assert client.put(f"/collections/{name}").status_code in (400, 404, 405)
     assert client.put("/collections/a%2Fb").status_code in (400, 404)
     assert [path.name for path in root.iterdir()] == ["default"]
+
+
+def test_a_name_for_a_retriever_that_is_no_file_is_refused(client: httpx.Client, papers: str) -> None:
+    body = {"candidates": [{"representation": "dense", "k": 5}]}
+    refused = client.put(f"/collections/{papers}/retrievers/{'a' * 300}", json=body)
+    assert refused.status_code == 400
+    assert "is not a name for a retriever" in refused.json()["error"]["message"]
+
+
+def test_what_is_left_of_a_deletion_is_no_collection_and_goes_at_the_next_start(
+    served: ServedEncoder, tmp_path: Path
+) -> None:
+    def leave(name: str) -> Path:
+        (tmp_path / "default" / name).mkdir(parents=True)
+        (tmp_path / "default" / name / "manifest.json").write_text("{}")
+        return tmp_path / "default" / name
+
+    before, kept = leave(".deleted-gone"), leave("kept")
+    library = Library(tmp_path, served)
+    assert not before.exists()
+    while_running, foreign = leave(".deleted-gone"), leave("my papers")
+    assert library.names("default") == ["kept"]
+    Library(tmp_path, served)
+    assert not while_running.exists()
+    assert kept.exists()
+    assert foreign.exists()
 
 
 def test_wrong_settings_of_a_new_collection(client: httpx.Client) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import resource
 import select
 import shutil
@@ -284,7 +285,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_ends_the_upload_with_a_reason_and_loses_nothing(served: ServedEncoder, small_disk: Path) -> None:
     def documents() -> Iterator[bytes]:
         for i in range(2_000):
-            yield json.dumps({"id": f"d{i}", "text": "a fox", "metadata": {"blob": "x" * 200_000}}).encode() + b"\n"
+            blob = random.Random(i).randbytes(100_000).hex()  # does not shrink: the engine compresses what it can
+            yield json.dumps({"id": f"d{i}", "text": "a fox", "metadata": {"blob": blob}}).encode() + b"\n"
 
     with client_of(make_server(served, ServeConfig(collections=str(small_disk)))) as client:
         assert client.put("/collections/papers").status_code == 201

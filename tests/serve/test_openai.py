@@ -190,6 +190,13 @@ def test_a_deadline_of_the_client_must_be_a_number(http: httpx.Client) -> None:
     assert good.status_code == 200
 
 
+@pytest.mark.parametrize("value", [b"\xb2", b"9" * 400, b"9" * 5_000, b"0", b"-1", b"1.5"])
+def test_a_strange_deadline_is_the_fault_of_the_client(http: httpx.Client, value: bytes) -> None:
+    response = http.post("/v1/embeddings", json={"model": "fake-m3", "input": "a"}, headers={b"x-timeout-ms": value})
+    assert response.status_code == 400
+    assert len(error_of(response)["message"]) < 200
+
+
 # ---- too long ----------------------------------------------------------------------------------------------
 
 LONG = "quick brown fox " * 60

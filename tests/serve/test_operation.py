@@ -15,8 +15,9 @@ from urllib.parse import urlparse
 
 import httpx
 import pytest
-from tests.serve.fakes import START_S, ServedEncoder, make_server, serving
+from tests.serve.fakes import START_S, FakeCross, ServedEncoder, make_server, serving
 
+from threefold.serve import judges
 from threefold.serve.keys import create_key, revoke_key
 from threefold.serve.logs import FACTS, JsonLines, Lines
 from threefold.serve.queue import Limits
@@ -148,6 +149,18 @@ def test_a_deadline_is_504(held: HeldEncoder) -> None:
     assert "no answer within 0.02 s" in response.json()["error"]["message"]
 
 
+def test_a_search_has_a_deadline_too(held: HeldEncoder, tmp_path: Path) -> None:
+    with client_of(make_server(held, ServeConfig(collections=str(tmp_path)))) as client:
+        client.put("/collections/papers")
+        held.hold()
+        body, headers = {"query": "fox"}, {"x-timeout-ms": "20"}
+        late = client.post("/collections/papers/search", json=body, headers=headers)
+        held.free.set()
+        assert client.post("/collections/papers/search", json=body).status_code == 200
+    assert late.status_code == 504
+    assert "no answer within 0.02 s" in late.json()["error"]["message"]
+
+
 # ---- limits ------------------------------------------------------------------------------------------------
 
 
@@ -167,6 +180,86 @@ def test_limits_of_a_request(held: HeldEncoder) -> None:
         multi = client.post("/embed_all", json={"inputs": ["fox " * 25] * 2})
         assert "with a vector for each the limit is 40" in multi.json()["error"]
         assert client.get("/info").json()["max_input_length"] == 30
+
+
+def test_scores_have_the_limits_of_a_request(held: HeldEncoder, tokenizer: Tokenizer) -> None:
+    config = ServeConfig(max_request_tokens=60, max_inputs=8)
+    texts = [f"{'fox ' * 25}{i}" for i in range(4)]
+    bodies = {
+        "/rerank": {"query": "a", "texts": texts},
+        "/v1/rerank": {"query": "a", "documents": texts},
+        "/score": {"text_1": "a", "text_2": texts},
+        "/vertex": {"instances": [{"query": "a", "texts": [text]} for text in texts]},
+    }
+    with client_of(make_server(held, config)) as client:
+        held.hold()  # nothing reaches the model
+        for path, body in bodies.items():
+            assert "the limit is 60. Send less" in client.post(path, json=body).text
+        embed = client.post("/vertex", json={"instances": [{"inputs": text} for text in texts]})
+        assert "the limit is 60. Send less" in embed.text
+        many = client.post("/vertex", json={"instances": [{"inputs": ["a"] * 5}, {"query": "a", "texts": ["a"] * 4}]})
+        assert many.json()["error"] == "batch size 9 > maximum allowed batch size 8"
+        held.free.set()
+    cross = ServeConfig(max_request_tokens=100)
+    with client_of(make_server(held, cross, FakeCross(tokenizer))) as client:
+        for path, body in {**bodies, "/predict": {"inputs": [["a", text] for text in texts]}}.items():
+            assert "the limit is 100. Send less" in client.post(path, json=body).text
+
+
+def test_token_vectors_of_queries_have_a_limit_and_those_of_texts_come_in_blocks(
+    held: HeldEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [f"{'fox ' * (5 * i)}{i}" for i in range(1, 9)]
+    body = {"query": "a fox", "texts": [*texts, texts[0]], "raw_scores": True}
+    with client_of(make_server(held, ServeConfig(max_multi_tokens=60))) as client:
+        whole = client.post("/rerank", json=body)
+        monkeypatch.setattr(judges, "BLOCK_TOKENS", 50)
+        parts = client.post("/rerank", json=body)
+        assert len(whole.json()) == 9
+        assert [one["index"] for one in parts.json()] == [one["index"] for one in whole.json()]
+        for one, other in zip(parts.json(), whole.json(), strict=True):
+            assert one["score"] == pytest.approx(other["score"], abs=1e-5)
+        refused = client.post("/rerank", json=body | {"query": "fox " * 60})
+        assert "with a vector for each the limit is 60. Send less" in refused.text
+
+
+def test_tokenizing_has_the_limits_of_a_request(held: HeldEncoder) -> None:
+    with client_of(make_server(held, ServeConfig(max_request_tokens=50))) as client:
+        for path, body in {
+            "/tokenize": {"inputs": ["fox " * 25] * 3},
+            "/decode": {"ids": [[5] * 30, [5] * 30]},
+        }.items():
+            refused = client.post(path, json=body)
+            assert refused.status_code == 422
+            assert "the limit is 50" in refused.json()["error"]
+        assert client.post("/tokenize", json={"prompt": "fox " * 60}).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "body"),
+    [("pieces", "/tokenize", {"inputs": "a fox"}), ("decode", "/decode", {"ids": [5, 6]})],
+)
+def test_tokenizing_keeps_nobody_waiting(
+    held: HeldEncoder, monkeypatch: pytest.MonkeyPatch, name: str, path: str, body: dict[str, Any]
+) -> None:
+    began, free, original = threading.Event(), threading.Event(), getattr(Tokenizer, name)
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        began.set()
+        assert free.wait(START_S)
+        return original(*arguments, **options)
+
+    with client_of(make_server(held)) as client, ThreadPoolExecutor() as pool:
+        monkeypatch.setattr(Tokenizer, name, slow)
+        running = pool.submit(client.post, path, json=body)
+        assert began.wait(START_S)
+        try:
+            assert client.get("/health").status_code == 200
+            late = client.post(path, json=body, headers={"x-timeout-ms": "20"})
+        finally:
+            free.set()
+        assert running.result().status_code == 200
+    assert late.status_code == 504
 
 
 def test_a_slow_body_does_not_hold_a_place_for_ever(held: HeldEncoder) -> None:
@@ -212,6 +305,25 @@ def test_keys_and_scopes(held: HeldEncoder, tmp_path: Path) -> None:
         assert client.get("/health").status_code == 200
         revoke_key(path, key.id)
         assert embed(client, headers=bearer).status_code == 401
+
+
+def test_a_file_of_keys_that_cannot_be_read_is_not_the_fault_of_the_caller(
+    held: HeldEncoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "keys.json"
+    secret, _ = create_key(path, "someone", ["embed"])
+    good = path.read_bytes()
+    with client_of(make_server(held, ServeConfig(keys_file=str(path)))) as client:
+        bearer = {"authorization": f"Bearer {secret}"}
+        for damage in (path.unlink, lambda: path.write_bytes(b"{"), lambda: path.write_bytes(b'{"kyes": []}')):
+            damage()
+            refused = embed(client, headers=bearer)
+            assert refused.status_code == 503
+            assert refused.json()["error"]["message"] == "the API keys cannot be read"
+            assert client.post("/embed", json={"inputs": "a"}, headers=bearer).status_code == 503
+        path.write_bytes(good)
+        assert embed(client, headers=bearer).status_code == 200
+    assert str(path) in caplog.text
 
 
 def test_a_key_in_debt_waits(held: HeldEncoder, tmp_path: Path) -> None:
@@ -273,6 +385,19 @@ def test_the_log_has_facts_and_never_texts_or_keys(
     everything = "".join(JsonLines().format(one) + Lines().format(one) for one in caplog.records)
     assert "confidential" not in everything
     assert secret not in everything
+
+
+def test_a_request_without_a_route_has_an_id_and_a_line(held: HeldEncoder, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO), client_of(make_server(held)) as client:
+        missing = client.get("/secret-path", headers={"x-request-id": "r-1"})
+        wrong = client.get("/v1/embeddings")
+        counted = client.get("/metrics").text
+    facts = [getattr(record, FACTS) for record in caplog.records if hasattr(record, FACTS)]
+    assert [(one["route"], one["status"]) for one in facts[:2]] == [("unknown", 404), ("unknown", 405)]
+    assert missing.headers["x-request-id"] == facts[0]["id"] == "r-1"
+    assert wrong.headers["x-request-id"] == facts[1]["id"]
+    assert 'threefold_requests_total{route="unknown",status="404"} 1.0' in counted
+    assert "secret-path" not in "".join(Lines().format(one) for one in caplog.records if hasattr(one, FACTS))
 
 
 def test_json_lines_have_time_level_facts_and_errors() -> None:

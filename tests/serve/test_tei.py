@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import base64
+import json
 import math
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-from tests.serve.fakes import ServedEncoder
+from tests.serve.fakes import START_S, ServedEncoder, make_server, serving
 
 from threefold.score.fuse import TRAINING
 from threefold.score.multi import maxsim
+from threefold.text.tokenizer import Tokenizer
 from threefold.types import Ragged
 
 TEXTS = ["The quick brown fox", "搜索引擎把文档切成段落。"]
@@ -89,6 +93,65 @@ def test_tokenize_and_decode_are_inverse(http: httpx.Client) -> None:
     assert bare == pieces[1:-1]
 
 
+@pytest.fixture(scope="module")
+def trained(tokenizer: Tokenizer) -> Iterator[httpx.Client]:
+    """A model with a prompt, and with dense vectors that may be cut to 8 dimensions."""
+    encoder = ServedEncoder(tokenizer, name="trained", max_tokens=64)
+    encoder.card = replace(encoder.card, matryoshka=(8,))
+    encoder.prompts = {"query": "quick: "}
+    with serving(make_server(encoder)) as url, httpx.Client(base_url=url, timeout=START_S) as client:
+        yield client
+
+
+def test_dimensions_of_vectors_that_are_not_normalised(trained: httpx.Client) -> None:
+    whole = trained.post("/embed", json={"inputs": TEXTS, "normalize": False}).json()
+    cut = trained.post("/embed", json={"inputs": TEXTS, "normalize": False, "dimensions": 8}).json()
+    assert cut == [vector[:8] for vector in whole]
+
+
+def test_tokenize_puts_the_prompt_before(trained: httpx.Client) -> None:
+    (pieces,) = trained.post("/tokenize", json={"inputs": "fox", "prompt_name": "query"}).json()
+    (whole,) = trained.post("/tokenize", json={"inputs": "quick: fox"}).json()
+    assert pieces == whole
+    unknown = trained.post("/tokenize", json={"inputs": "fox", "prompt_name": "nonsense"})
+    assert unknown.status_code == 422
+    assert unknown.json()["error"] == "the model has no prompt 'nonsense'; known are query"
+
+
+def test_numbers_where_texts_are_read_are_refused_without_advice_that_does_not_hold(http: httpx.Client) -> None:
+    refused = {
+        "inputs": http.post("/tokenize", json={"inputs": [-1]}),
+        "documents": http.post("/v1/rerank", json={"query": "a", "documents": [1]}),
+        "texts": http.post("/rerank", json={"query": "a", "texts": [1, 2]}),
+    }
+    for field, response in refused.items():
+        assert f"{field} is an array of numbers, where texts are read. Send strings" in response.text
+    pooling = http.post("/pooling", json={"input": [0, 5, 2], "task": "embed"})
+    assert "start it with --set token_ids=true" in pooling.json()["error"]["message"]
+    assert "input_ids_vocab" not in pooling.text
+
+
+LONG = "quick brown fox " * 60
+
+
+def test_a_long_text_among_ids_is_named_by_its_place(http: httpx.Client) -> None:
+    refused = http.post("/embed", json={"inputs": [[0, 5, 2], "a", LONG], "truncate": False})
+    assert refused.json()["error"].startswith("input 2 has ")
+
+
+def test_each_dialect_says_how_a_long_text_is_cut(http: httpx.Client) -> None:
+    advice = {
+        'or send "truncate": true to cut it': http.post("/embed", json={"inputs": LONG, "truncate": False}),
+        'or send truncate="END" to cut it': http.post(
+            "/v2/embed", json={"model": "fake-m3", "texts": [LONG], "input_type": "x", "truncate": "NONE"}
+        ),
+        'or send "truncate_prompt_tokens": -1 to cut it': http.post("/pooling", json={"input": LONG}),
+    }
+    for words, response in advice.items():
+        assert 400 <= response.status_code < 500
+        assert json.dumps(words)[1:-1] in response.text
+
+
 # ---- pairs -------------------------------------------------------------------------------------------------
 
 
@@ -138,6 +201,54 @@ def test_a_pair_that_is_too_long_is_cut_only_where_that_is_allowed(cross_http: h
     assert "warnings" in cut.json()["meta"]
 
 
+def test_a_long_query_is_cut_as_a_long_text_is(http: httpx.Client) -> None:
+    body = {"query": LONG, "texts": ["a fox"]}
+    assert http.post("/rerank", json=body).status_code == 200
+    refused = http.post("/rerank", json={**body, "truncate": False}).json()["error"]
+    assert refused.startswith("the query has ")
+    assert '"truncate": true' in refused
+    told = http.post("/v1/rerank", json={"query": LONG, "documents": ["a fox"]})
+    assert told.json()["meta"]["warnings"] == ["the query was longer than is read and was cut"]
+    score = {"text_1": LONG, "text_2": "a fox"}
+    assert http.post("/score", json={**score, "truncate_prompt_tokens": -1}).status_code == 200
+    assert http.post("/score", json=score).status_code == 400
+
+
+def test_a_text_that_is_too_long_has_its_place_in_the_request(http: httpx.Client) -> None:
+    refused = http.post("/rerank", json={"query": "a", "texts": ["a", "a", LONG], "truncate": False})
+    assert refused.json()["error"].startswith("text 2 has ")
+
+
+def test_rerank_keeps_the_end_where_it_is_told_to(http: httpx.Client, cross_http: httpx.Client) -> None:
+    text = " ".join(["搜索"] * 100 + ["quick fox"])
+
+    def score(**options: Any) -> float:
+        body = {"query": "quick fox", "texts": [text], "raw_scores": True, **options}
+        found: float = http.post("/rerank", json=body).json()[0]["score"]
+        return found
+
+    assert score(truncation_direction="left") > score(truncation_direction="right") == score()
+    for path, given in (("/rerank", {"query": "fox", "texts": [text]}), ("/predict", {"inputs": ["fox", text]})):
+        refused = cross_http.post(path, json={**given, "truncation_direction": "left"})
+        assert refused.status_code == 422
+        assert refused.json()["error"].endswith("reads the beginning of a long text, its end cannot be kept instead")
+    short = {"query": "fox", "texts": ["a fox"], "truncation_direction": "left"}
+    assert cross_http.post("/rerank", json=short).status_code == 200
+
+
+@pytest.mark.parametrize("most", [1, 5, 10])
+def test_the_limit_of_documents_leaves_the_query_whole(
+    http: httpx.Client, cross_http: httpx.Client, served: ServedEncoder, most: int
+) -> None:
+    query = "quick brown fox jumps over the lazy dog"
+    asked = len(served.tokenizer.pieces(query))
+    body = {"query": query, "documents": ["liquor jugs " * 30], "max_tokens_per_doc": most}
+    pair = cross_http.post("/v1/rerank", json=body).json()["usage"]["total_tokens"]
+    assert pair == asked + most + 4  # <s> query </s></s> text </s>
+    alone = http.post("/v1/rerank", json=body).json()["usage"]["total_tokens"]
+    assert alone == asked + most + 4  # <s> query </s> and <s> text </s>
+
+
 # ---- vLLM --------------------------------------------------------------------------------------------------
 
 
@@ -170,3 +281,22 @@ def test_base64_with_byte_order(http: httpx.Client, served: ServedEncoder, endia
     body = {"input": TEXTS[:1], "task": "embed", "encoding_format": "base64", "endianness": endianness}
     (item,) = http.post("/pooling", json=body).json()["data"]
     np.testing.assert_array_equal(np.frombuffer(base64.b64decode(item["data"]), dtype), expected[0])
+
+
+def test_score_reads_as_many_tokens_as_it_is_told(http: httpx.Client, cross_http: httpx.Client) -> None:
+    body = {"text_1": "quick brown fox", "text_2": ["a fox " * 5, "a dog " * 90], "truncate_prompt_tokens": 7}
+    read = [client.post("/score", json=body).json()["usage"]["total_tokens"] for client in (http, cross_http)]
+    assert read == [7 * 3, 7 * 2]  # three texts alone; two pairs
+
+
+def test_only_dense_vectors_can_be_cut(trained: httpx.Client) -> None:
+    def pooled(task: str, dimensions: int) -> httpx.Response:
+        return trained.post("/pooling", json={"input": "a fox", "task": task, "dimensions": dimensions})
+
+    assert len(pooled("embed", 8).json()["data"][0]["data"]) == 8
+    assert len(pooled("token_embed", 16).json()["data"][0]["data"][0]) == 16
+    for task, dimensions in (("token_embed", 8), ("token_classify", 16)):
+        refused = pooled(task, dimensions)
+        assert refused.status_code == 400
+        assert refused.json()["error"]["param"] == "dimensions"
+        assert f"{task} gives nothing that can be cut to {dimensions}" in refused.json()["error"]["message"]

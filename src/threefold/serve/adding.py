@@ -1,48 +1,118 @@
-"""Documents that stream into a collection: lines of the body -> a thread that adds them -> lines of progress.
+"""Documents that stream into a collection: lines of the body -> blocks -> a thread that adds each -> lines of progress.
 
-Memory is bounded: the thread takes a few lines at a time, and the body is read no faster. What was stored stays when
-the client goes away or the server stops; sending the same documents again skips what is unchanged.
+Only a block that is there takes a thread and the collection: a client that is slow, or sends nothing more, keeps
+nobody from writing. Memory is bounded: one block is added, the next one is read, and the body no faster. What was
+stored stays when the client goes away or the server stops; sending the same documents again skips what is unchanged.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import queue
+import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
 
 import orjson
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from threefold.collection import Collection
-from threefold.ingest import AddReport
-from threefold.serve.errors import problem_of
+from threefold.errors import ThreefoldError
+from threefold.ingest import AddReport, Progress
+from threefold.serve.errors import RequestError, problem_of
 from threefold.serve.threads import Threads
 from threefold.types import Document
 
-#: Lines that wait between the body and the thread.
-WAITING_LINES = 64
+#: Lines and bytes that are added in one go; a delete, or another upload, may come before the next block.
+BLOCK_LINES, BLOCK_BYTES = 256, 1_000_000
+#: Seconds without a part of the body after which what has come is added, though the block is not full.
+PAUSE_S = 0.2
 #: Seconds between two lines of progress, at least.
 PROGRESS_S = 0.5
-#: Seconds between two looks at whether the client is still there.
-LOOK_S = 0.2
 #: Reasons for what was not taken that the report names one by one.
 NAMED = 1_000
 
 _FIELDS = {"id": str, "text": str, "title": str, "source": str, "language": str, "metadata": dict}
-_END = None
+
+log = logging.getLogger(__name__)
+
+Add = Callable[[Iterable[Document], Progress], AddReport]
+
+
+class BodyLimits(NamedTuple):
+    """What is taken of a body.
+
+    line_bytes  of one line, at most
+    silence_s   seconds without any part of it, at most
+    """
+
+    line_bytes: int
+    silence_s: float
 
 
 class _StoppedError(Exception):
     """The client is gone, or its body broke off: the thread is to end."""
 
 
-class _BodyError(Exception):
-    """The body cannot be read on."""
+class _Total:
+    """What has become of the blocks so far. A line or document that was not taken has a reason."""
+
+    def __init__(self) -> None:
+        self.documents = self.chunks = self.tokens = self.skipped = 0
+        self.reasons: list[dict[str, Any]] = []
+        self._added = self._replaced = self._unchanged = self._truncated = 0
+        self._lines = 0
+        self._ids: set[str] = set()
+        self._began = time.monotonic()
+
+    def documents_of(self, lines: Iterable[bytes]) -> Iterator[Document]:
+        """The documents of the next lines."""
+        for line in lines:
+            self._lines += 1
+            if not line.strip():
+                continue
+            try:
+                document = _document(line)
+                if document.id in self._ids:
+                    raise ValueError(f"the id {document.id!r} occurred before in this upload")
+            except ValueError as error:
+                self._skip({"line": self._lines, "reason": str(error)})
+            else:
+                self._ids.add(document.id)
+                yield document
+
+    def add(self, report: AddReport) -> None:
+        """A block was added."""
+        self._added += report.added
+        self._replaced += report.replaced
+        self._unchanged += report.unchanged
+        self._truncated += report.truncated
+        self.documents += report.added + report.replaced + report.unchanged + len(report.skipped)
+        self.chunks += report.chunks
+        self.tokens += report.tokens
+        for one in report.skipped:
+            self._skip({"id": one.path, "reason": one.reason})
+
+    def _skip(self, why: dict[str, Any]) -> None:
+        self.skipped += 1
+        if len(self.reasons) < NAMED:
+            self.reasons.append(why)
+
+    def plain(self) -> dict[str, Any]:
+        """The report."""
+        return {
+            "added": self._added,
+            "replaced": self._replaced,
+            "unchanged": self._unchanged,
+            "skipped": self.skipped,
+            "reasons": self.reasons,
+            "chunks": self.chunks,
+            "tokens": self.tokens,
+            "truncated": self._truncated,
+            "seconds": round(time.monotonic() - self._began, 3),
+        }
 
 
 class LineStream(Response):
@@ -64,30 +134,28 @@ class Adding:
     """One request that adds documents. Use once."""
 
     def __init__(
-        self,
-        collection: Collection,
-        request: Request,
-        longest_line: int,
-        charge: Callable[[int], None],
-        threads: Threads,
+        self, add: Add, request: Request, limits: BodyLimits, charge: Callable[[int], None], threads: Threads
     ) -> None:
-        self._threads = threads
-        self._collection = collection
+        self._add = add  # to the collection, in a thread
         self._request = request
-        self._longest = longest_line
+        self._limits = limits
         self._charge = charge  # told the tokens, on the event loop, as they are used
         self._charged = 0
-        self._lines: queue.Queue[bytes | Exception | None] = queue.Queue(WAITING_LINES)
+        self._threads = threads
+        self._gathered: list[bytes] = []
+        self._gathered_bytes = 0
+        self._blocks: asyncio.Queue[list[bytes] | Exception | None] = asyncio.Queue()
+        self._room = asyncio.Semaphore()  # for one block, beside the one that is gathered
         self._events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        self._skipped: list[dict[str, Any]] = []
-        self._bad = 0
+        self._total = _Total()
+        self._said = time.monotonic()
         self._stopped = False
 
     async def run(self) -> AsyncIterator[bytes]:
         """Lines of progress, then the report or the error."""
         self._loop = asyncio.get_running_loop()
         reader = asyncio.ensure_future(self._read_body())
-        worker = asyncio.ensure_future(self._threads.run(self._work))
+        worker = asyncio.ensure_future(self._add_blocks())
         try:
             while True:
                 event = await self._events.get()
@@ -95,104 +163,111 @@ class Adding:
                 if "progress" not in event:
                     return
         finally:  # also when the client is gone
-            self._stopped = True
+            self._stop()
             reader.cancel()
             await asyncio.gather(reader, worker, return_exceptions=True)
+
+    def _stop(self) -> None:
+        """A thread that adds ends at its next step."""
+        self._stopped = True
+        self._blocks.put_nowait(_StoppedError())
 
     # ---- the body, on the loop -----------------------------------------------------------------------------
 
     async def _read_body(self) -> None:
-        rest = b""
         try:
-            async for part in self._request.stream():
-                *lines, rest = (rest + part).split(b"\n")
-                for line in lines:
-                    await self._put(line)
-                if len(rest) > self._longest:
-                    await self._put(_BodyError(f"a line is longer than {self._longest:,} bytes"))
-                    return
-            await self._put(rest)
-            await self._put(_END)
+            await self._gather()
+            await self._hand_over()
+            self._blocks.put_nowait(None)
             while (await self._request.receive())["type"] != "http.disconnect":
                 continue
-            self._stopped = True  # at its next step, the thread ends
+            self._stop()
+        except RequestError as error:
+            await self._hand_over()  # what came before it
+            self._blocks.put_nowait(error)
         except ClientDisconnect:
-            await self._put(_StoppedError())
+            self._stop()
 
-    async def _put(self, line: bytes | Exception | None) -> None:
-        while not self._stopped:
+    async def _gather(self) -> None:
+        rest = b""
+        async for part in self._parts():
+            *lines, rest = (rest + part).split(b"\n")
+            for line in lines:
+                await self._take(line)
+            if not part:
+                await self._hand_over()
+            if len(rest) > self._limits.line_bytes:
+                raise RequestError(f"a line is longer than {self._limits.line_bytes:,} bytes")
+        if rest:
+            await self._take(rest)
+
+    async def _parts(self) -> AsyncIterator[bytes]:
+        """The body as it comes; an empty part where nothing has come for a moment."""
+        pause = min(PAUSE_S, self._limits.silence_s)
+        waited, more = 0.0, True
+        while more:
             try:
-                return self._lines.put_nowait(line)
-            except queue.Full:
-                await asyncio.sleep(0.01)
+                async with asyncio.timeout(pause):
+                    message = await self._request.receive()
+            except TimeoutError:
+                waited += pause
+                if waited >= self._limits.silence_s:
+                    reason = f"nothing more of the body has come for {waited:g} s; what was stored stays"
+                    raise RequestError(reason, status=408) from None
+                yield b""
+                continue
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            waited, more = 0.0, message.get("more_body", False)
+            yield message.get("body", b"")
 
-    # ---- the thread ----------------------------------------------------------------------------------------
+    async def _take(self, line: bytes) -> None:
+        self._gathered.append(line)
+        self._gathered_bytes += len(line)
+        if len(self._gathered) >= BLOCK_LINES or self._gathered_bytes >= BLOCK_BYTES:
+            await self._hand_over()
 
-    def _work(self) -> None:
+    async def _hand_over(self) -> None:
+        if self._gathered:
+            await self._room.acquire()
+            self._blocks.put_nowait(self._gathered)
+            self._gathered, self._gathered_bytes = [], 0
+
+    # ---- the blocks ----------------------------------------------------------------------------------------
+
+    async def _add_blocks(self) -> None:
         try:
-            report = self._collection.add(self._documents(), progress=self._progress())
-            self._use(report.tokens)
-            self._tell({"report": self._plain(report)})
+            while (block := await self._blocks.get()) is not None:
+                if isinstance(block, Exception):
+                    raise block
+                await self._threads.run(partial(self._add_block, block))
+                self._room.release()
+            self._use(self._total.tokens)
+            self._tell({"report": self._total.plain()})
         except _StoppedError:
             self._tell({"error": {"message": "the upload broke off; what was stored stays", "status": 499}})
-        except _BodyError as error:
-            self._tell({"error": {"message": str(error), "status": 400}})
         except Exception as error:  # the stream has begun: the error is its last line
             problem = problem_of(error)
+            if problem.status >= 500:
+                log.error("an upload failed: %r", error, exc_info=None if isinstance(error, ThreefoldError) else error)
             self._tell({"error": {"message": problem.message, "status": problem.status}})
 
-    def _documents(self) -> Iterator[Document]:
-        number = 0
-        while (line := self._next_line()) is not _END:
-            if isinstance(line, Exception):
-                raise line
-            number += 1
-            if not line.strip():
-                continue
-            try:
-                yield _document(line)
-            except ValueError as error:
-                self._bad += 1
-                if len(self._skipped) < NAMED:
-                    self._skipped.append({"line": number, "reason": str(error)})
+    def _add_block(self, lines: list[bytes]) -> None:
+        self._total.add(self._add(self._total.documents_of(lines), self._progress))
 
-    def _next_line(self) -> bytes | Exception | None:
-        while not self._stopped:
-            with contextlib.suppress(queue.Empty):
-                return self._lines.get(timeout=LOOK_S)
-        raise _StoppedError
-
-    def _progress(self) -> Any:
-        said = time.monotonic()
-
-        def tell(documents: int, chunks: int, tokens: int) -> None:
-            nonlocal said
-            self._use(tokens)
-            if self._stopped:
-                raise _StoppedError
-            if time.monotonic() - said >= PROGRESS_S:
-                said = time.monotonic()
-                self._tell({"progress": {"documents": documents, "chunks": chunks, "tokens": tokens}})
-
-        return tell
+    def _progress(self, documents: int, chunks: int, tokens: int) -> None:
+        total = self._total
+        self._use(total.tokens + tokens)
+        if self._stopped:
+            raise _StoppedError
+        if time.monotonic() - self._said >= PROGRESS_S:
+            self._said = time.monotonic()
+            done = {"documents": total.documents + documents, "chunks": total.chunks + chunks}
+            self._tell({"progress": {**done, "tokens": total.tokens + tokens}})
 
     def _use(self, tokens: int) -> None:
         self._loop.call_soon_threadsafe(self._charge, tokens - self._charged)
         self._charged = tokens
-
-    def _plain(self, report: AddReport) -> dict[str, Any]:
-        skipped = [{"id": one.path, "reason": one.reason} for one in report.skipped]
-        return {
-            "added": report.added,
-            "replaced": report.replaced,
-            "unchanged": report.unchanged,
-            "skipped": len(skipped) + self._bad,
-            "reasons": (self._skipped + skipped)[:NAMED],
-            "chunks": report.chunks,
-            "tokens": report.tokens,
-            "truncated": report.truncated,
-            "seconds": round(report.seconds, 3),
-        }
 
     def _tell(self, event: dict[str, Any]) -> None:
         self._loop.call_soon_threadsafe(self._events.put_nowait, event)

@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from threefold.serve import about, cohere, collections, openai, openapi, pooling, rerank, tei, usage, vertex, wire
 from threefold.serve.errors import Dialect
-from threefold.serve.http import Call, Handler, endpoint, on_http_exception
+from threefold.serve.http import Call, Handler, endpoint, no_route
 from threefold.serve.keys import SELF
 from threefold.serve.server import Server
 
@@ -116,7 +116,7 @@ def build(server: Server) -> Starlette:
         routes=routes,
         middleware=_cors(server.config.cors_origins),
         lifespan=lifespan,
-        exception_handlers={HTTPException: on_http_exception},
+        exception_handlers={HTTPException: no_route(server)},
     )
 
 

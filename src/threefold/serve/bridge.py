@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -51,6 +52,25 @@ def metered() -> Iterator[list[Use]]:
         yield uses
     finally:
         _uses.reset(token)
+
+
+_ends_at: ContextVar[float | None] = ContextVar("threefold_ends_at", default=None)
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Searches inside the block, also in threads that were started with its context, end after so long."""
+    token = _ends_at.set(time.monotonic() + seconds)
+    try:
+        yield
+    finally:
+        _ends_at.reset(token)
+
+
+def _left_s() -> float | None:
+    """Seconds that the search still has; None: what the limits say."""
+    ends_at = _ends_at.get()
+    return None if ends_at is None else max(ends_at - time.monotonic(), 0.0)
 
 
 def _note(model: str, kind: Work, tokens: int) -> None:
@@ -123,7 +143,8 @@ class QueuedEncoder:
         lane: Lane | None,
     ) -> Encoded:
         wanted = self._embedder.card.representations if outputs is None else tuple(outputs)
-        work = self._encode(texts, wanted, max_tokens, truncate, prompt, lane)
+        patience = PATIENT_S if lane == "bulk" else _left_s()
+        work = self._encode(texts, wanted, max_tokens, truncate, prompt, lane, patience)
         found = asyncio.run_coroutine_threadsafe(work, self._loop).result()
         _note(self._embedder.name, "embed", int(found.tokens.sum()))
         return found
@@ -136,10 +157,10 @@ class QueuedEncoder:
         truncate: Truncate,
         prompt: str,
         lane: Lane | None,
+        patience: float | None,
     ) -> Encoded:
         said = self._embedder.prompts.get(prompt, "")
         read = await self._embedder.read(texts, truncate=truncate, prompt=said, max_tokens=max_tokens)
-        patience = PATIENT_S if lane == "bulk" else None
         answer = await self._embedder.embed(read, wanted, lane=lane, deadline_s=patience)
         return encoded(answer.rows, wanted, [len(ids) for ids in read.rows], read.truncated, self._embedder.card)
 
@@ -173,7 +194,8 @@ class QueuedReranker:
 
     def score(self, query: str, texts: Sequence[str]) -> Floats:
         """(n,) logits."""
-        work = self._cross.judge([(query, text) for text in texts], lane="interactive")
+        pairs = [(query, text) for text in texts]
+        work = self._cross.judge(pairs, lane="interactive", deadline_s=_left_s())
         judgement = asyncio.run_coroutine_threadsafe(work, self._loop).result()
         _note(self._cross.name, "rerank", judgement.tokens)
         return np.array(judgement.raw, np.float32)

@@ -6,7 +6,10 @@ Errors have the body of OpenAI's. Documents stream in, one JSON object per line;
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,16 +17,22 @@ from starlette.responses import Response
 
 from threefold.collection import Collection
 from threefold.config import Chunking
+from threefold.errors import StoreError
+from threefold.ingest import AddReport, Progress
 from threefold.retrieve.stages import Diversify, Group, Rerank, Retriever
 from threefold.serve import wire
-from threefold.serve.adding import Adding, LineStream
-from threefold.serve.bridge import metered
+from threefold.serve.adding import Adding, BodyLimits, LineStream
+from threefold.serve.bridge import metered, within
+from threefold.serve.encoding import by_deadline
 from threefold.serve.errors import RequestError
 from threefold.serve.http import Call, parse, parse_any
 from threefold.serve.library import OPEN, Library, plain
-from threefold.types import Hit
+from threefold.serve.threads import Threads
+from threefold.types import Document, Hit
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 class _Body(BaseModel):
@@ -71,14 +80,56 @@ def library_of(call: Call) -> tuple[Library, str]:
     return library, call.key.namespace if call.key else OPEN
 
 
-async def _inside(call: Call, work: Callable[[Library, str, str], T]) -> T:
+async def _inside(call: Call, work: Callable[[Library, str, str], T], threads: Threads | None = None) -> T:
+    """The result of `work`, in a thread: of those that search, if no others are given."""
     library, namespace = library_of(call)
     name = call.request.path_params.get("name", "")
-    return await call.server.searching.run(lambda: work(library, namespace, name))
+
+    def inside() -> T:
+        with _without_paths(call, namespace):
+            return work(library, namespace, name)
+
+    return await (threads or call.server.searching).run(inside)
 
 
-async def _with(call: Call, work: Callable[[Collection], T]) -> T:
-    return await _inside(call, lambda library, namespace, name: work(library.get(namespace, name)))
+async def _with(call: Call, work: Callable[[Collection], T], threads: Threads | None = None) -> T:
+    def opened(library: Library, namespace: str, name: str) -> T:
+        collection = library.get(namespace, name)
+        with _unless_dropped(call, namespace, name, collection):
+            return work(collection)
+
+    return await _inside(call, opened, threads)
+
+
+@contextmanager
+def _without_paths(call: Call, namespace: str) -> Iterator[None]:
+    """What a store reports names its folder. Clients know the collection by its name; the log has the rest."""
+    try:
+        yield
+    except StoreError as error:
+        log.error("request %s: %s", call.id, error)
+        folder = Path(call.server.config.collections).expanduser() / namespace
+        raise type(error)(str(error).replace(f"{folder}/", "")) from error
+
+
+@contextmanager
+def _unless_dropped(call: Call, namespace: str, name: str, collection: Collection) -> Iterator[None]:
+    """A collection that was dropped while it was used is closed, perhaps in the middle of a call."""
+    try:
+        yield
+    except StoreError as error:
+        if not _is_there(call, namespace, name, collection):
+            message = f"the collection {name!r} was deleted meanwhile"
+            raise RequestError(message, status=409, param="name", code="conflict") from error
+        raise
+
+
+def _is_there(call: Call, namespace: str, name: str, collection: Collection) -> bool:
+    library = call.server.library  # None: the server stops, and has closed it
+    try:
+        return library is None or library.get(namespace, name) is collection
+    except RequestError:
+        return False
 
 
 # ---- collections -------------------------------------------------------------------------------------------
@@ -97,7 +148,9 @@ async def create(call: Call) -> Response:
     chunking = Chunking.from_dict(body.chunking, "chunking") if body.chunking is not None else None
     if body.multi_storage not in (None, "float16", "int8", "int4", "none"):
         raise RequestError("multi_storage must be float16, int8, int4 or none", param="multi_storage")
-    info = await _inside(call, lambda library, ns, name: library.create(ns, name, chunking, body.multi_storage))
+    info = await _inside(
+        call, lambda library, ns, name: library.create(ns, name, chunking, body.multi_storage), call.server.changing
+    )
     return wire.json_response(plain(info), status=201)
 
 
@@ -108,7 +161,7 @@ async def about(call: Call) -> Response:
 
 async def drop(call: Call) -> Response:
     """`DELETE /collections/{name}`."""
-    await _inside(call, lambda library, namespace, name: library.delete(namespace, name))
+    await _inside(call, lambda library, namespace, name: library.delete(namespace, name), call.server.changing)
     return wire.json_response({"deleted": True})
 
 
@@ -117,14 +170,21 @@ async def drop(call: Call) -> Response:
 
 async def add(call: Call) -> Response:
     """`POST /collections/{name}/documents`: NDJSON in, NDJSON out; the last line is the report."""
+    _, namespace = library_of(call)
+    name = call.request.path_params["name"]
     collection = await _with(call, lambda collection: collection)
-    most, requests = call.server.config.max_body_bytes, iter((1,))
+    config, requests = call.server.config, iter((1,))
+
+    def store(documents: Iterable[Document], progress: Progress) -> AddReport:
+        with _without_paths(call, namespace), _unless_dropped(call, namespace, name, collection):
+            return collection.add(documents, progress=progress)
 
     def charge(tokens: int) -> None:
         call.server.charge(call, call.server.embedder.name, tokens, requests=next(requests, 0))
 
-    adding = Adding(collection, call.request, most, charge, call.server.adding)
-    call.notes["collection"] = call.request.path_params["name"]
+    limits = BodyLimits(config.max_body_bytes, config.body_s)
+    adding = Adding(store, call.request, limits, charge, call.server.adding)
+    call.notes["collection"] = name
     return LineStream(adding.run())
 
 
@@ -137,14 +197,15 @@ async def documents(call: Call) -> Response:
 async def delete(call: Call) -> Response:
     """`POST /collections/{name}/documents/delete`: by ids or by a filter."""
     body = await call.read(DeleteBody)
-    chunks = await _with(call, lambda collection: collection.delete(body.ids, where=body.where))
+    where = body.where
+    chunks = await _with(call, lambda collection: collection.delete(body.ids, where=where), call.server.changing)
     return wire.json_response({"deleted_chunks": chunks})
 
 
 async def delete_one(call: Call) -> Response:
     """`DELETE /collections/{name}/documents/{id}`."""
     id = call.request.path_params["id"]
-    chunks = await _with(call, lambda collection: collection.delete(id))
+    chunks = await _with(call, lambda collection: collection.delete(id), call.server.changing)
     if not chunks:
         raise RequestError(f"there is no document {id!r}", status=404, param="id", code="document_not_found")
     return wire.json_response({"deleted_chunks": chunks})
@@ -158,7 +219,9 @@ async def search(call: Call) -> Response:
     body = await call.read(SearchBody)
     options = _options(body)
     with metered() as uses:
-        hits = await _with(call, lambda collection: collection.search(body.query, **options))
+        async with by_deadline(call) as seconds:
+            with within(seconds):
+                hits = await call.wait_for(_with(call, lambda collection: collection.search(body.query, **options)))
     for one in uses:
         call.use(one.model, one.kind, one.tokens)
     call.notes.update(collection=call.request.path_params["name"], hits=len(hits))

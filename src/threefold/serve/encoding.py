@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from threefold.errors import InputError, MissingHeadError
+from threefold.errors import DeadlineError, InputError, MissingHeadError
 from threefold.serve.errors import RequestError
 from threefold.serve.models import Answer, Embedder, Read
 from threefold.serve.schedule import Lane
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 #: A request may say how long it can wait.
 TIMEOUT_HEADER = "x-timeout-ms"
+#: Digits that it may have: 31 years.
+TIMEOUT_DIGITS = 12
 
 
 class Encoding:
@@ -32,18 +36,22 @@ class Encoding:
         self, texts: Sequence[str], *, truncate: Truncate, prompt_name: str | None = None, max_tokens: int | None = None
     ) -> Read:
         """Tokens of the texts of a request."""
-        prompt = ""
-        if prompt_name is not None:
-            if prompt_name not in self.embedder.prompts:
-                known = ", ".join(self.embedder.prompts)
-                raise RequestError(f"the model has no prompt {prompt_name!r}; known are {known}", param="prompt_name")
-            prompt = self.embedder.prompts[prompt_name]
+        prompt = self.prompt(prompt_name)
         return await self.embedder.read(texts, truncate=truncate, prompt=prompt, max_tokens=max_tokens)
+
+    def prompt(self, name: str | None) -> str:
+        """What is put before a text."""
+        if name is None:
+            return ""
+        if name not in self.embedder.prompts:
+            known = ", ".join(self.embedder.prompts)
+            raise RequestError(f"the model has no prompt {name!r}; known are {known}", param="prompt_name")
+        return self.embedder.prompts[name]
 
     async def embed(self, read: Read, outputs: Sequence[Output], *, lane: Lane | None = None) -> Answer:
         """Representations of the texts of a request, within the limits of a request."""
         self.check_outputs(outputs)
-        self._check_size(read.tokens, outputs)
+        check_size(self._call, read.tokens, outputs)
         answer = await self.embedder.embed(read, outputs, lane=lane, deadline_s=deadline_of(self._call))
         self._call.use(self.embedder.name, "embed", read.tokens, texts=len(read.rows))
         self._call.trace(read.seconds, answer.queue_s, answer.run_s)
@@ -57,18 +65,6 @@ class Encoding:
             if head != "hidden" and head not in card.representations:
                 raise MissingHeadError(f"{card.name} has no {head} head; it has {', '.join(card.representations)}")
 
-    def _check_size(self, tokens: int, outputs: Sequence[Output]) -> None:
-        config = self._call.server.config
-        if tokens > config.max_request_tokens:
-            raise RequestError(
-                f"the request has {tokens:,} tokens, the limit is {config.max_request_tokens:,}. Send less at once"
-            )
-        if {"multi", "hidden"} & set(outputs) and tokens > config.max_multi_tokens:
-            raise RequestError(
-                f"the request has {tokens:,} tokens; with a vector for each the limit is "
-                f"{config.max_multi_tokens:,}. Send less at once"
-            )
-
     def check_dimensions(self, dimensions: int | None) -> None:
         """Refuse dimensions for which the model was not trained."""
         card = self.embedder.card
@@ -78,6 +74,24 @@ class Encoding:
         why = "" if card.matryoshka else " (it was not trained for shorter vectors)"
         raise RequestError(
             f"{card.name} cannot give {dimensions} dimensions; allowed: {allowed}{why}", param="dimensions"
+        )
+
+
+def check_size(call: Call, tokens: int, outputs: Sequence[Output] = ()) -> None:
+    """Refuse a request that has become too large. What it reads is added up: one of /vertex holds several."""
+    config = call.server.config
+    call.size += tokens
+    if call.size > config.max_request_tokens:
+        raise RequestError(
+            f"the request has {call.size:,} tokens, the limit is {config.max_request_tokens:,}. Send less at once"
+        )
+    if not {"multi", "hidden"} & set(outputs):
+        return
+    call.multi_size += tokens
+    if call.multi_size > config.max_multi_tokens:
+        raise RequestError(
+            f"the request has {call.multi_size:,} tokens; with a vector for each the limit is "
+            f"{config.max_multi_tokens:,}. Send less at once"
         )
 
 
@@ -95,6 +109,21 @@ def deadline_of(call: Call) -> float | None:
     said = call.request.headers.get(TIMEOUT_HEADER)
     if said is None:
         return None
-    if not said.isdigit() or not int(said):
-        raise InputError(f"{TIMEOUT_HEADER} must be a number of milliseconds; got {said!r}")
+    is_number = said.isascii() and said.isdigit() and len(said) <= TIMEOUT_DIGITS  # more int() may not read
+    if not is_number or not int(said):
+        got = said if len(said) <= TIMEOUT_DIGITS else f"{said[:TIMEOUT_DIGITS]}..."
+        raise InputError(
+            f"{TIMEOUT_HEADER} must be a number of milliseconds with at most {TIMEOUT_DIGITS} digits; got {got!r}"
+        )
     return int(said) / 1000
+
+
+@asynccontextmanager
+async def by_deadline(call: Call) -> AsyncIterator[float]:
+    """What is done inside ends at the deadline of the request, with its error; gives the seconds."""
+    deadline = deadline_of(call) or call.server.config.limits.deadline_s
+    try:
+        async with asyncio.timeout(deadline):
+            yield deadline
+    except TimeoutError:
+        raise DeadlineError(f"no answer within {deadline:g} s; send less at once, or allow more time") from None

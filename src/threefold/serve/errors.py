@@ -9,7 +9,7 @@ message and an id.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import orjson
@@ -28,6 +28,7 @@ from threefold.errors import (
     ThreefoldError,
     UnavailableError,
 )
+from threefold.serve.models import TooLongError
 
 Dialect = Literal["openai", "tei", "cohere", "vllm"]
 TeiKind = Literal["Unhealthy", "Backend", "Overloaded", "Tokenizer", "Empty", "Validation"]
@@ -38,17 +39,23 @@ class RequestError(InputError):
 
     param  the field that is to blame
     code   a word for programs; None: the usual one of the status
+    tei    what TEI calls it
     """
 
-    def __init__(self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        param: str | None = None,
+        code: str | None = None,
+        tei: TeiKind = "Validation",
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.param = param
         self.code = code
-
-
-class WrongModelError(RequestError):
-    """The route needs another kind of model (TEI: 424)."""
+        self.tei = tei
 
 
 class CreditError(ServeError):
@@ -61,7 +68,10 @@ class ClientGone(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """An error in no dialect."""
+    """An error in no dialect.
+
+    cuttable  a text is too long; the dialect knows the field that lets it be cut
+    """
 
     status: int
     message: str
@@ -69,14 +79,15 @@ class Problem:
     code: str | None = None
     param: str | None = None
     retry_after_s: float | None = None
+    cuttable: bool = False
 
 
 def problem_of(error: BaseException) -> Problem:
     """What the client is told. Of errors that threefold did not raise on purpose it learns nothing."""
-    if isinstance(error, WrongModelError):
-        return Problem(error.status, str(error), "Backend", error.code, error.param)
     if isinstance(error, RequestError):
-        return Problem(error.status, str(error), "Validation", error.code, error.param)
+        return Problem(error.status, str(error), error.tei, error.code, error.param)
+    if isinstance(error, TooLongError):
+        return Problem(400, str(error), "Validation", cuttable=True)
     if isinstance(error, MissingHeadError):
         return Problem(400, str(error), "Backend")
     if isinstance(error, InputError):
@@ -101,6 +112,8 @@ def problem_of(error: BaseException) -> Problem:
 
 def respond(problem: Problem, dialect: Dialect, request_id: str) -> Response:
     """The whole response."""
+    if problem.cuttable:
+        problem = replace(problem, message=f"{problem.message}. Split it, or send {_CUT[dialect]} to cut it")
     response = _BODIES[dialect](problem, request_id)
     if problem.retry_after_s is not None:
         response.headers["retry-after"] = str(math.ceil(problem.retry_after_s))
@@ -130,6 +143,14 @@ _VLLM = {
     404: "NotFoundError",
     429: "TooManyRequestsError",
     503: "ServiceUnavailableError",
+}
+
+#: The field of each dialect that lets a long text be cut.
+_CUT: dict[Dialect, str] = {
+    "openai": 'truncate="end"',
+    "tei": '"truncate": true',
+    "cohere": 'truncate="END"',
+    "vllm": '"truncate_prompt_tokens": -1',
 }
 
 #: Kind -> status of TEI; validation is 422 since TEI 1.9 (February 2026), 413 before.

@@ -37,6 +37,8 @@ Handler = Callable[["Call"], Awaitable[Response]]
 
 #: Status of a request whose client went away, for the log (as nginx).
 CLIENT_GONE = 499
+#: The route of a request that has none, for metrics and the log.
+UNKNOWN = "unknown"
 
 _REQUEST_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 
@@ -54,6 +56,7 @@ class Call:
     notes    for the log: model, tokens, texts, ...
     held     models that may not be unloaded before it ends
     span     its trace, where there are traces
+    size     tokens that it has had read so far, and multi_size those of them with a vector each
     """
 
     request: Request
@@ -67,6 +70,8 @@ class Call:
     notes: dict[str, Any] = field(default_factory=dict)
     held: list[Model] = field(default_factory=list)
     span: RequestSpan | None = None
+    size: int = 0
+    multi_size: int = 0
 
     def use(self, model: str, kind: Work, tokens: int, *, texts: int = 0) -> None:
         """Note what was used; it is counted when the request is answered, and only then."""
@@ -194,11 +199,19 @@ def endpoint(
     return answer
 
 
-async def on_http_exception(request: Request, error: Exception) -> Response:
-    """Unknown paths and methods: the OpenAI body, as most clients speak it."""
-    assert isinstance(error, HTTPException)
-    message = {404: f"there is no route {request.url.path}", 405: f"{request.method} is not allowed here"}
-    problem = Problem(error.status_code, message.get(error.status_code, error.detail), "Validation")
-    response = respond(problem, "openai", request_id(request))
-    response.headers.update(error.headers or {})
-    return response
+def no_route(server: Server) -> Callable[[Request, Exception], Awaitable[Response]]:
+    """Unknown paths and methods: the OpenAI body, as most clients speak it. The log does not have the path, which may
+    be anything."""
+
+    async def answer(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        call = Call(request, server, UNKNOWN, request_id(request), "openai")
+        server.begun(call)
+        message = {404: f"there is no route {request.url.path}", 405: f"{request.method} is not allowed here"}
+        problem = Problem(error.status_code, message.get(error.status_code, error.detail), "Validation")
+        response = respond(problem, call.dialect, call.id)
+        response.headers.update({**(error.headers or {}), "x-request-id": call.id})
+        server.finished(call, response.status_code)
+        return response
+
+    return answer

@@ -6,12 +6,18 @@ from typing import Any, NamedTuple
 
 from threefold.serve.errors import RequestError
 
-#: The reason for arrays of numbers, in the words that solve it.
+#: The reason for arrays of numbers, in the words that solve it: where clients send those of OpenAI, ...
 TOKENS_REFUSED = (
     "input is an array of token ids. They are ids of another tokenizer (LangChain's OpenAIEmbeddings sends those of "
     "OpenAI's), which would give vectors of nonsense. Send text: with LangChain pass check_embedding_ctx_length=False. "
     'Ids of this model\'s own tokenizer are taken with "input_ids_vocab": "xlm-roberta"'
 )
+#: ... where a setting of the server decides, ...
+TOKENS_NEED_A_SETTING = (
+    "input is an array of token ids, which this server does not take. Send text, or start it with --set token_ids=true"
+)
+#: ... and where only text has a meaning.
+_NO_TOKENS = "{field} is an array of numbers, where texts are read. Send strings"
 
 
 class Inputs(NamedTuple):
@@ -22,21 +28,21 @@ class Inputs(NamedTuple):
     single: bool
 
 
-def inputs_of(value: Any, field: str, most: int, *, ids_allowed: bool) -> Inputs:
-    """Texts or ids; empty ones are refused, and more than `most`."""
+def inputs_of(value: Any, field: str, most: int, *, ids_allowed: bool, refusal: str = _NO_TOKENS) -> Inputs:
+    """Texts or ids; empty ones are refused, and more than `most`. `refusal` is said of ids that are not allowed."""
     if isinstance(value, str):
         return Inputs([_text(value, field, None)], [], True)
     if not isinstance(value, list):
         raise RequestError(f"{field} must be a string or an array of strings", param=field)
     if not value:
-        raise RequestError(f"`{field}` cannot be empty", param=field)
+        raise RequestError(f"`{field}` cannot be empty", param=field, tei="Empty")
     if _is_ids(value):
-        _check_ids(ids_allowed, field)
+        _check_ids(ids_allowed, field, refusal)
         return Inputs([], [value], True)
     if len(value) > most:
         raise RequestError(f"batch size {len(value)} > maximum allowed batch size {most}", param=field)
     if all(isinstance(item, list) and item and _is_ids(item) for item in value):
-        _check_ids(ids_allowed, field)
+        _check_ids(ids_allowed, field, refusal)
         return Inputs([], value, False)
     return Inputs([_text(item, field, i) for i, item in enumerate(value)], [], False)
 
@@ -52,9 +58,9 @@ def _is_ids(value: list[Any]) -> bool:
     return all(type(item) is int for item in value)
 
 
-def _check_ids(allowed: bool, field: str) -> None:
+def _check_ids(allowed: bool, field: str, refusal: str) -> None:
     if not allowed:
-        raise RequestError(TOKENS_REFUSED, param=field)
+        raise RequestError(refusal.replace("{field}", field), param=field)
 
 
 def _text(value: Any, field: str, i: int | None) -> str:

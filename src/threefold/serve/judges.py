@@ -6,7 +6,8 @@ Both stand behind one protocol and behind their own queue. Knows nothing of HTTP
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -18,22 +19,49 @@ from threefold.score.dense import dense_scores
 from threefold.score.fuse import TRAINING, Weights, weighted_sum
 from threefold.score.multi import maxsim
 from threefold.score.sparse import sparse_scores
-from threefold.serve.models import SAMPLE_TEXTS, SAMPLE_TOKENS, TOKENIZING, Embedder, packed
+from threefold.serve.models import SAMPLE_TEXTS, SAMPLE_TOKENS, TOKENIZING, Embedder, Read, TooLongError, packed
 from threefold.serve.queue import BatchReport, Engine, Limits
 from threefold.serve.schedule import Lane
 from threefold.serve.threads import Threads
-from threefold.text.tokenizer import Tokenizer, Tokens
-from threefold.types import Floats, Ints, Ragged, Representation, Row, Sparse, offsets_of
+from threefold.text.tokenizer import Tokenizer, Tokens, Truncate
+from threefold.types import Floats, Ints, Output, Ragged, Representation, Row, Sparse, offsets_of
 
 Pair = tuple[str, str]
+#: Texts that the heads read at a time, in tokens: 64 MB of token vectors of bge-m3.
+BLOCK_TOKENS = 16_384
+#: Told how many tokens are to be read, and for which outputs; raises where that is too much.
+Check = Callable[[int, Sequence[Output]], None]
+
+
+class Cutting(NamedTuple):
+    """What is read of texts that are long.
+
+    truncate         their beginning (end), their end (start), or nothing: they are an error (none)
+    max_tokens       of a text, or of a pair that is read together, specials included; None: what the model reads
+    max_text_tokens  of a text that is not a query, without specials
+    """
+
+    truncate: Truncate = "end"
+    max_tokens: int | None = None
+    max_text_tokens: int | None = None
+
+
+#: As much as the model reads.
+WHOLE = Cutting()
+
+
+def _any_size(tokens: int, outputs: Sequence[Output]) -> None:
+    """For callers inside the server, which ask for no more than they can hold."""
 
 
 class Judgement(NamedTuple):
     """One score per pair.
 
-    raw    as the model gives it: a logit, or the weighted sum of the heads' scores
-    unit   from 0 to 1, in the same order
-    tokens that were read for all pairs together
+    raw              as the model gives it: a logit, or the weighted sum of the heads' scores
+    unit             from 0 to 1, in the same order
+    truncated        whether the text was cut; of pairs that are read together, whether the pair was
+    tokens           that were read for all pairs together
+    query_truncated  whether a query that is read alone was cut
     """
 
     raw: list[float]
@@ -44,6 +72,7 @@ class Judgement(NamedTuple):
     tokenize_s: float
     queue_s: float
     run_s: float
+    query_truncated: bool = False
 
 
 class Judge(Protocol):
@@ -63,16 +92,12 @@ class Judge(Protocol):
         self,
         pairs: Sequence[Pair],
         *,
-        truncate: bool = True,
-        max_text_tokens: int | None = None,
+        cutting: Cutting = WHOLE,
+        check: Check = _any_size,
         lane: Lane | None = None,
         deadline_s: float | None = None,
     ) -> Judgement:
-        """One score per pair.
-
-        truncate         False: a text that is too long is an error
-        max_text_tokens  texts (not queries) are cut to so many
-        """
+        """One score per pair. `check` is asked before anything waits for the model."""
         ...
 
 
@@ -97,40 +122,101 @@ class HeadsJudge:
         self,
         pairs: Sequence[Pair],
         *,
-        truncate: bool = True,
-        max_text_tokens: int | None = None,
+        cutting: Cutting = WHOLE,
+        check: Check = _any_size,
         lane: Lane | None = None,
         deadline_s: float | None = None,
     ) -> Judgement:
         """One score per pair; see `Judge`."""
         queries = list(dict.fromkeys(query for query, _ in pairs))
         texts = list(dict.fromkeys(text for _, text in pairs))
-        prompts = self._embedder.prompts
-        asked = await self._embedder.read(queries, truncate="none", prompt=prompts.get("query", ""))
-        said = await self._embedder.read(
-            texts,
-            truncate="end" if truncate else "none",
-            prompt=prompts.get("document", ""),
-            max_tokens=max_text_tokens,
-        )
-        both = asked._replace(rows=asked.rows + said.rows, truncated=asked.truncated + said.truncated)
-        weights = self._weights.only(*self._embedder.card.representations)
-        answer = await self._embedder.embed(both, weights.used, lane=lane, deadline_s=deadline_s)
-        by_query = dict(zip(queries, answer.rows[: len(queries)], strict=True))
-        by_text = dict(zip(texts, answer.rows[len(queries) :], strict=True))
+        with _named("query", queries, [query for query, _ in pairs]):
+            asked = await self._read(queries, "query", cutting._replace(max_text_tokens=None))
+        with _named("text", texts, [text for _, text in pairs]):
+            said = await self._read(texts, "document", cutting)
+        check(asked.tokens, self._weights.only(*self._embedder.card.representations).used)
+        check(said.tokens, ())  # their token vectors are never all there at once
+        found = await self._scored(pairs, (queries, texts), (asked, said), lane, deadline_s)
+        raw = [found.scores[pair] for pair in pairs]
         cut = dict(zip(texts, said.truncated, strict=True))
-        work = partial(_score_pairs, pairs, by_query, by_text, weights, self._embedder.card.vocab)
-        raw = await self._embedder.threads.run(work)
         return Judgement(
             raw,
             [min(max(score, 0.0), 1.0) for score in raw],
             [cut[text] for _, text in pairs],
-            both.tokens,
+            asked.tokens + said.tokens,
             asked.characters + said.characters,
             asked.seconds + said.seconds,
-            answer.queue_s,
-            answer.run_s,
+            found.queue_s,
+            found.run_s,
+            any(asked.truncated),
         )
+
+    async def _scored(
+        self,
+        pairs: Sequence[Pair],
+        names: tuple[list[str], list[str]],
+        reads: tuple[Read, Read],
+        lane: Lane | None,
+        deadline_s: float | None,
+    ) -> _Scored:
+        """The queries are read with the first texts, and scored with each block of texts as it comes."""
+        weights, vocab = self._weights.only(*self._embedder.card.representations), self._embedder.card.vocab
+        said, rows, began = names[0] + names[1], reads[0].rows + reads[1].rows, time.perf_counter()
+        blocks = list(_blocks([len(ids) for ids in rows], len(names[0])))
+        if len(blocks) > 1:
+            lane = lane or "bulk"
+        queries: dict[str, Row] = {}
+        scores: dict[Pair, float] = {}
+        queue_s = run_s = 0.0
+        for part in blocks:
+            left = None if deadline_s is None else max(deadline_s - (time.perf_counter() - began), 0.0)
+            read = Read(rows[part], [], 0, 0.0)
+            answer = await self._embedder.embed(read, weights.used, lane=lane, deadline_s=left)
+            first = 0 if queries else len(names[0])
+            queries = queries or dict(zip(names[0], answer.rows[:first], strict=True))
+            texts = dict(zip(said[part][first:], answer.rows[first:], strict=True))
+            here = [pair for pair in dict.fromkeys(pairs) if pair[1] in texts]
+            work = partial(_score_pairs, here, queries, texts, weights, vocab)
+            scores |= zip(here, await self._embedder.threads.run(work), strict=True)
+            queue_s, run_s = queue_s + answer.queue_s, run_s + answer.run_s
+        return _Scored(scores, queue_s, run_s)
+
+    async def _read(self, texts: Sequence[str], prompt: str, cutting: Cutting) -> Read:
+        embedder, most = self._embedder, cutting.max_tokens
+        if cutting.max_text_tokens is not None:
+            longest = cutting.max_text_tokens + embedder.tokenizer.overhead
+            most = longest if most is None else min(most, longest)
+        said = embedder.prompts.get(prompt, "")
+        return await embedder.read(texts, truncate=cutting.truncate, prompt=said, max_tokens=most)
+
+
+class _Scored(NamedTuple):
+    """Scores of distinct pairs, and where the time went."""
+
+    scores: dict[Pair, float]
+    queue_s: float
+    run_s: float
+
+
+def _blocks(lengths: Sequence[int], first: int) -> Iterator[slice]:
+    """Neighbouring texts of at most `BLOCK_TOKENS` together; the `first` ones share a block with the next."""
+    start = used = 0
+    for i, length in enumerate(lengths):
+        if i > first and used + length > BLOCK_TOKENS:
+            yield slice(start, i)
+            start, used = i, 0
+        used += length
+    yield slice(start, len(lengths))
+
+
+@contextmanager
+def _named(side: str, distinct: Sequence[str], given: Sequence[str]) -> Iterator[None]:
+    """A text that is too long is named by its place in the request; equal ones are read once."""
+    try:
+        yield
+    except TooLongError as error:
+        single = side == "query" and len(distinct) == 1
+        raise error.of("the query" if single else f"{side} {given.index(distinct[error.index])}") from None
 
 
 def _score_pairs(
@@ -139,6 +225,8 @@ def _score_pairs(
     scores = np.zeros(len(pairs), np.float32)
     for query, row in queries.items():
         places = [i for i, (asked, _) in enumerate(pairs) if asked == query]
+        if not places:
+            continue
         rows = [texts[pairs[i][1]] for i in places]
         scores[places] = weighted_sum({name: _score(name, row, rows, vocab) for name in weights.used}, weights)
     found: list[float] = scores.tolist()
@@ -247,23 +335,21 @@ class CrossJudge:
         self,
         pairs: Sequence[Pair],
         *,
-        truncate: bool = True,
-        max_text_tokens: int | None = None,
+        cutting: Cutting = WHOLE,
+        check: Check = _any_size,
         lane: Lane | None = None,
         deadline_s: float | None = None,
     ) -> Judgement:
         """One score per pair; see `Judge`."""
         self.engine.admit(0, "interactive", float("inf"))
         began = time.perf_counter()
-        tokens = await self._threads.run(partial(self._tokenize, pairs, max_text_tokens))
+        limit = min(cutting.max_tokens or self.max_tokens, self.max_tokens)
+        tokens = await self._threads.run(partial(self._tokenize, pairs, limit, cutting.max_text_tokens))
         seconds = time.perf_counter() - began
         truncated = [bool(cut) for cut in tokens.truncated]
-        if not truncate and any(truncated):
-            i = truncated.index(True)
-            raise InputError(
-                f"pair {i} has {int(tokens.available[i]):,} tokens, the limit is {self.max_tokens:,}. "
-                "Shorten the text, or let it be cut"
-            )
+        if cutting.truncate != "end" and any(truncated):
+            self._refuse_cut(tokens, truncated.index(True), limit, cutting.truncate)
+        check(int(tokens.offsets[-1]), ())
         rows = [tokens[i] for i in range(len(tokens))]
         starts = tokens.seconds.tolist() if tokens.seconds is not None else [0] * len(rows)
         done = await self.engine.run(rows, starts, lane=lane, deadline_s=deadline_s)
@@ -279,9 +365,12 @@ class CrossJudge:
             done.run_s,
         )
 
-    def _tokenize(self, pairs: Sequence[Pair], max_text_tokens: int | None) -> Tokens:
+    def _refuse_cut(self, tokens: Tokens, i: int, limit: int, truncate: Truncate) -> None:
+        error = TooLongError(f"pair {i}", i, f"{int(tokens.available[i]):,}", limit)
+        if truncate == "none":
+            raise error
+        raise InputError(f"{error}; {self.name} reads the beginning of a long text, its end cannot be kept instead")
+
+    def _tokenize(self, pairs: Sequence[Pair], limit: int, max_text_tokens: int | None) -> Tokens:
         queries, texts = [query for query, _ in pairs], [text for _, text in pairs]
-        limit = self.max_tokens
-        if max_text_tokens is not None:
-            limit = min(limit, int(self.tokenizer.count(queries).max()) + 2 + max_text_tokens)
-        return self.tokenizer.encode_pairs(queries, texts, max_tokens=limit)
+        return self.tokenizer.encode_pairs(queries, texts, max_tokens=limit, max_text_tokens=max_text_tokens)

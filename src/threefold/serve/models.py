@@ -31,6 +31,22 @@ TOKENIZING = 4
 SAMPLE_TEXTS, SAMPLE_TOKENS = 8, 64
 
 
+class TooLongError(InputError):
+    """A text is longer than is read, and may not be cut. How it may be, each contract says in its own words.
+
+    index  its place among the texts that were read
+    """
+
+    def __init__(self, what: str, index: int, has: str, limit: int) -> None:
+        super().__init__(f"{what} has {has} tokens, the limit is {limit:,}")
+        self.index = index
+        self._size = (has, limit)
+
+    def of(self, what: str) -> TooLongError:
+        """The same of a text that the client knows by another name."""
+        return TooLongError(what, self.index, *self._size)
+
+
 class RowEncoder(Protocol):
     """What the server needs of an encoder."""
 
@@ -231,6 +247,4 @@ def _refuse_cut(tokens: Tokens, cut: Sequence[bool], truncate: Truncate, limit: 
     i = list(cut).index(True)
     count = int(tokens.available[i])
     has = f"{count:,}" if count > limit else f"more than {limit:,}"
-    raise InputError(
-        f'input {before + i} has {has} tokens, the limit is {limit:,}. Split it, or send truncate="end" to cut it'
-    )
+    raise TooLongError(f"input {before + i}", before + i, has, limit)

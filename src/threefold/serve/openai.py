@@ -16,7 +16,7 @@ from threefold.serve.catalog import Model
 from threefold.serve.encoding import Encoding, cut_dense
 from threefold.serve.errors import RequestError
 from threefold.serve.http import Call
-from threefold.serve.inputs import Inputs, inputs_of
+from threefold.serve.inputs import TOKENS_REFUSED, Inputs, inputs_of
 from threefold.serve.models import Answer, Read
 from threefold.serve.schedule import Lane
 from threefold.text.tokenizer import Truncate
@@ -59,7 +59,8 @@ async def embeddings(call: Call) -> Response:
     body = await call.read(EmbeddingsBody)
     call.server.model_of(body.model, "encoder")
     allowed = call.server.config.token_ids or body.input_ids_vocab is not None
-    given = inputs_of(body.input, "input", call.server.config.max_inputs, ids_allowed=allowed)
+    most = call.server.config.max_inputs
+    given = inputs_of(body.input, "input", most, ids_allowed=allowed, refusal=TOKENS_REFUSED)
     encoding = await call.server.encoder(call, body.model)
     encoding.check_dimensions(body.dimensions)
     kinds: list[Kind] = body.embedding_types or ["dense"]

@@ -21,8 +21,8 @@ from threefold.serve import wire
 from threefold.serve.encoding import Encoding, cut_dense
 from threefold.serve.errors import RequestError
 from threefold.serve.http import Call, parse, parse_any
-from threefold.serve.inputs import Inputs, inputs_of
-from threefold.serve.judges import Pair
+from threefold.serve.inputs import TOKENS_NEED_A_SETTING, Inputs, inputs_of
+from threefold.serve.judges import Cutting, Pair
 from threefold.serve.models import Answer
 from threefold.serve.openai import at_most, take_ids
 from threefold.serve.schedule import Lane
@@ -95,7 +95,7 @@ async def pooling(call: Call) -> Response:
         return await _plugin(call, parse(PluginBody, raw))
     body = parse(PoolingBody, raw)
     encoding, inputs = await _given(call, body, body.input)
-    encoding.check_dimensions(body.dimensions)
+    _check_dimensions(encoding, body)
     answer = await call.wait_for(_embed(encoding, body, inputs, _OUTPUT[body.task]))
     data = [
         {"index": i, "object": "pooling", "data": _encoded(body, _vectors(body, row))}
@@ -111,6 +111,20 @@ async def pooling(call: Call) -> Response:
             "usage": _usage(answer.read.tokens),
         }
     )
+
+
+def _check_dimensions(encoding: Encoding, body: PoolingBody) -> None:
+    """Only dense vectors were trained to be cut: those of tokens have the size that they have, and weights none."""
+    if body.task == "embed":
+        return encoding.check_dimensions(body.dimensions)
+    has = encoding.embedder.card.multi_dim if body.task == "token_embed" else None
+    if body.dimensions not in (None, has):
+        raise RequestError(
+            f"{body.task} gives nothing that can be cut to {body.dimensions} dimensions. Leave `dimensions` out, or "
+            'ask for the task "embed"',
+            param="dimensions",
+        )
+    return None
 
 
 async def _plugin(call: Call, body: PluginBody) -> Response:
@@ -131,7 +145,8 @@ async def _plugin(call: Call, body: PluginBody) -> Response:
 
 async def _given(call: Call, body: _Body, given: Any) -> tuple[Encoding, Inputs]:
     call.server.model_of(body.model, "encoder")
-    inputs = inputs_of(given, "input", call.server.config.max_inputs, ids_allowed=call.server.config.token_ids)
+    config = call.server.config
+    inputs = inputs_of(given, "input", config.max_inputs, ids_allowed=config.token_ids, refusal=TOKENS_NEED_A_SETTING)
     return await call.server.encoder(call, body.model), inputs
 
 
@@ -173,8 +188,9 @@ async def score(call: Call) -> Response:
     call.server.model_of(body.model)
     pairs = _pairs(body, call.server.config.max_inputs)
     lane: Lane | None = "bulk" if body.priority > 0 else None
-    cut = body.truncate_prompt_tokens is not None
-    judgement = await call.server.judge(call, pairs, model=body.model, truncate=cut, lane=lane)
+    cut = body.truncate_prompt_tokens
+    cutting = Cutting("none" if cut is None else "end", at_most(cut))
+    judgement = await call.server.judge(call, pairs, cutting, model=body.model, lane=lane)
     scores = judgement.unit if body.use_activation else judgement.raw
     return wire.json_response(
         {

@@ -17,7 +17,7 @@ from threefold.serve import wire
 from threefold.serve.errors import RequestError
 from threefold.serve.http import Call, parse, parse_any
 from threefold.serve.inputs import texts_of
-from threefold.serve.judges import Judgement
+from threefold.serve.judges import Cutting, Judgement
 from threefold.serve.schedule import Lane
 from threefold.serve.tei import Truncating, how_to_cut, judged_headers
 
@@ -104,7 +104,7 @@ async def ranked(call: Call, body: TeiRerankBody) -> tuple[list[dict[str, Any]],
     texts = texts_of(body.texts, "texts", call.server.config.max_inputs)
     _check_query(body.query)
     pairs = [(body.query, text) for text in texts]
-    judgement = await call.server.judge(call, pairs, truncate=how_to_cut(call, body) != "none")
+    judgement = await call.server.judge(call, pairs, Cutting(how_to_cut(call, body)))
     scores = judgement.raw if body.raw_scores else judgement.unit
     ranks = [
         {"index": i, **({"text": texts[i]} if body.return_text else {}), "score": scores[i]}
@@ -125,8 +125,8 @@ async def _judge(call: Call, body: RerankBody) -> tuple[list[str], Judgement]:
     texts = _documents(body, call.server.config.max_inputs)
     lane: Lane | None = "bulk" if body.priority else None
     pairs = [(body.query, text) for text in texts]
-    most = body.max_tokens_per_doc
-    return texts, await call.server.judge(call, pairs, model=body.model, max_text_tokens=most, lane=lane)
+    cutting = Cutting(max_text_tokens=body.max_tokens_per_doc)
+    return texts, await call.server.judge(call, pairs, cutting, model=body.model, lane=lane)
 
 
 def _check_query(query: str) -> None:
@@ -180,6 +180,7 @@ def _usage(judgement: Judgement) -> dict[str, int]:
 def _meta(version: str, texts: list[str], judgement: Judgement) -> dict[str, Any]:
     cut = [i for i, truncated in enumerate(judgement.truncated) if truncated]
     warnings = [f"documents {', '.join(map(str, cut))} were longer than is read and were cut"] if cut else []
+    warnings += ["the query was longer than is read and was cut"] if judgement.query_truncated else []
     return {
         "api_version": {"version": version},
         "billed_units": {"search_units": math.ceil(len(texts) / SEARCH_UNIT_DOCUMENTS)},

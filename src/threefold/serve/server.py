@@ -7,19 +7,22 @@ Every contract is a thin reading and writing of the same two calls: `encoder`, f
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from threefold.errors import ConfigError, DeadlineError, InputError
+from threefold.errors import ConfigError, DeadlineError, InputError, UnavailableError
 from threefold.serve.accounts import Accounts
 from threefold.serve.bridge import QueuedEncoder, QueuedReranker
 from threefold.serve.catalog import MB, Catalog, Kind, Model, Service
-from threefold.serve.encoding import Encoding, deadline_of
+from threefold.serve.encoding import Encoding, check_size, deadline_of
 from threefold.serve.errors import RequestError
-from threefold.serve.judges import CrossJudge, HeadsJudge, Judge, Judgement, Pair
-from threefold.serve.keys import SELF, Keys, usage_file_of
+from threefold.serve.judges import WHOLE, CrossJudge, Cutting, HeadsJudge, Judge, Judgement, Pair
+from threefold.serve.keys import SELF, Key, Keys, usage_file_of
 from threefold.serve.ledger import UNIT, Work
 from threefold.serve.library import Library
 from threefold.serve.logs import log_request
@@ -35,8 +38,13 @@ if TYPE_CHECKING:
     from threefold.serve.http import Call
     from threefold.serve.traces import Traces
 
-#: Threads that search collections, and that add to them; more requests wait.
-SEARCHING, ADDING = 16, 8
+log = logging.getLogger(__name__)
+
+#: Threads that search collections, that add to them, and that delete; more requests wait. What writes waits for
+#: whoever writes to the same collection, so it must not take the threads of what reads.
+SEARCHING, ADDING, CHANGING = 16, 8, 8
+#: Seconds after which to ask again where the file of keys cannot be read.
+KEYS_AGAIN_S = 5.0
 
 
 class Server:
@@ -68,6 +76,7 @@ class Server:
         self.rates = Rates()
         self.accounts: Accounts | None = None
         self.searching, self.adding = Threads("search", SEARCHING), Threads("add", ADDING)
+        self.changing = Threads("change", CHANGING)
         self.library: Library | None = None
         self.created = int(time.time())
         self._running = False
@@ -150,10 +159,11 @@ class Server:
     async def stop(self) -> None:
         """Finish what is running, then stop."""
         await self.catalog.stop(self.config.drain_s)
-        for threads in (self.searching, self.adding):
+        for threads in (self.searching, self.adding, self.changing):
             threads.close()
-        if self.library is not None:
-            await asyncio.to_thread(self.library.close)
+        library, self.library = self.library, None  # what still runs must not open a collection again
+        if library is not None:
+            await asyncio.to_thread(library.close)
         if self.accounts is not None:
             await asyncio.to_thread(self.accounts.close)
         if self.traces is not None:
@@ -172,7 +182,8 @@ class Server:
         secret = _secret(call)
         if secret is None:
             raise RequestError("no API key: send the header Authorization: Bearer <key>", status=401)
-        call.key = self.keys.find(secret)
+        with _reading_keys():
+            call.key = self.keys.find(secret)
         if call.key is None:
             raise RequestError("the API key is not known, or was revoked", status=401)
         if scope == SELF:
@@ -182,6 +193,11 @@ class Server:
         self.rates.check(call.key)
         if self.accounts is not None:
             self.accounts.check(call.key)
+
+    def known_keys(self) -> tuple[Key, ...]:
+        """Every key, oldest first; none without a file of keys."""
+        with _reading_keys():
+            return self.keys.all() if self.keys is not None else ()
 
     def begun(self, call: Call) -> None:
         """A request is there."""
@@ -237,17 +253,15 @@ class Server:
         self,
         call: Call,
         pairs: Sequence[Pair],
+        cutting: Cutting = WHOLE,
         *,
         model: str | None = None,
-        truncate: bool = True,
-        max_text_tokens: int | None = None,
         lane: Lane | None = None,
     ) -> Judgement:
-        """Scores of pairs of texts."""
+        """Scores of pairs of texts, within the limits of a request."""
         scorer = await self._scorer(call, model)
-        work = scorer.judge(
-            pairs, truncate=truncate, max_text_tokens=max_text_tokens, lane=lane, deadline_s=deadline_of(call)
-        )
+        check, deadline = partial(check_size, call), deadline_of(call)
+        work = scorer.judge(pairs, cutting=cutting, check=check, lane=lane, deadline_s=deadline)
         judgement = await call.wait_for(work)
         call.use(scorer.name, "rerank", judgement.tokens, texts=len(pairs))
         call.trace(judgement.tokenize_s, judgement.queue_s, judgement.run_s)
@@ -260,6 +274,16 @@ class Server:
             return self.scorer
         service = await self._take(call, model)
         return HeadsJudge(service) if isinstance(service, Embedder) else service
+
+
+@contextmanager
+def _reading_keys() -> Iterator[None]:
+    """Who calls is not known yet, and need not know where the keys are; the log does."""
+    try:
+        yield
+    except ConfigError as error:
+        log.error("%s", error)
+        raise UnavailableError("the API keys cannot be read", KEYS_AGAIN_S) from error
 
 
 def _secret(call: Call) -> str | None:

@@ -58,7 +58,8 @@ class ServeConfig(Settings):
     max_multi_tokens     tokens of one request that asks for a vector per token (4 KB each with bge-m3)
     token_ids            whether arrays of numbers are taken as token ids of the model; by default they are refused
     truncate             what TEI routes do with a text that is too long and does not say: cut it (as TEI), or refuse
-    body_s               seconds in which the head of a request must have arrived, and then its body
+    body_s               seconds in which the head of a request must have arrived, and then its body; for documents
+                         that are streamed, without any part of it
     drain_s              seconds that running requests get when the server is told to stop
     log_format           lines for people, or JSON
     otlp_endpoint        a collector of OpenTelemetry traces, such as http://127.0.0.1:4318; empty: no traces

@@ -7,6 +7,8 @@ answer has the `x-...` headers of its times.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -15,13 +17,13 @@ from starlette.responses import Response
 
 from threefold import __version__
 from threefold.serve import wire
-from threefold.serve.encoding import Encoding, cut_dense
-from threefold.serve.errors import RequestError, WrongModelError
+from threefold.serve.encoding import Encoding, by_deadline, check_size, cut_dense
+from threefold.serve.errors import RequestError
 from threefold.serve.http import Call, parse, parse_any
 from threefold.serve.inputs import inputs_of, texts_of
-from threefold.serve.judges import Judgement, Pair
-from threefold.serve.models import Answer, Read
-from threefold.text.tokenizer import Truncate
+from threefold.serve.judges import Cutting, Judgement, Pair
+from threefold.serve.models import Answer, Read, TooLongError
+from threefold.text.tokenizer import Tokenizer, Truncate
 from threefold.types import Floats, Output, Row
 
 Direction = Literal["left", "right", "Left", "Right"]
@@ -115,7 +117,7 @@ async def embedded(call: Call, body: EmbedBody) -> tuple[list[Floats], Answer]:
     wanted: Output = "dense" if body.normalize else "hidden"
     answer = await call.wait_for(_embed(encoding, call, body, body.inputs, wanted))
     vectors = [
-        cut_dense(row.dense, body.dimensions) if row.dense is not None else _pooled(encoding, row)
+        cut_dense(row.dense, body.dimensions) if row.dense is not None else _pooled(encoding, row)[: body.dimensions]
         for row in answer.rows
     ]
     return [wire.floats(vector, as_base64=False) for vector in vectors], answer
@@ -171,7 +173,14 @@ async def _read(encoding: Encoding, call: Call, body: Truncating, inputs: Any, m
 async def _read_mixed(encoding: Encoding, call: Call, body: Truncating, inputs: list[Any], limit: int) -> Read:
     if len(inputs) > limit:
         raise RequestError(f"batch size {len(inputs)} > maximum allowed batch size {limit}", param="inputs")
-    parts = [await _read(encoding, call, body, item, 1) for item in inputs]
+    parts = []
+    for i, item in enumerate(inputs):
+        if item == []:
+            raise RequestError(f"`inputs[{i}]` cannot be empty", param="inputs")
+        try:
+            parts.append(await _read(encoding, call, body, item, 1))
+        except TooLongError as error:
+            raise error.of(f"input {i}") from None
     return Read(
         [ids for part in parts for ids in part.rows],
         [cut for part in parts for cut in part.truncated],
@@ -218,16 +227,19 @@ async def predict(call: Call) -> Response:
     """`POST /predict`: only where a cross-encoder is served; it reads pairs."""
     body = await call.read(PredictBody)
     if call.server.cross is None:
-        raise WrongModelError("model is not a classifier model: start the server with a reranker", status=424)
+        message = "model is not a classifier model: start the server with a reranker"
+        raise RequestError(message, status=424, tei="Backend")
     pairs, single = _given_pairs(body.inputs, call.server.config.max_inputs)
-    judgement = await call.server.judge(call, pairs, truncate=how_to_cut(call, body) != "none")
+    judgement = await call.server.judge(call, pairs, Cutting(how_to_cut(call, body)))
     scores = judgement.raw if body.raw_scores else judgement.unit
     predictions = [[{"score": score, "label": "LABEL_0"}] for score in scores]
     return wire.json_response(predictions[0] if single else predictions, judged_headers(call, judgement))
 
 
 def _given_pairs(inputs: Any, most: int) -> tuple[list[Pair], bool]:
-    if not isinstance(inputs, list) or not inputs:
+    if inputs == []:
+        raise RequestError("`inputs` cannot be empty", param="inputs", tei="Empty")
+    if not isinstance(inputs, list):
         raise RequestError("inputs must be a pair of strings [a, b], or an array of such pairs", param="inputs")
     single = isinstance(inputs[0], str)
     given = [inputs] if single else inputs
@@ -250,17 +262,32 @@ async def tokenize(call: Call) -> Response:
         return await _tokenize_for_vllm(call, parse(VllmTokenizeBody, raw))
     body = parse(TokenizeBody, raw)
     texts = inputs_of(body.inputs, "inputs", call.server.config.max_inputs, ids_allowed=False).texts
-    return wire.json_response([_pieces(call, text, body.add_special_tokens) for text in texts])
+    prompt = (await call.server.encoder(call)).prompt(body.prompt_name)
+    return wire.json_response(await _tokenized(call, [prompt + text for text in texts], body.add_special_tokens))
 
 
 async def _tokenize_for_vllm(call: Call, body: VllmTokenizeBody) -> Response:
-    ids = [piece["id"] for piece in _pieces(call, body.prompt, body.add_special_tokens)]
+    (pieces,) = await _tokenized(call, [body.prompt], body.add_special_tokens)
+    ids = [piece["id"] for piece in pieces]
     return wire.json_response({"count": len(ids), "max_model_len": call.server.embedder.max_tokens, "tokens": ids})
 
 
-def _pieces(call: Call, text: str, special: bool) -> list[dict[str, Any]]:
+async def _tokenized(call: Call, texts: Sequence[str], special: bool) -> list[list[dict[str, Any]]]:
+    """The tokens of every text, made in a thread; refused as soon as there are too many."""
+    async with by_deadline(call):
+        return await call.wait_for(_all_pieces(call, texts, special))
+
+
+async def _all_pieces(call: Call, texts: Sequence[str], special: bool) -> list[list[dict[str, Any]]]:
+    embedder, found = call.server.embedder, []
+    for text in texts:
+        found.append(await embedder.threads.run(partial(_pieces, embedder.tokenizer, text, special)))
+        check_size(call, len(found[-1]))
+    return found
+
+
+def _pieces(tokenizer: Tokenizer, text: str, special: bool) -> list[dict[str, Any]]:
     """The tokens of a text; places in characters, none for special tokens."""
-    tokenizer = call.server.embedder.tokenizer
     pieces = [
         {"id": one.id, "text": text[one.start : one.end], "special": False, "start": one.start, "stop": one.end}
         for one in tokenizer.pieces(text)
@@ -280,11 +307,18 @@ async def decode(call: Call) -> Response:
     given = inputs_of(body.ids, "ids", call.server.config.max_inputs, ids_allowed=True).ids
     if not given:
         raise RequestError("ids must be an array of token ids, or an array of such arrays", param="ids")
-    tokenizer = call.server.embedder.tokenizer
-    for ids in given:
+    check_size(call, sum(map(len, given)))
+    embedder = call.server.embedder
+    async with by_deadline(call):
+        work = partial(_decoded, embedder.tokenizer, given, body.skip_special_tokens)
+        return wire.json_response(await call.wait_for(embedder.threads.run(work)))
+
+
+def _decoded(tokenizer: Tokenizer, rows: Sequence[Sequence[int]], skip_special: bool) -> list[str]:
+    for ids in rows:
         if min(ids) < 0 or max(ids) >= tokenizer.vocab:
             raise RequestError(f"an id is outside the vocabulary of {tokenizer.vocab:,} tokens", param="ids")
-    return wire.json_response([tokenizer.decode(ids, skip_special=body.skip_special_tokens) for ids in given])
+    return [tokenizer.decode(ids, skip_special=skip_special) for ids in rows]
 
 
 # ---- about the server --------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ async def usage(call: Call) -> Response:
         raise RequestError("this API key may see its own usage; that of others needs the scope admin", status=403)
     accounts = server.accounts
     rows = await server.searching.run(lambda: accounts.usage(first, last, one))
-    known = {key.id: key for key in (server.keys.all() if server.keys else ())}
+    known = {key.id: key for key in server.known_keys()}
     ids = [one] if one is not None else sorted({*known, *accounts.keys()})
     found = report(rows, first, last, server.config.currency, ids, known, accounts.balance)
     return wire.json_response(found)

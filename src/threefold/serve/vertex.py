@@ -25,8 +25,9 @@ async def vertex(call: Call) -> Response:
     """`POST /vertex`: one prediction per instance."""
     body = await call.read(VertexBody)
     most = call.server.config.max_inputs
-    if len(body.instances) > most:
-        raise RequestError(f"batch size {len(body.instances)} > maximum allowed batch size {most}", param="instances")
+    size = sum(map(_size, body.instances))
+    if size > most:
+        raise RequestError(f"batch size {size} > maximum allowed batch size {most}", param="instances")
     tasks = [asyncio.ensure_future(_prediction(call, instance)) for instance in body.instances]
     try:
         return wire.json_response({"predictions": await asyncio.gather(*tasks)})
@@ -34,6 +35,14 @@ async def vertex(call: Call) -> Response:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _size(instance: dict[str, Any]) -> int:
+    """How many texts it has; one that is wrong counts as one, and is refused when it is read."""
+    given = instance.get("texts", instance.get("inputs"))
+    if not isinstance(given, list) or all(type(item) is int for item in given):
+        return 1
+    return len(given)
 
 
 async def _prediction(call: Call, instance: dict[str, Any]) -> Any:

@@ -164,10 +164,17 @@ class Tokenizer:
         return _tokens(rows, available)
 
     def encode_pairs(
-        self, queries: Sequence[str], texts: Sequence[str], *, max_tokens: int, max_query_tokens: int | None = None
+        self,
+        queries: Sequence[str],
+        texts: Sequence[str],
+        *,
+        max_tokens: int,
+        max_query_tokens: int | None = None,
+        max_text_tokens: int | None = None,
     ) -> Tokens:
         """`<s> query </s></s> text </s>`: the query is cut to `max_query_tokens` (default 3/4 of `max_tokens`),
-        then only the text is cut, as bge-reranker-v2-m3 was trained (FlagEmbedding `reranker/encoder_only`).
+        then only the text is cut, as bge-reranker-v2-m3 was trained (FlagEmbedding `reranker/encoder_only`);
+        `max_text_tokens` cuts it further, and leaves the query alone.
 
         A text that occurs in many pairs is cut into tokens once. `available` counts what both texts had.
         """
@@ -181,10 +188,13 @@ class Tokenizer:
         most = min(max_tokens * 3 // 4, max_tokens - frame - 1) if max_query_tokens is None else max_query_tokens
         if not 1 <= most < max_tokens - frame:
             raise InputError(f"max_query_tokens must be from 1 to {max_tokens - frame - 1}; got {most}")
+        if max_text_tokens is not None and max_text_tokens < 1:
+            raise InputError(f"max_text_tokens must be at least 1; got {max_text_tokens}")
         rows, available, seconds = [], [], []
         for a, b in zip(self._distinct(queries), self._distinct(texts), strict=True):
             first = [*head, *a[:most], *middle]
-            rows.append([*first, *b[: max_tokens - len(first) - len(tail)], *tail])
+            room = max_tokens - len(first) - len(tail)
+            rows.append([*first, *b[: room if max_text_tokens is None else min(room, max_text_tokens)], *tail])
             available.append(len(a) + len(b) + frame)
             seconds.append(len(first))
         return replace(_tokens(rows, available), seconds=np.array(seconds, dtype=np.int64))

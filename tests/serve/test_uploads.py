@@ -1,0 +1,184 @@
+"""Uploads that stall, are overtaken, or lose their collection: they keep nobody else waiting, and end with a reason."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from tests.serve.fakes import START_S, ServedEncoder, make_server, serving
+
+from threefold.collection import Collection
+from threefold.serve import adding, server
+from threefold.serve.library import Library
+from threefold.serve.settings import ServeConfig
+from threefold.text.tokenizer import Tokenizer, Tokens
+from threefold.types import Output, Row
+
+HEAD = b"POST /collections/%s/documents HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+@contextmanager
+def client_of(encoder: ServedEncoder, root: Path, **options: Any) -> Iterator[httpx.Client]:
+    config = ServeConfig(collections=str(root), **options)
+    with serving(make_server(encoder, config)) as url, httpx.Client(base_url=url, timeout=START_S) as client:
+        assert client.put("/collections/aa").status_code == 201
+        assert client.put("/collections/bb").status_code == 201
+        yield client
+
+
+@contextmanager
+def upload(client: httpx.Client, name: bytes, *documents: dict[str, Any]) -> Iterator[socket.socket]:
+    """An upload that has begun, and sends no more than these."""
+    with socket.create_connection(("127.0.0.1", client.base_url.port or 0), START_S) as connection:
+        body = b"".join(json.dumps(one).encode() + b"\n" for one in documents)
+        connection.sendall(HEAD % name + (b"%x\r\n%s\r\n" % (len(body), body) if body else b""))
+        assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
+        yield connection
+
+
+def line_of(connection: socket.socket, kind: str) -> dict[str, Any]:
+    """The line of the answer that is a `report`, or an `error`."""
+    received, start = b"", f'{{"{kind}"'.encode()
+    while b"\n" not in received.partition(start)[2]:
+        part = connection.recv(4_096)
+        assert part, received
+        received += part
+    found: dict[str, Any] = json.loads(start + received.partition(start)[2].split(b"\n")[0])
+    return found
+
+
+def add(client: httpx.Client, name: str, *ids: str) -> dict[str, Any]:
+    body = b"\n".join(json.dumps({"id": id, "text": f"a fox {id}"}).encode() for id in ids)
+    lines = client.post(f"/collections/{name}/documents", content=body).text.splitlines()
+    found: dict[str, Any] = json.loads(lines[-1])
+    return found
+
+
+def test_uploads_that_stall_keep_nobody_from_writing(served: ServedEncoder, tmp_path: Path) -> None:
+    with client_of(served, tmp_path) as client, ExitStack() as stalled:
+        for _ in range(server.ADDING + 1):
+            stalled.enter_context(upload(client, b"aa"))
+        assert add(client, "aa", "one", "two")["report"]["added"] == 2
+        assert add(client, "bb", "one")["report"]["added"] == 1
+        assert client.delete("/collections/aa/documents/one").json() == {"deleted_chunks": 1}
+
+
+def test_an_upload_that_stalls_is_ended_and_what_had_come_is_stored(served: ServedEncoder, tmp_path: Path) -> None:
+    with (
+        client_of(served, tmp_path, body_s=0.1) as client,
+        upload(client, b"aa", {"id": "one", "text": "a fox"}, {"id": "two", "text": "a dog"}) as connection,
+    ):
+        error = line_of(connection, "error")["error"]
+        assert error == {"message": "nothing more of the body has come for 0.1 s; what was stored stays", "status": 408}
+        assert client.get("/collections/aa").json()["documents"] == 2
+
+
+def test_a_slow_upload_is_stored_while_it_goes_on(served: ServedEncoder, tmp_path: Path) -> None:
+    with client_of(served, tmp_path) as client, upload(client, b"aa", {"id": "one", "text": "a fox"}) as connection:
+        while client.get("/collections/aa").json()["documents"] == 0:
+            pass
+        body = b'{"id": "two", "text": "a dog"}\n{"id": "one", "text": "other"}'
+        connection.sendall(b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body))
+        report = line_of(connection, "report")["report"]
+    assert (report["added"], report["replaced"], report["skipped"], report["chunks"]) == (2, 0, 1, 2)
+    assert report["reasons"] == [{"line": 3, "reason": "the id 'one' occurred before in this upload"}]
+
+
+def test_blocks_add_up(served: ServedEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adding, "BLOCK_LINES", 2)
+    with client_of(served, tmp_path) as client:
+        report = add(client, "aa", "a", "b", "c", "d", "a", "e", "e")["report"]
+        assert (report["added"], report["skipped"], report["chunks"]) == (5, 2, 5)
+        assert [one["line"] for one in report["reasons"]] == [5, 7]
+        whole = served.tokenizer.count([f"a fox {id}" for id in "abcde"]).sum()
+        assert report["tokens"] == whole
+        assert add(client, "aa", "a", "b", "c", "x")["report"]["unchanged"] == 3
+
+
+def blocked(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> tuple[threading.Semaphore, threading.Event]:
+    """A method that says when it has begun, and stays until it is let go."""
+    began, free = threading.Semaphore(0), threading.Event()
+
+    def wait(*arguments: Any, **options: Any) -> int:
+        began.release()
+        assert free.wait(START_S)
+        return 1
+
+    monkeypatch.setattr(owner, name, wait)
+    return began, free
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "path"),
+    [
+        (Collection, "DELETE", "/collections/aa/documents/one"),
+        (Collection, "POST", "/collections/aa/documents/delete"),
+        (Library, "DELETE", "/collections/aa"),
+    ],
+)
+def test_what_waits_to_write_leaves_the_threads_that_read(
+    served: ServedEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: type, method: str, path: str
+) -> None:
+    for threads in ("SEARCHING", "CHANGING"):
+        monkeypatch.setattr(server, threads, 1, raising=False)
+    with client_of(served, tmp_path) as client, ThreadPoolExecutor() as pool:
+        began, free = blocked(monkeypatch, owner, "delete")
+        waiting = [pool.submit(client.request, method, path, json={"ids": ["one"]}) for _ in range(3)]
+        try:
+            assert began.acquire(timeout=START_S)
+            assert client.get("/collections").status_code == 200
+            assert client.post("/collections/bb/search", json={"query": "a fox"}).status_code == 200
+        finally:
+            free.set()
+        assert {one.result().status_code for one in waiting} == {200}
+
+
+class Held(ServedEncoder):
+    """Waits inside a batch once it is told to."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__(tokenizer, name="held", max_tokens=64)
+        self.free, self.began = threading.Event(), threading.Event()
+        self.holding = False
+
+    def encode_tokens(
+        self, tokens: Tokens, outputs: Sequence[Sequence[Output]], *, between: Callable[[], None] | None = None
+    ) -> list[Row]:
+        if self.holding:
+            self.began.set()
+            assert self.free.wait(START_S)
+        return super().encode_tokens(tokens, outputs)
+
+
+def test_an_upload_to_a_collection_that_is_dropped_meanwhile(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    held = Held(tokenizer)
+    with client_of(held, tmp_path) as client, ThreadPoolExecutor() as pool:
+        held.holding = True
+        running = pool.submit(add, client, "aa", "one")
+        assert held.began.wait(START_S)
+        try:
+            assert client.delete("/collections/aa").json() == {"deleted": True}
+        finally:
+            held.free.set()
+        error = running.result()["error"]
+    assert error == {"message": "the collection 'aa' was deleted meanwhile", "status": 409}
+
+
+def test_errors_of_the_store_do_not_name_folders_of_the_server(
+    served: ServedEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with client_of(served, tmp_path) as client:
+        (tmp_path / "default" / "cc").mkdir()
+        (tmp_path / "default" / "cc" / "manifest.json").write_text("{")
+        refused = client.get("/collections/cc")
+        assert refused.status_code == 500
+        assert refused.json()["error"]["message"].startswith("cc")
+        assert str(tmp_path) not in refused.text
