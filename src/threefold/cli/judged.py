@@ -31,7 +31,7 @@ SentenceTransformer = Annotated[
 ]
 Mcls = Annotated[
     int,
-    typer.Option(help="Read documents with <s> before every so many tokens (the paper: 256); 0: as they are.", min=0),
+    typer.Option(help="Read documents with `<s>` before every so many tokens (the paper: 256); 0: as they are.", min=0),
 ]
 Split = Annotated[str, typer.Option(help="Split of the judgements. Default: the one that papers report, or test.")]
 Data = Annotated[

@@ -35,7 +35,7 @@ def serve(
     ] = None,
     port: Annotated[int | None, typer.Option("--port", "-p", help="Default: 8000; 0 takes a free one.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16, int8.")] = None,
     keys_file: Annotated[
         Path | None, typer.Option(help="API keys; see `threefold keys`. Default: open to all.")
     ] = None,

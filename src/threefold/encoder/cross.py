@@ -63,13 +63,13 @@ class CrossEncoder:
 
     model      a folder, or a name on the hub
     device     "auto", "cpu", "cuda", "cuda:1", "mps"
-    precision  "auto" (what this processor does fast), "float32", "bfloat16", "float16"
+    precision  "auto" (what this processor does fast), "float32", "bfloat16", "float16", "int8"
     revision   commit on the hub; None takes the one that threefold was written against, or the newest
     budget     tokens in one forward pass; None chooses by device
 
     >>> cross = CrossEncoder()
     >>> cross.score("what is panda?", ["hi", "The giant panda is a bear species endemic to China."])
-    array([-8.18,  5.26], dtype=float32)
+    array([-8.19,  5.26], dtype=float32)
     """
 
     def __init__(

@@ -104,7 +104,7 @@ class Judge(Protocol):
 class HeadsJudge:
     """The weighted sum of the heads that the encoder has, from one forward pass per distinct text.
 
-    The published weights of BGE-M3 (dense 1, sparse 0.3, multi 1), as in a hybrid search.
+    The published weights of BGE-M3 (dense 1, sparse 0.3, multi 1), whatever a model's own for a search are.
     """
 
     is_cross_encoder: bool = False
