@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import tomllib
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,7 @@ from threefold.encoder.network import NetworkConfig, initialise
 from threefold.errors import CheckpointError, ConfigError, InputError
 from threefold.text.tokenizer import Tokenizer
 from threefold.train.batches import PairTable
-from threefold.train.cross import train_cross
+from threefold.train.cross import CrossRun, starting_model, train_cross
 from threefold.train.cross_groups import Frame, candidates, group_plan, pair_tokens
 from threefold.train.cross_loop import CrossSettings, CrossTrainer
 from threefold.train.cross_losses import CrossLoss, as_matrix, cross_loss, listwise, margin_mse, pointwise
@@ -141,6 +144,25 @@ def test_candidates_are_the_positive_the_hard_negatives_and_others() -> None:
     assert of(candidates(with_negatives(), 2, 0).passages, np.array([0, 2]), 0) == [0, 4]
 
 
+def test_answers_of_the_query_are_no_candidates() -> None:
+    """Of one record with two answers, of two records, and where another record calls an answer a hard negative."""
+    paris, town, madrid = [0, 10, 2], [0, 11, 12, 2], [0, 13, 2]
+    texts, zeros = tokens([paris, town, madrid, madrid]), np.zeros(4, np.int64)
+    asked = tokens([[0, 4, 2], [0, 4, 2], [0, 5, 2], [0, 6, 2]])
+    pairs = PairTable(
+        asked, texts, zeros, np.array([1, 2, 3, 3]), zeros, zeros.astype(bool),
+        negative=tokens([town, [0, 14, 2]]), negatives=offsets_of([2, 0, 0, 0]),
+    )  # fmt: skip
+    for seed in range(5):
+        groups = candidates(pairs, 5, seed)
+        found = [
+            [groups.passage(number).tolist() for number in of(groups.passages, groups.offsets, i)] for i in range(4)
+        ]
+        assert found[0] == [paris, [0, 14, 2], madrid]  # once, though two records have it
+        assert found[1] == [town, madrid]
+        assert sorted(found[2]) == sorted(found[3]) == sorted([madrid, paris, town])
+
+
 def test_plan_takes_every_query_once_within_the_budget() -> None:
     groups = candidates(table(), 4, seed=0)
     plan = group_plan(groups, budget=150, window=20, seed=0)
@@ -173,7 +195,7 @@ def test_sequences_are_those_of_the_tokenizer(tokenizer: Tokenizer, wordpiece: T
 # ---- the loop ---------------------------------------------------------------------------------------------
 
 
-def trainer(folder: Path, *, passes: int = 2, **settings: Any) -> CrossTrainer:
+def trainer(folder: Path, *, passes: int = 2, origin: dict[str, Any] | None = None, **settings: Any) -> CrossTrainer:
     """Which passage has the words of the query?"""
     network = NetworkConfig(64, 16, 2, 2, 32, 60, first_position=0, types=2)
     model = CrossModel(CrossConfig(network, 60, token_types=True))
@@ -182,7 +204,9 @@ def trainer(folder: Path, *, passes: int = 2, **settings: Any) -> CrossTrainer:
     plan = [rows for seed in range(passes) for rows in group_plan(groups, budget=700, window=60, seed=seed)]
     usual: dict[str, Any] = {"body_lr": 4e-3, "head_lr": 4e-3, "log_every": 1, "checkpoint_every": 4}
     frame = Frame(0, (2,), 2, 60)
-    return CrossTrainer(model, groups, plan, CrossSettings(**(usual | settings)), folder, frame, device="cpu")
+    return CrossTrainer(
+        model, groups, plan, CrossSettings(**(usual | settings)), folder, frame, device="cpu", origin=origin
+    )
 
 
 def test_it_learns(tmp_path: Path) -> None:
@@ -237,7 +261,35 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     other.plan = other.plan[1:]
     with pytest.raises(CheckpointError, match="another plan"):
         other.resume()
-    assert trainer(tmp_path, minutes=1.0).resume()
+    with pytest.raises(CheckpointError, match=r"was written with loss\.contrast 'listwise', now it is 'pointwise'"):
+        trainer(tmp_path, loss=CrossLoss("pointwise")).resume()
+    trainer(tmp_path, origin={"max_tokens": 60}).save()
+    with pytest.raises(CheckpointError, match="was written with max_tokens 60, now it is 50"):
+        trainer(tmp_path, origin={"max_tokens": 50}).resume()
+    assert not trainer(tmp_path, origin={"max_tokens": 50}).resume(anew=True)
+    assert trainer(tmp_path, origin={"max_tokens": 60}, minutes=1.0).resume()
+
+
+def test_a_report_over_a_checkpoint_has_the_steps_before_it(tmp_path: Path) -> None:
+    def means(run: CrossTrainer, until: int = 0) -> list[float]:
+        found: list[float] = []
+
+        def report(line: dict[str, float]) -> None:
+            if line["step"] == until:
+                raise KeyboardInterrupt
+            found.append(line["total"])
+
+        with pytest.raises(KeyboardInterrupt) if until else nullcontext():
+            run.run(report)
+        return found
+
+    often: dict[str, Any] = {"checkpoint_every": 3, "log_every": 2}
+    expected = means(trainer(tmp_path / "whole", **often))
+    first = means(trainer(tmp_path / "cut", **often), until=4)
+    rest = trainer(tmp_path / "cut", **often)
+    assert rest.resume()
+    assert rest.step == 3
+    assert first + means(rest) == expected
 
 
 # ---- from files to a folder -------------------------------------------------------------------------------
@@ -259,13 +311,14 @@ def write_data(path: Path) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", params=["bge-m3", "minilm", "mini", "reranker"])
+@pytest.fixture(scope="module", params=["bge-m3", "minilm", "mini", "one-type", "reranker"])
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("cross")
     makers: dict[str, Callable[[Path], Path]] = {
         "bge-m3": bge_m3,
         "minilm": sentence_transformer,
         "mini": own,
+        "one-type": lambda folder: own(folder, types=1),  # as the embedded one
         "reranker": bge_reranker,
     }
     makers[request.param](root / "start")
@@ -283,6 +336,9 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     assert done.steps >= 2
     assert done.last == lines[-1]
     assert math.isfinite(done.last["kl"])
+    logged = [json.loads(line) for line in (root / "made.run" / "log.jsonl").read_text().splitlines()]
+    assert logged == [{"stage": "cross", **line} for line in lines]
+    assert "first" in logged[0]
     with pytest.raises(InputError, match="is there already"):
         train_cross(settings, base=root)
     again = train_cross(settings, base=root, force=True)  # the run had ended; its checkpoint is written once more
@@ -317,6 +373,73 @@ def test_the_folder_loads_with_transformers(trained: Path) -> None:
     np.testing.assert_allclose(CrossEncoder(trained, device="cpu", precision="float32").score(PAIRS), theirs, atol=1e-5)
 
 
+def test_the_documented_recipe_fits_the_embedded_model(tmp_path: Path) -> None:
+    """Its network has one token type, and gets the second as a copy: nothing that it computes has changed."""
+    said = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    example = re.search(r"## Cross-encoders.*?```toml\n(.*?)```", said, re.DOTALL)
+    assert example is not None
+    run = CrossRun.from_dict(tomllib.loads(example[1]), "train")
+    model = starting_model(run, tmp_path).model
+    assert model.config.token_types
+    assert model.config.network == model.network.config
+    types = model.network.types.weight
+    assert len(types) == 2
+    assert torch.equal(types[0], types[1])
+    assert types.requires_grad
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> dict[str, Any]:
+    """The settings of a run that has ended."""
+    own(tmp_path / "start")
+    write_data(tmp_path / "data.jsonl")
+    settings: dict[str, Any] = {
+        "output": "made", "model": "start", "max_tokens": 40, "device": "cpu",
+        "data": {"files": ["data.jsonl"], "limits": {"max_query": 20, "max_passage": 20, "negatives": 2}},
+        "train": {"precision": "float32", "body_lr": 1e-2, "warmup": 0.0},
+    }  # fmt: skip
+    train_cross(settings, base=tmp_path)
+    return settings
+
+
+@pytest.mark.parametrize("change", ["max_tokens", "model", "weights", "data"])
+def test_other_settings_other_weights_and_other_data_are_another_run(
+    begun: dict[str, Any], tmp_path: Path, change: str
+) -> None:
+    """The plan is the same in all of them."""
+    settings, changed = dict(begun), "fingerprint of the model"
+    if change == "max_tokens":
+        settings["max_tokens"], changed = 16, "max_tokens 40, now it is 16"
+    elif change == "data":
+        words = (tmp_path / "data.jsonl").read_text().replace("quick", "lazy")
+        (tmp_path / "data.jsonl").write_text(words)
+        changed = "fingerprint of the data"
+    else:
+        settings["model"] = "other" if change == "model" else "start"
+        own(tmp_path / settings["model"], seed=5)
+    before = (tmp_path / "made" / "model.safetensors").read_bytes()
+    (tmp_path / "made").rename(tmp_path / "kept")
+    with pytest.raises(CheckpointError, match=f"was written with {changed}"):
+        train_cross(settings, base=tmp_path)
+    (tmp_path / "kept").rename(tmp_path / "made")
+    lines: list[dict[str, float]] = []
+    train_cross(settings, base=tmp_path, force=True, report=lines.append)
+    assert lines  # it was trained again
+    assert (tmp_path / "made" / "model.safetensors").read_bytes() != before
+
+
+def test_where_the_run_goes_on_does_not_matter(begun: dict[str, Any], tmp_path: Path) -> None:
+    """Another spelling of the output, another folder for the data, another name of the same model."""
+    (tmp_path / "more").mkdir()
+    (tmp_path / "data.jsonl").rename(tmp_path / "more" / "data.jsonl")
+    (tmp_path / "start").rename(tmp_path / "renamed")
+    data = begun["data"] | {"files": ["more/data.jsonl"], "cache": "cache"}
+    moved = begun | {"output": "./made", "model": "renamed", "data": data}
+    assert train_cross(moved, base=tmp_path, force=True).last == {}  # the run had ended
+    with pytest.raises(ConfigError, match=r"more/judge is in .*more, all files of which are training data"):
+        train_cross(moved | {"output": "more/judge", "data": data | {"files": ["more"]}}, base=tmp_path)
+
+
 def test_settings_are_checked_before_the_work(tmp_path: Path) -> None:
     own(tmp_path / "start")
     write_data(tmp_path / "data.jsonl")
@@ -328,6 +451,10 @@ def test_settings_are_checked_before_the_work(tmp_path: Path) -> None:
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"data": {"files": []}}, "files is empty"),
         ({"train": {"precision": "int4"}}, "precision must be auto, float32 or bfloat16"),
+        ({"train": {"body_lr": math.nan}}, "body_lr must be a finite number; got nan"),
+        ({"train": {"loss": {"distil_weight": -1}}}, "distil_weight must not be negative; got -1"),
+        ({"data": {"files": ["data.jsonl"], "budget": 0}}, "budget must be positive; got 0"),
+        ({"seed": -1}, "seed must not be negative; got -1"),
     ]
     for change, message in cases:
         with pytest.raises(ConfigError, match=message):

@@ -223,10 +223,10 @@ def test_a_folder_is_not_overwritten_unasked(models: dict[str, Path], tmp_path: 
 
 def test_what_a_killed_process_of_this_number_left_is_no_obstacle(models: dict[str, Path], tmp_path: Path) -> None:
     """In a container every process has number 1."""
-    for rest in ("part", "old"):
-        own(tmp_path / f".out.{os.getpid()}.{rest}")
-    (tmp_path / f".out.{os.getpid()}.part" / "weights.bin").write_bytes(b"half")
-    for _ in range(2):
+    for _ in range(2):  # without an earlier model at the target, and with one
+        for rest in ("part", "old"):
+            own(tmp_path / f".out.{os.getpid()}.{rest}")
+        (tmp_path / f".out.{os.getpid()}.part" / "weights.bin").write_bytes(b"half")
         export(models["mini"], tmp_path / "out", to="sentence-transformers", force=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert not (tmp_path / "out" / "weights.bin").exists()

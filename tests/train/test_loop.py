@@ -176,12 +176,13 @@ def test_parameters_are_in_one_group_each(tmp_path: Path) -> None:
 # ---- resuming --------------------------------------------------------------------------------------------
 
 
+class Stopped(Exception):
+    pass
+
+
 def stopped_after(folder: Path, steps: int) -> list[float]:
     """A run that is interrupted in step `steps` + 1, after a checkpoint at step `steps`."""
     run_, totals = trainer(folder), []
-
-    class Stopped(Exception):
-        pass
 
     def report(line: dict[str, float]) -> None:
         totals.append(line["total"])
@@ -203,6 +204,31 @@ def test_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:
     assert first + run(second) == expected
     for a, b in zip(whole.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_report_over_a_checkpoint_has_the_steps_before_it(tmp_path: Path) -> None:
+    """Stopped at step 4, resumed from 3: the means over steps 3 and 4 are those of the run that was left alone."""
+    settings = TrainSettings(checkpoint_every=3, log_every=2, idf_steps=10)
+    expected = run(trainer(tmp_path / "whole", settings=settings))
+    totals: list[float] = []
+
+    def stop(line: dict[str, float]) -> None:
+        if line["step"] == 4:
+            raise Stopped
+        totals.append(line["total"])
+
+    with pytest.raises(Stopped):
+        trainer(tmp_path / "parts", settings=settings).run(stop)
+    second = trainer(tmp_path / "parts", settings=settings)
+    assert second.resume()
+    assert second.step == 3
+    assert totals + run(second) == expected
+
+
+def test_what_a_killed_process_left_of_a_checkpoint_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".123.training.pt").write_bytes(b"half")
+    trainer(tmp_path).save()
+    assert [path.name for path in tmp_path.iterdir()] == ["training.pt"]
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +51,35 @@ def test_a_stage_changes_what_it_names() -> None:
         ({"lora": {"rank": 0}}, "rank of at least 1"),
         ({"validation": {"sets": []}}, "validation needs sets"),
         ({"train": {"precision": "int4"}}, "'int4' is not one of"),
+        ({"train": {"loss": {"distil": -1}}}, r"recipe\.train\.loss: distil must not be negative; got -1"),
+        ({"train": {"body_lr": math.nan}}, "body_lr must be a finite number; got nan"),
+        ({"train": {"minutes": math.inf}}, "minutes must be a finite number; got inf"),
+        ({"train": {"clip": math.nan}}, "clip must be positive; got nan"),
+        ({"train": {"multi_dims": [8, 0]}}, "multi_dims must be at least 1; got 0"),
+        ({"train": {"seed": -1}}, "seed must not be negative; got -1"),
+        ({"stages": [{"train": {"seed": -1}}]}, r"stages\[0\]\.train: seed must not be negative; got -1"),
+        ({"data": {"files": ["a"], "limits": {"seed": -1}}}, "seed must not be negative"),
+        ({"data": {"files": ["a"], "budget": 0}}, r"recipe\.data: budget must be positive; got 0"),
+        ({"data": {"files": ["a"], "temperature": math.nan}}, "temperature must be at least 1; got nan"),
+        ({"validation": {"sets": ["dev"], "mode": "dens"}}, r"recipe\.validation: unknown mode 'dens'"),
+        ({"validation": {"sets": ["dev"], "measure": "nDCG"}}, r"recipe\.validation: measure: 'nDCG' is not a measure"),
+        ({"max_tokens": -1}, "max_tokens must not be negative; got -1"),
     ],
     ids=str,
 )
 def test_what_cannot_be_meant_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         read_recipe(LEAST | change)
+
+
+def test_a_measure_is_written_in_one_way() -> None:
+    recipe = read_recipe(LEAST | {"validation": {"sets": ["dev"], "measure": "ndcg@10"}})
+    assert recipe.validation is not None
+    assert recipe.validation.measure == "nDCG@10"
+
+
+def test_no_clipping_is_fine() -> None:
+    assert read_recipe(LEAST | {"train": {"clip": math.inf}}).train.clip == math.inf
 
 
 def test_files_that_are_no_toml_are_named(tmp_path: Path) -> None:

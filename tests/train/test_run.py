@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from tests.fakes import unigram_tokenizer
+from tests.train.small import model
 
 from threefold.cli.main import main
 from threefold.cli.train import clock, describe
@@ -22,8 +23,10 @@ from threefold.encoder.checkpoint import Model, ModelConfig, load, save
 from threefold.encoder.encoder import Encoder
 from threefold.encoder.heads import HeadsConfig
 from threefold.encoder.network import NetworkConfig, initialise
-from threefold.errors import ConfigError, DataError
-from threefold.train.recipe import read_recipe, read_toml
+from threefold.errors import CheckpointError, ConfigError, DataError
+from threefold.train.begun import read_json, write_json
+from threefold.train.lora import add_adapters
+from threefold.train.recipe import Lora, read_recipe, read_toml
 from threefold.train.record import Record
 from threefold.train.run import Listener, train
 
@@ -114,7 +117,7 @@ def test_stages_follow_each_other_and_the_result_is_a_model(place: Path) -> None
 
 def test_the_best_model_of_validation_is_kept(place: Path) -> None:
     """The rate is so high that training destroys the model: the best is that of before, and patience ends it."""
-    validation = {"sets": ["dev"], "mode": "dense", "every": 1, "patience": 2}
+    validation = {"sets": ["dev"], "mode": "dense", "every": 1, "patience": 2, "measure": "ndcg@10"}
     ruin = TRAIN | {"body_lr": 3.0, "word_lr": 3.0, "head_lr": 3.0, "warmup": 0.0}
     heard = Heard()
     stages = [{"epochs": 20}]
@@ -159,21 +162,129 @@ def test_bad_data_of_any_stage_are_named_before_the_first_one_trains(place: Path
 
 def test_an_output_belongs_to_one_recipe(place: Path) -> None:
     train(read_recipe(recipe()), place)
-    with pytest.raises(ConfigError, match="begun with another recipe: train was"):
+    with pytest.raises(ConfigError, match=r"begun with another recipe: train\.seed was 0, now it is 1"):
         train(read_recipe(recipe(train=TRAIN | {"seed": 1})), place)
-    train(read_recipe(recipe(device="cpu", train=TRAIN | {"log_every": 2})), place)
+    batches = recipe()["data"] | {"memory_mb": 1}
+    with pytest.raises(ConfigError, match=r"begun with another recipe: data\.memory_mb was 0, now it is 1"):
+        train(read_recipe(recipe(data=batches)), place)
+    train(read_recipe(recipe(output="./out", device="cpu", train=TRAIN | {"log_every": 2})), place)
+
+
+def test_data_that_have_changed_are_another_run(place: Path) -> None:
+    """Words that are replaced in the middle of a run, records that are added after it: refused, or begun again."""
+    file = place / "pairs.jsonl"
+    wanted, before = read_recipe(recipe()), file.read_text()
+    with pytest.raises(KeyboardInterrupt):
+        train(wanted, place, listener=Heard(stop_at=3))  # after the checkpoint of step 2
+    assert (place / "out/stages/1-pairs/training.pt").is_file()
+    file.write_text(before.replace("fox", "dog"))
+    with pytest.raises(ConfigError, match=r"begun with other data of stage 1-pairs\. .* or say --force to begin again"):
+        train(wanted, place)
+    file.write_text(before)
+    train(wanted, place)
+    more = [json.dumps({"query": f"add {i}", "pos": [f"return {i}"]}) + "\n" for i in range(24)]
+    file.write_text(before + "".join(more))
+    with pytest.raises(ConfigError, match="begun with other data of stage 1-pairs"):
+        train(wanted, place)
+    heard = Heard()
+    train(wanted, place, listener=heard, force=True)
+    assert heard.lines[0][1]["step"] == 1
+    assert len((place / "out/log.jsonl").read_text().splitlines()) == len(heard.lines)
+    again = Heard()
+    train(wanted, place, listener=again, force=True)  # it is this run now: nothing is begun again
+    assert again.lines == []
+
+
+def test_texts_and_the_model_are_compared_too(place: Path) -> None:
+    """Stages of single texts have no table on disk."""
+    wanted = read_recipe(recipe(stages=[{"kind": "crops", "files": ["texts.txt"]}]))
+    train(wanted, place)
+    texts = (place / "texts.txt").read_text()
+    (place / "texts.txt").write_text(texts.replace("fox", "dog"))
+    with pytest.raises(ConfigError, match="begun with other data of stage 1-crops"):
+        train(wanted, place)
+    (place / "texts.txt").write_text(texts)
+    tiny = load(place / "tiny").model
+    initialise(tiny, std=0.3, seed=5)
+    save(tiny, place / "tiny")
+    with pytest.raises(ConfigError, match="begun with other weights of the model"):
+        train(wanted, place)
+
+
+def test_nothing_is_left_of_killed_processes(place: Path) -> None:
+    folder = place / "out/stages/1-pairs"
+    folder.mkdir(parents=True)
+    for path in (folder / ".7.training.pt", folder / ".7.model.safetensors", place / "out/.7.model.safetensors"):
+        path.write_bytes(b"half")
+    train(read_recipe(recipe()), place)
+    assert not list((place / "out").rglob(".7.*"))
+
+
+def test_a_slip_of_the_pen_leaves_the_output_free(place: Path) -> None:
+    with pytest.raises(DataError, match=r"trian\.jsonl: no such file"):
+        train(read_recipe(recipe(data=recipe()["data"] | {"files": ["trian.jsonl"]})), place)
+    train(read_recipe(recipe()), place)
+
+
+def test_the_output_is_never_read_as_data(place: Path) -> None:
+    (place / "sub").mkdir()
+    (place / "pairs.jsonl").rename(place / "sub" / "pairs.jsonl")
+    data = recipe()["data"] | {"files": ["sub"]}
+    for changes in ({"output": "sub/out"}, {"data": data | {"cache": "sub/cache"}}):
+        with pytest.raises(ConfigError, match=r"sub/(out|cache) is in .*sub, all files of which are training data"):
+            train(read_recipe(recipe(**{"data": data, **changes})), place)
+    train(read_recipe(recipe(data=data)), place)
+
+
+def test_a_file_that_was_cut_off_is_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(read_recipe(recipe()), place)
+    for name in ("recipe.json", "data.json", "stages/1-pairs/done.json"):
+        whole = (place / "out" / name).read_text()
+        (place / "out" / name).write_text("")
+        with pytest.raises(CheckpointError, match=rf"{name} is damaged: .*\. Delete it and run the same line again"):
+            train(read_recipe(recipe()), place)
+        (place / "out" / name).write_text(whole)
+
+    def full(path: Path, text: str, encoding: str) -> None:
+        path.write_bytes(text[:3].encode(encoding))
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space"):
+        write_json(place / "out/recipe.json", {"output": "other"})
+    assert read_json(place / "out/recipe.json")["output"] == "out"
 
 
 def test_adapters_are_merged_into_the_weights(place: Path) -> None:
     pytest.importorskip("peft", reason="LoRA is in the extra train")
     rates = TRAIN | {"body_lr": 1e-2}
-    train(read_recipe(recipe(lora={"rank": 2, "layers": ["qkv", "down"]}, train=rates)), place)
-    before, after = weights(place / "tiny"), weights(place / "out")
+    for output in ("out", "again"):
+        torch.rand(1)  # what else is drawn in the process does not count
+        train(read_recipe(recipe(output=output, lora={"rank": 2, "layers": ["qkv", "down"]}, train=rates)), place)
+    before, after, again = (weights(place / name) for name in ("tiny", "out", "again"))
+    assert all(torch.equal(again[name], after[name]) for name in after)  # the adapters are drawn with the seed
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     adapted = {"network.layers.0.qkv.weight", "network.layers.0.down.weight"}
     assert moved == adapted | {"heads.sparse.weight", "heads.sparse.bias", "heads.multi.weight", "heads.multi.bias"}
     change = after["network.layers.0.qkv.weight"] - before["network.layers.0.qkv.weight"]
     assert torch.linalg.matrix_rank(change, rtol=1e-4) == 2
+
+
+def test_adapters_are_drawn_with_the_seed() -> None:
+    """In every process the same ones, whatever has been drawn there before; and nothing else is drawn otherwise."""
+    pytest.importorskip("peft", reason="LoRA is in the extra train")
+
+    def drawn(seed: int, before: int) -> torch.Tensor:
+        adapted = model()
+        torch.manual_seed(before)
+        expected = torch.rand(4)
+        torch.manual_seed(before)
+        add_adapters(adapted, Lora(rank=2, layers=("down",)), seed)
+        assert torch.equal(torch.rand(4), expected)
+        return torch.cat([p.flatten() for name, p in adapted.named_parameters() if "lora_A" in name])
+
+    assert torch.equal(drawn(0, before=1), drawn(0, before=2))
+    assert not torch.equal(drawn(0, before=1), drawn(1, before=1))
 
 
 def test_the_command(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,6 +299,11 @@ def test_the_command(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = json.loads(capsys.readouterr().out)
     assert said["stages"][0]["stage"] == "1-pairs"
     assert Encoder(said["folder"]).encode(["quick fox"]).dense is not None
+    (place / "recipe.toml").write_text(text.replace("budget = 300", "budget = 150"))
+    assert main(["train", str(place / "recipe.toml")]) == 2
+    assert "data.budget was 300, now it is 150" in " ".join(capsys.readouterr().err.split())
+    assert main(["train", str(place / "recipe.toml"), "--force", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["stages"][0]["steps"] > said["stages"][0]["steps"]
     (place / "recipe.toml").write_text(text.replace("budget", "bugdet"))
     assert main(["train", str(place / "recipe.toml")]) == 2
     assert "did you mean 'budget'?" in " ".join(capsys.readouterr().err.split())
@@ -240,6 +356,7 @@ def test_two_processes_of_torchrun_give_the_model_of_one(place: Path) -> None:
         (place / f"{name}.toml").write_text(
             f'output = "{name}"\nmodel = "tiny"\n[data]\nfiles = ["pairs.jsonl"]\nbudget = 300\n'
             'limits = {max_query = 40, max_passage = 40}\n[train]\nlog_every = 1\nprecision = "float32"\n'
+            "body_lr = 1e-2\n[lora]\nrank = 2\n"
             f'[validation]\nsets = ["dev"]\nevery = 5\n{stages}'
         )
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -256,6 +373,9 @@ def test_two_processes_of_torchrun_give_the_model_of_one(place: Path) -> None:
     for ours, theirs in zip(*curves, strict=True):
         assert (ours["stage"], ours["step"]) == (theirs["stage"], theirs["step"])
         assert theirs["total"] == pytest.approx(ours["total"], rel=1e-3)
+    one, two, before = (weights(place / name)["network.layers.0.down.weight"] for name in ("one", "two", "tiny"))
+    assert (one - before).abs().max() > 1e-2
+    torch.testing.assert_close(two, one, rtol=1e-3, atol=1e-4)
 
 
 def test_a_line_that_was_cut_off_is_dropped(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import fields
 from pathlib import Path
@@ -227,6 +228,24 @@ def test_a_column_grows_and_is_an_ordinary_npy_file(tmp_path: Path) -> None:
         columns.column("nothing", np.float32)
     assert np.load(tmp_path / "x.npy").tolist() == [1, 2, *range(1000)]
     assert read_column(tmp_path, "nothing").shape == (0,)
+
+
+def test_what_a_killed_process_of_this_number_left_is_no_obstacle(
+    data: Path, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    made = prepare([data], tokenizer, tmp_path / "cache").folder
+    part = made.with_name(f"{made.name}.{os.getpid()}.part")
+    made.rename(part)  # as if it had been killed just before the end
+    assert prepare([data], tokenizer, tmp_path / "cache").folder == made
+    assert not part.exists()
+
+
+def test_pairs_that_only_have_negatives_of_their_own_need_them(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    row = {"query": "fox", "pos": ["the fox"], "neg": ["a dog"], "in_batch_negatives": False}
+    path = write(tmp_path / "data.jsonl", [row])
+    with pytest.raises(DataError, match=r"data\.jsonl:1: limits\.negatives is 0, and negatives of other records must"):
+        prepare([path], tokenizer, tmp_path / "cache", Limits(negatives=0))
+    assert len(prepare([path], tokenizer, tmp_path / "cache", Limits(negatives=1)).table) == 1
 
 
 @pytest.mark.parametrize("limits", [{"max_query": 2}, {"max_passage": 0}, {"negatives": -1}])

@@ -29,7 +29,10 @@ def train(
     recipe: Annotated[Path, typer.Argument(help="TOML file: output, model, data, stages, train, validation, ...")],
     output: Annotated[str, typer.Option("--output", "-o", help="Folder of the result, instead of the recipe's.")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, instead of the recipe's.")] = "",
-    force: Annotated[bool, typer.Option(help="Cross-encoders: replace an earlier model at the output.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option(help="Begin again where the output is of another recipe or other data; replace a cross-encoder."),
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """Train a model. The same line again goes on where it was stopped, with the same result."""
@@ -41,12 +44,12 @@ def train(
     if kind == "cross":
         _train_cross(table, recipe.parent, force, as_json)
     elif kind == "embedder":
-        _train(table, recipe.parent, as_json)
+        _train(table, recipe.parent, force, as_json)
     else:
         raise ConfigError(f"kind: {kind!r} is not one of 'embedder', 'cross'")
 
 
-def _train(table: Mapping[str, Any], base: Path, as_json: bool) -> None:
+def _train(table: Mapping[str, Any], base: Path, force: bool, as_json: bool) -> None:
     from threefold.train.recipe import read_recipe
     from threefold.train.run import train as run
     from threefold.train.world import World
@@ -54,7 +57,7 @@ def _train(table: Mapping[str, Any], base: Path, as_json: bool) -> None:
     chosen, world = read_recipe(table), World.from_environment()
     try:
         with _live(quiet=as_json or not world.first) as listener:
-            done = run(chosen, base, world=world, listener=listener)
+            done = run(chosen, base, world=world, listener=listener, force=force)
     finally:
         world.close()
     if as_json and world.first:

@@ -24,9 +24,11 @@ def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
     part = target.parent / f".{target.name}.{os.getpid()}.part"
     old = part.with_suffix(".old")
     try:
+        shutil.rmtree(part, ignore_errors=True)  # of a killed process with this number: in a container it is always 1
         part.mkdir(parents=True)
         yield part
         if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
             target.rename(old)
         part.rename(target)
     except OSError as error:

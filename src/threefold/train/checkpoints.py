@@ -18,8 +18,18 @@ from threefold.types import Ints
 def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Write, then rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    drop_drafts(path)
     with replacing(path) as draft:
         torch.save(dict(state), draft)
+
+
+def drop_drafts(path: Path) -> None:
+    """Remove what processes that were killed while they wrote this file have left of it (`replacing`): a folder of
+    training has one writer, and each draft is as large as the file.
+    """
+    target = path.resolve()
+    for left in target.parent.glob(f".[0-9]*.{target.name}"):
+        left.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -33,13 +43,21 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
+def flat(table: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Settings of settings under one name each, such as `loss.distil`, so that a message names what has changed."""
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        found |= flat(value, f"{path}{key}.") if isinstance(value, Mapping) else {f"{path}{key}": value}
+    return found
+
+
 def check_same_settings(path: Path, old: Mapping[str, Any], now: Mapping[str, Any], free: frozenset[str]) -> None:
     """Refuse a checkpoint of another recipe, but for the settings that are `free` to change."""
     changed = [key for key in sorted(old.keys() & now.keys() - free) if old[key] != now[key]]
     if changed:
         raise CheckpointError(
             f"{path} was written with {changed[0]} {old[changed[0]]!r}, now it is {now[changed[0]]!r}. "
-            "Restore the setting, or train into another folder"
+            "Restore it, train into another folder, or delete the checkpoint to begin again"
         )
 
 
@@ -48,7 +66,7 @@ def check_same_plan(path: Path, old: str | None, now: str) -> None:
     if old is not None and old != now:
         raise CheckpointError(
             f"{path} was written with another plan: the pairs, their shares, the budget or the seed "
-            "have changed. Restore them, or train into another folder"
+            "have changed. Restore them, train into another folder, or delete the checkpoint to begin again"
         )
 
 

@@ -6,25 +6,36 @@ table of settings -> tokens on disk -> candidates -> batches -> training -> fold
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
+
+import torch
+from torch import nn
 
 from threefold.config import Settings
 from threefold.encoder.checkpoint import load
 from threefold.encoder.cross_model import CrossConfig, CrossModel, load_cross
 from threefold.encoder.files import read_backbone
-from threefold.encoder.network import NetworkConfig, initialise
+from threefold.encoder.network import Network, NetworkConfig, initialise
 from threefold.encoder.sources import EMBEDDED, find
-from threefold.errors import CheckpointError, ConfigError
+from threefold.errors import ConfigError
 from threefold.export.cross import write_cross
+from threefold.export.hugging_face import is_bert
 from threefold.export.place import check_free, new_folder
 from threefold.text.tokenizer import Tokenizer
+from threefold.train.checkpoints import flat
+from threefold.train.checks import check_numbers
 from threefold.train.cross_groups import Frame, Groups, candidates, group_plan
 from threefold.train.cross_loop import CrossSettings, CrossTrainer
-from threefold.train.shards import prepare
+from threefold.train.record import Record
+from threefold.train.shards import check_apart, prepare
 from threefold.train.tokenise import Limits
 from threefold.types import Ints
+
+#: Settings that may change when a run goes on: where, not what. Model and data are compared by their contents, and
+#: `train` by the loop.
+_FREE: Final = frozenset({"kind", "output", "device", "model", "revision", "data.files", "data.cache", "train"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +59,14 @@ class CrossData(Settings):
     def __post_init__(self) -> None:
         if not self.files:
             raise ConfigError("files is empty: what to train on")
+        check_numbers(self, positive=("budget", "window"))
 
 
 @dataclass(frozen=True, slots=True)
 class CrossRun(Settings):
     """`kind = "cross"` in the settings of `threefold train`.
 
-    output      folder of the finished cross-encoder; `<output>.run` keeps tokens and checkpoint while it is trained
+    output      folder of the finished cross-encoder; `<output>.run` keeps tokens, checkpoint and log
     model       where it starts: a cross-encoder, or a BERT or XLM-R; threefold-mini, a folder, or a name on the hub
     max_tokens  longest pair, specials included
     epochs      passes over the data
@@ -79,6 +91,15 @@ class CrossRun(Settings):
             raise ConfigError(f"epochs must be at least 1; got {self.epochs}")
         if self.max_tokens < 16:
             raise ConfigError(f"max_tokens must be at least 16; got {self.max_tokens}")
+        check_numbers(self, not_negative=("seed",))
+
+
+class Start(NamedTuple):
+    """What a run begins with. `hash` is the fingerprint of the model's weights as they were read."""
+
+    model: CrossModel
+    tokenizer: Tokenizer
+    hash: str
 
 
 class CrossResult(NamedTuple):
@@ -106,7 +127,7 @@ def train_cross(
     """Train as a table of settings says (`CrossRun`); an interrupted run goes on where its last checkpoint is.
 
     base    folder that relative paths begin from; None: the current one
-    force   replace an earlier model of the output's name
+    force   replace an earlier model of the output's name, and begin again where the checkpoint is of another run
     report  called with the means over the last `log_every` steps
     """
     run = CrossRun.from_dict(settings, "train")
@@ -114,24 +135,46 @@ def train_cross(
     output = root / run.output
     work = output.with_name(f"{output.name}.run")
     check_free(output, force=force)
-    model, tokenizer = starting_model(run, root)
-    data = run.data
-    cache = root / data.cache if data.cache else work
-    shards = prepare([root / file for file in data.files], tokenizer, cache, data.limits)
+    start, data = starting_model(run, root), run.data
+    files, cache = [root / file for file in data.files], root / data.cache if data.cache else work
+    check_apart(files, output, work, cache)
+    shards = prepare(files, start.tokenizer, cache, data.limits)
     groups = candidates(shards.table, data.limits.negatives + 1, run.seed)
-    frame = Frame.of(tokenizer, run.max_tokens)
-    trainer = CrossTrainer(model, groups, _plan(run, groups), run.train, work, frame, device=run.device)
-    trainer.resume()
-    last: dict[str, float] = {}
+    frame = Frame.of(start.tokenizer, run.max_tokens)
+    trainer = CrossTrainer(
+        start.model, groups, _plan(run, groups), run.train, work, frame,
+        device=run.device, origin=_origin(run, start.hash, shards.key),
+    )  # fmt: skip
+    trainer.resume(anew=force)
+    last = _trained(trainer, work, report)
+    with new_folder(output, force=force) as part:
+        write_cross(trainer.model.cpu().eval(), start.tokenizer, part)
+    return CrossResult(output, len(groups), trainer.step, dict(shards.counts), last)
+
+
+def _trained(trainer: CrossTrainer, work: Path, report: Callable[[dict[str, float]], None]) -> dict[str, float]:
+    """Train to the end, with a record of it in the working folder; the last line of the log."""
+    work.mkdir(parents=True, exist_ok=True)
+    record, last = Record(work, "cross", trainer.step), dict[str, float]()
 
     def heard(line: dict[str, float]) -> None:
         last.update(line)
+        record(line)
         report(line)
 
-    trainer.run(heard)
-    with new_folder(output, force=force) as part:
-        write_cross(trainer.model.cpu().eval(), tokenizer, part)
-    return CrossResult(output, len(groups), trainer.step, dict(shards.counts), last)
+    try:
+        trainer.run(heard)
+    finally:
+        record.close()
+    return last
+
+
+def _origin(run: CrossRun, model: str, data: str) -> dict[str, Any]:
+    """What decides the weights beside `train`: all other settings, and model and data by their fingerprints."""
+    table = run.to_dict()
+    settings = flat({key: value for key, value in table.items() if key not in _FREE})
+    kept = {key: value for key, value in settings.items() if key not in _FREE}
+    return kept | {"fingerprint of the model": model, "fingerprint of the data": data}
 
 
 def _plan(run: CrossRun, groups: Groups) -> list[Ints]:
@@ -146,27 +189,39 @@ def _plan(run: CrossRun, groups: Groups) -> list[Ints]:
     return plan
 
 
-def starting_model(run: CrossRun, root: Path) -> tuple[CrossModel, Tokenizer]:
+def starting_model(run: CrossRun, root: Path) -> Start:
     """A cross-encoder as it is, or the network of another model with a new head, drawn with the seed of the run."""
     local = root / run.model
     source = find(local if local.is_dir() else run.model, run.revision)
     tokenizer = Tokenizer.load(source.folder)
     own = (source.folder / "threefold.json").is_file()
     if not own and _has_classifier(source.folder):
-        model = load_cross(source.folder).model
+        model, fingerprint = load_cross(source.folder)
         _check_room(run, model.config.network)
         model.config = CrossConfig(model.config.network, run.max_tokens, model.config.token_types)
     else:
-        loaded = load(source.folder, None if own else "cls").model
-        network = loaded.config.network
-        _check_room(run, network)
-        bert = network.first_position == 0
-        if bert and network.types < 2:
-            raise CheckpointError(f"{source.name} has {network.types} token type; pairs of a BERT need 2")
-        model = CrossModel(CrossConfig(network, run.max_tokens, token_types=bert))
+        loaded = load(source.folder, None if own else "cls")
+        network, fingerprint = loaded.model.network, loaded.hash
+        _check_room(run, network.config)
+        bert = is_bert(network.config)
+        if bert:
+            _add_types(network)
+        model = CrossModel(CrossConfig(network.config, run.max_tokens, token_types=bert))
         initialise(model.head, seed=run.seed)
-        model.network = loaded.network
-    return _in_memory(model), tokenizer
+        model.network = network
+    return Start(_in_memory(model), tokenizer, fingerprint)
+
+
+def _add_types(network: Network) -> None:
+    """A BERT of one token type gets the second, which a published cross-encoder of that family has: it begins as the
+    first, so the network computes what it did, and training tells the query's tokens from the passage's.
+    """
+    first = network.types.weight.detach()
+    if len(first) > 1:
+        return
+    network.types = nn.Embedding(2, network.config.hidden)
+    network.types.weight.data = torch.cat([first, first])
+    network.config = replace(network.config, types=2)
 
 
 def _check_room(run: CrossRun, network: NetworkConfig) -> None:

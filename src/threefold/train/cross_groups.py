@@ -13,9 +13,10 @@ import numpy as np
 from threefold.errors import ConfigError
 from threefold.text.tokenizer import Tokenizer, Tokens
 from threefold.train.batches import PairTable
+from threefold.train.masks import Answers
 from threefold.types import Floats, Ints, offsets_of
 
-#: How often a random passage is drawn again because it answers the query too.
+#: How often random passages are drawn again because some answer the query too, or are there already.
 _TRIES = 20
 
 
@@ -53,19 +54,23 @@ class Groups:
 def candidates(table: PairTable, most: int, seed: int) -> Groups:
     """Up to `most` candidates of every pair: the positive, its hard negatives, then passages of other pairs, drawn.
 
-    What is drawn neither means the same (`PairTable.meaning`) nor is there already; a pair that takes its own
-    negatives only gets no others.
+    None of them answers the query anywhere in the table. What is drawn does not mean the same either
+    (`PairTable.meaning`), and no text is there twice; a pair that takes its own negatives only gets no others.
     """
     if most < 2:
         raise ConfigError(f"a query needs at least 2 candidates; got {most}")
     n = len(table)
     rng = np.random.default_rng((seed, n))
+    answers = Answers(table)
+    owner = np.repeat(np.arange(n), np.diff(table.negatives))
+    wrong = ~answers.known(answers.query[owner], answers.negative)  # (m,) hard negatives that are ones
     passages: list[int] = []
     counts: list[int] = []
     for row in range(n):
-        own = (np.arange(table.negatives[row], table.negatives[row + 1]) + n).tolist()[: most - 1]
-        drawn = [] if table.alone[row] else _draw(table, row, most - 1 - len(own), rng)
-        group = [row, *own, *drawn]
+        hard = np.arange(table.negatives[row], table.negatives[row + 1])
+        hard = hard[wrong[hard]][: most - 1]
+        drawn = [] if table.alone[row] else _draw(table, answers, row, most - 1 - len(hard), hard, rng)
+        group = [row, *(hard + n).tolist(), *drawn]
         passages += group
         counts.append(len(group))
     numbers = np.array(passages, np.int64)
@@ -75,16 +80,21 @@ def candidates(table: PairTable, most: int, seed: int) -> Groups:
     return Groups(table, numbers, offsets_of(counts), scores)
 
 
-def _draw(table: PairTable, row: int, wanted: int, rng: np.random.Generator) -> list[int]:
-    """Positives of other pairs, fewer than wanted where hardly any may be taken."""
-    drawn: list[int] = []
-    for _ in range(_TRIES * wanted):
-        if len(drawn) == wanted:
+def _draw(table: PairTable, answers: Answers, row: int, wanted: int, hard: Ints, rng: np.random.Generator) -> list[int]:
+    """Positives of other pairs, fewer than wanted where hardly any may be taken. `hard`: its hard negatives."""
+    drawn: dict[int, int] = {}  # number of the text -> pair
+    there = set(answers.negative[hard].tolist())
+    for _ in range(_TRIES):
+        if len(drawn) >= wanted:
             break
-        other = int(rng.integers(len(table)))
-        if table.meaning[other] != table.meaning[row] and other not in drawn:
-            drawn.append(other)
-    return drawn
+        others = rng.integers(len(table), size=wanted)
+        free = table.meaning[others] != table.meaning[row]
+        free &= ~answers.known(answers.query[row], answers.positive[others])
+        for other in others[free].tolist():
+            text = int(answers.positive[other])
+            if text not in there:
+                drawn.setdefault(text, other)
+    return list(drawn.values())[:wanted]
 
 
 def group_plan(groups: Groups, *, budget: int, window: int, seed: int) -> list[Ints]:

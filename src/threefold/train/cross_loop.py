@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -20,10 +21,12 @@ from threefold.errors import CheckpointError, ConfigError, NumericalError
 from threefold.train.checkpoints import (
     check_same_plan,
     check_same_settings,
+    flat,
     plan_digest,
     read_checkpoint,
     write_checkpoint,
 )
+from threefold.train.checks import check_numbers
 from threefold.train.cross_groups import Frame, Groups, pair_tokens
 from threefold.train.cross_losses import CrossLoss, as_matrix, cross_loss
 from threefold.train.settings import rate
@@ -31,7 +34,7 @@ from threefold.train.updates import means_of, progress
 from threefold.types import Ints
 
 #: Settings that may change when a run is resumed.
-_CLOCKS = frozenset({"minutes", "checkpoint_every", "log_every"})
+_CLOCKS: Final = frozenset({"minutes", "checkpoint_every", "log_every"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +61,18 @@ class CrossSettings(Settings):
             raise ConfigError(f"warmup must be from 0 to below 1; got {self.warmup}")
         if min(self.checkpoint_every, self.log_every) < 1:
             raise ConfigError("checkpoint_every and log_every must be at least 1")
+        if not self.clip > 0:  # infinity is fine: no clipping
+            raise ConfigError(f"clip must be positive; got {self.clip}")
+        check_numbers(self, not_negative=("minutes", "body_lr", "head_lr", "weight_decay"))
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise ConfigError(f"precision must be auto, float32 or bfloat16; got {self.precision!r}")
 
 
 class CrossTrainer:
-    """A cross-encoder, its optimiser and where it is in the plan."""
+    """A cross-encoder, its optimiser and where it is in the plan.
+
+    origin  whatever else the run was made from, by name: a checkpoint with another one is of another run
+    """
 
     def __init__(
         self,
@@ -75,13 +84,15 @@ class CrossTrainer:
         frame: Frame,
         *,
         device: str = "auto",
+        origin: Mapping[str, Any] | None = None,
     ) -> None:
         self.device = choose_device(device)
         self.precision = choose_precision(settings.precision, self.device)
         self.model = model.to(self.device)
         self.groups, self.plan, self.settings, self.frame = groups, plan, settings, frame
-        self.path = folder / "training.pt"
+        self.path, self.origin = folder / "training.pt", dict(origin or {})
         self.step, self.elapsed_s = 0, 0.0
+        self.unreported: list[dict[str, float]] = []  # what the steps since the last report logged
         body, head, s = list(model.network.parameters()), list(model.head.parameters()), settings
         self.optimiser = torch.optim.AdamW(
             [
@@ -124,20 +135,19 @@ class CrossTrainer:
     def run(self, report: Callable[[dict[str, float]], None]) -> None:
         """Train to the end of the plan or of the time, from wherever the checkpoint left off."""
         self.model.train()
-        logs: list[dict[str, float]] = []
         while self.step < len(self.plan) and self.progress < 1.0:
             start = time.perf_counter()
-            logs.append(self._update(self.plan[self.step]))
+            log = self._update(self.plan[self.step])
             self.step += 1
-            logs[-1]["seconds"] = time.perf_counter() - start
-            self.elapsed_s += logs[-1]["seconds"]
+            log["seconds"] = time.perf_counter() - start
+            self.unreported.append(log)
+            self.elapsed_s += log["seconds"]
             if self.step % self.settings.log_every == 0:
-                report(self._summary(logs))
-                logs.clear()
+                self._report(report)
             if self.step % self.settings.checkpoint_every == 0:
                 self.save()
-        if logs:
-            report(self._summary(logs))
+        if self.unreported:
+            self._report(report)
         self.save()
 
     @property
@@ -164,29 +174,47 @@ class CrossTrainer:
         done = {"norm": float(norm), "tokens": tokens, "queries": len(rows), "lr": factor * self.settings.body_lr}
         return log | {"total": float(total.detach())} | done
 
-    def _summary(self, logs: list[dict[str, float]]) -> dict[str, float]:
+    def _report(self, report: Callable[[dict[str, float]], None]) -> None:
         where = {"elapsed_s": self.elapsed_s, "step": self.step, "of": len(self.plan), "progress": self.progress}
-        return means_of(logs) | where
+        report(means_of(self.unreported) | where)
+        self.unreported.clear()
 
     # ---- checkpoints ---------------------------------------------------------------------------------
 
     def save(self) -> None:
         """Write everything that decides the future; a crash while writing keeps the previous checkpoint."""
         state = {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()}
-        recipe = {"settings": self.settings.to_dict(), "plan": plan_digest(self.plan)}
-        write_checkpoint(self.path, state | recipe | {"step": self.step, "elapsed_s": self.elapsed_s})
+        recipe = {"origin": self.origin, "settings": flat(self.settings.to_dict()), "plan": plan_digest(self.plan)}
+        where = {"step": self.step, "elapsed_s": self.elapsed_s, "unreported": self.unreported}
+        write_checkpoint(self.path, state | recipe | where)
 
-    def resume(self) -> bool:
-        """Continue from the checkpoint, if there is one; refused when it is of another run."""
+    def resume(self, *, anew: bool = False) -> bool:
+        """Continue from the checkpoint, if there is one.
+
+        anew  where it is of another run, begin again, instead of an error
+        """
         if not self.path.is_file():
             return False
         state = read_checkpoint(self.path)
         try:
-            check_same_settings(self.path, state["settings"], self.settings.to_dict(), _CLOCKS)
-            check_same_plan(self.path, state["plan"], plan_digest(self.plan))
+            self._check_same_run(state)
+        except CheckpointError:
+            if anew:
+                return False
+            raise
+        self._restore(state)
+        return True
+
+    def _check_same_run(self, state: Mapping[str, Any]) -> None:
+        check_same_settings(self.path, state.get("origin", {}), self.origin, frozenset())
+        check_same_settings(self.path, state.get("settings", {}), flat(self.settings.to_dict()), _CLOCKS)
+        check_same_plan(self.path, state.get("plan"), plan_digest(self.plan))
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        try:
             self.model.load_state_dict(state["model"])
             self.optimiser.load_state_dict(state["optimiser"])
             self.step, self.elapsed_s = int(state["step"]), float(state["elapsed_s"])
+            self.unreported = [dict(log) for log in state["unreported"]]
         except (KeyError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"cannot resume from {self.path}: {error}") from error
-        return True

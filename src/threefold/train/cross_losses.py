@@ -15,6 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from threefold.config import Settings
 from threefold.errors import ConfigError
+from threefold.train.checks import check_numbers
 from threefold.train.losses import teacher_scores
 
 Contrast = Literal["listwise", "pointwise", "none"]
@@ -39,11 +40,7 @@ class CrossLoss(Settings):
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0 or self.distil_weight < 0:
-            raise ConfigError(
-                "temperature must be positive and distil_weight at least 0; "
-                f"got {self.temperature} and {self.distil_weight}"
-            )
+        check_numbers(self, positive=("temperature",), not_negative=("distil_weight",))
         if self.contrast == "none" and (self.distil == "none" or not self.distil_weight):
             raise ConfigError("contrast and distil are both none: there is nothing to learn")
 

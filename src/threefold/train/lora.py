@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from torch import nn
 
 from threefold.encoder.model import Model
@@ -12,12 +13,18 @@ from threefold.errors import MissingExtraError
 from threefold.train.recipe import Lora
 
 
-def add_adapters(model: Model, wanted: Lora) -> None:
-    """Freeze the network and put an adapter beside each linear layer that is named. The heads stay trainable."""
+def add_adapters(model: Model, wanted: Lora, seed: int) -> None:
+    """Freeze the network and put an adapter beside each linear layer that is named. The heads stay trainable.
+
+    The adapters are drawn with the seed, so that every process of a run begins with the same ones. The model should be
+    on the CPU: another device has other random numbers.
+    """
     from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(r=wanted.rank, lora_alpha=wanted.alpha, lora_dropout=0.0, target_modules=list(wanted.layers))
-    inject_adapter_in_model(config, model.network)  # freezes all that is not an adapter
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, model.network)  # freezes all that is not an adapter
     model.heads.requires_grad_(True)
 
 

@@ -60,6 +60,24 @@ def repeated_pairs(query: Tokens, positive: Tokens) -> int:
     return len(sums) - len(np.unique(sums))
 
 
+class Answers:
+    """Which texts of a table answer which of its queries; equal texts count as one.
+
+    query, positive, negative  (n,), (n,), (m,) the numbers of the texts
+    """
+
+    def __init__(self, table: PairTable) -> None:
+        self.query, self.positive, self.negative = map(text_numbers, (table.query, table.positive, table.negative))
+        self._sums = np.unique(self.query + self.positive)  # the sum of two, so that either may be the query
+
+    def known(self, queries: Numbers, texts: Numbers) -> Bools:
+        """Where query and text are a pair of the table, in either order; the two are broadcast against each other."""
+        sums = queries + texts
+        places = np.minimum(np.searchsorted(self._sums, sums), len(self._sums) - 1)
+        known: Bools = self._sums[places] == sums
+        return known
+
+
 class FalseNegatives:
     """The masks of the batches of one table.
 
@@ -73,8 +91,7 @@ class FalseNegatives:
 
     def __init__(self, table: PairTable, *, margin: float = 0.0) -> None:
         self.table, self.margin = table, margin
-        self._query, self._positive, self._negative = map(text_numbers, (table.query, table.positive, table.negative))
-        self._known = np.unique(self._query + self._positive)  # the sum of two, so that either may be the query
+        self.answers = Answers(table)
 
     def __call__(self, rows: Ints, *, swapped: bool = False) -> Bools:
         """(B, B + M) True where a passage must be left out.
@@ -86,9 +103,10 @@ class FalseNegatives:
         table = self.table
         hard = table.negatives_of(rows)
         owner = np.repeat(np.arange(len(rows)), table.negatives_in(rows))  # (M,) the place in `rows`
-        first, second = (self._positive, self._query) if swapped else (self._query, self._positive)
-        passages = np.concatenate([second[rows], self._negative[hard]])
-        masks: Bools = self._are_known(first[rows][:, None] + passages[None, :])
+        answers = self.answers
+        first, second = (answers.positive, answers.query) if swapped else (answers.query, answers.positive)
+        passages = np.concatenate([second[rows], answers.negative[hard]])
+        masks = answers.known(first[rows][:, None], passages[None, :])
         meaning = table.meaning[rows]
         masks[:, : len(rows)] |= meaning[:, None] == meaning[None, :]
         if not swapped:
@@ -97,12 +115,6 @@ class FalseNegatives:
         masks |= table.alone[rows][:, None] & (columns[None, :] != np.arange(len(rows))[:, None])
         masks[np.arange(len(rows)), np.arange(len(rows))] = False
         return masks
-
-    def _are_known(self, sums: Numbers) -> Bools:
-        """Which sums of a query's and a passage's number are those of a pair of the table."""
-        places = np.minimum(np.searchsorted(self._known, sums), len(self._known) - 1)
-        known: Bools = self._known[places] == sums
-        return known
 
     def _too_good(self, pairs: Ints, hard: Ints) -> Bools:
         """(M,) hard negatives that the teacher finds about as good as the positive; unknown scores are not."""

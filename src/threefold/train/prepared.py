@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
@@ -15,7 +16,7 @@ from threefold.train.batches import PairTable, plan
 from threefold.train.pool import read_corpus
 from threefold.train.recipe import Recipe, Stage
 from threefold.train.settings import TrainSettings
-from threefold.train.shards import prepare
+from threefold.train.shards import check_apart, prepare
 from threefold.train.single import cloze_pairs, crop_pairs
 from threefold.types import Floats, Ints
 
@@ -32,6 +33,7 @@ class Prepared:
 
     table   pairs; None for `retromae`
     texts   token ids of single texts, for `retromae`
+    key     hash of the tokens, or of all that decides them: another one is other data
     plan    which of them each step takes
     counts  what is odd about the data
     """
@@ -41,6 +43,7 @@ class Prepared:
     settings: TrainSettings
     table: PairTable | None
     texts: Tokens | None
+    key: str
     plan: list[Ints]
     counts: dict[str, int]
 
@@ -51,17 +54,20 @@ def prepare_stage(
     """Read the files of one stage, or find them in the cache."""
     settings, data = recipe.settings_of(stage), recipe.data
     files = [base / name for name in stage.files or data.files]
-    cache = base / data.cache if data.cache else base / recipe.output / "cache"
+    output = base / recipe.output
+    cache = base / data.cache if data.cache else output / "cache"
     counts: dict[str, int] = {}
     table: PairTable | None = None
     texts: Tokens | None = None
     shares: dict[int, float] = {}
     if stage.kind == "pairs":
+        check_apart(files, output, cache)
         shards = prepare(files, tokenizer, cache, data.limits, progress=progress)
-        table, counts = shards.table, dict(shards.counts)
+        table, key, counts = shards.table, shards.key, dict(shards.counts)
         shares = shards.shares(data.temperature, data.by)
     else:
         texts = tokenise_texts(files, tokenizer, data.limits.max_passage, progress)
+        key = token_digest(texts)
         if stage.kind != "retromae":
             table = (crop_pairs if stage.kind == "crops" else cloze_pairs)(texts, settings.seed)
     batches = _plan(recipe, stage, settings, table if table is not None else as_table(texts), shares, least)
@@ -70,7 +76,7 @@ def prepare_stage(
         raise DataError(
             f"stage {number + 1}: {named} gave no batch; a batch needs two pairs of one source, or two texts"
         )
-    return Prepared(f"{number + 1}-{stage.kind}", stage, settings, table, texts, batches, counts)
+    return Prepared(f"{number + 1}-{stage.kind}", stage, settings, table, texts, key, batches, counts)
 
 
 def _plan(
@@ -108,6 +114,14 @@ def tokenise_texts(files: list[Path], tokenizer: Tokenizer, limit: int, progress
         np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
         np.concatenate([part.available for part in parts]),
     )
+
+
+def token_digest(tokens: Tokens) -> str:
+    """16 hex digits of all texts in order."""
+    digest = hashlib.sha256()
+    for part, kind in ((tokens.offsets, np.int64), (tokens.ids, np.int32)):
+        digest.update(np.ascontiguousarray(part, kind).data)
+    return digest.hexdigest()[:16]
 
 
 def as_table(texts: Tokens | None) -> PairTable:

@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args, get_type_hints
 
 from threefold.config import Settings
-from threefold.errors import ConfigError
+from threefold.errors import ConfigError, EvaluationError
+from threefold.evaluate.measures import Measure
+from threefold.retrieve.modes import Protocol
+from threefold.train.checks import check_numbers
 from threefold.train.settings import TrainSettings
 from threefold.train.shards import By
 from threefold.train.tokenise import Limits
@@ -45,6 +48,11 @@ class DataSettings(Settings):
     by: By = "group"
     cache: str = ""
 
+    def __post_init__(self) -> None:
+        check_numbers(self, positive=("budget", "window"), not_negative=("memory_mb",))
+        if not self.temperature >= 1:  # infinity is fine
+            raise ConfigError(f"temperature must be at least 1; got {self.temperature}")
+
 
 @dataclass(frozen=True, slots=True)
 class Stage(Settings):
@@ -73,6 +81,7 @@ class Validation(Settings):
 
     sets        folders; every data set below them counts the same
     split       of the judgements
+    measure     as `threefold evaluate` writes it; capitals do not matter
     every       steps; it is also measured before the first and after the last
     patience    end after so many figures in a row that are not better; 0: never
     max_tokens  longest document; 0: the longest that the model reads
@@ -89,6 +98,12 @@ class Validation(Settings):
     def __post_init__(self) -> None:
         if not self.sets or self.every < 1 or self.patience < 0:
             raise ConfigError("validation needs sets, every of at least 1 and patience of at least 0")
+        check_numbers(self, not_negative=("max_tokens",))
+        try:
+            object.__setattr__(self, "measure", str(Measure.parse(self.measure)))  # as the figures are named
+            Protocol(modes=(self.mode,), measures=(self.measure,))
+        except EvaluationError as error:
+            raise ConfigError(f"measure: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +175,7 @@ class Recipe(Settings):
     def __post_init__(self) -> None:
         if not self.data.files and not all(stage.files for stage in self.stages or (Stage(),)):
             raise ConfigError("data.files is required: what to train on")
+        check_numbers(self, not_negative=("max_tokens",))
         for number, stage in enumerate(self.stages):
             self.settings_of(stage, f"stages[{number}].train")
 

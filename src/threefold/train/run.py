@@ -1,13 +1,12 @@
 """A recipe, run: data -> stages -> the folder of a model. Killed at any moment, the same call goes on where it was.
 
-OUTPUT/recipe.json, log.jsonl, tensorboard/
+OUTPUT/recipe.json, data.json, log.jsonl, tensorboard/
 OUTPUT/stages/1-pairs/          training.pt while it runs; the model and done.json when it is over
 OUTPUT/model.safetensors, ...   the result
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -22,6 +21,8 @@ from threefold.encoder.precision import choose_device
 from threefold.encoder.sources import find
 from threefold.errors import ConfigError
 from threefold.text.tokenizer import Tokenizer
+from threefold.train.begun import Begun, read_json, write_json
+from threefold.train.checkpoints import drop_drafts
 from threefold.train.loop import Trainer
 from threefold.train.lora import add_adapters, merged, require_peft
 from threefold.train.parts import add_heads
@@ -30,14 +31,10 @@ from threefold.train.prepared import Prepared, idf_of, prepare_stage
 from threefold.train.recipe import Recipe, Stage
 from threefold.train.record import Record
 from threefold.train.retromae import RetroMAE
-from threefold.train.settings import CLOCKS
 from threefold.train.updates import Updates
 from threefold.train.validate import Validator
 from threefold.train.vectors import VectorTeacher
 from threefold.train.world import World
-
-#: Settings of a recipe that may change when it is run again: where, not what.
-_FREE = CLOCKS | {"device", "cache", "memory_mb"}
 
 
 class Listener:
@@ -64,15 +61,22 @@ class Trained(NamedTuple):
 
 
 def train(
-    recipe: Recipe, base: Path | None = None, *, world: World | None = None, listener: Listener | None = None
+    recipe: Recipe,
+    base: Path | None = None,
+    *,
+    world: World | None = None,
+    listener: Listener | None = None,
+    force: bool = False,
 ) -> Trained:
     """Run all stages that are not done yet and write the result.
 
-    base  folder that relative paths begin from; None: the current one
+    base   folder that relative paths begin from; None: the current one
+    force  begin again where the output is of another recipe, model or data
     """
     run = _Run(recipe, base or Path(), world or World(), listener or Listener())
-    run.check_same_recipe()
+    run.begun.is_other(recipe, {}, force=force)  # refused now, not when the data have been read
     stages = run.prepared()
+    run.begin(stages, force=force)
     found = [run.stage(prepared) for prepared in stages]
     return Trained(run.finish(), found)
 
@@ -81,6 +85,7 @@ class _Run:
     def __init__(self, recipe: Recipe, base: Path, world: World, listener: Listener) -> None:
         self.recipe, self.base, self.world, self.listener = recipe, base, world, listener
         self.output = base / recipe.output
+        self.begun = Begun(self.output)
         if recipe.lora is not None:
             require_peft()
         self.device = choose_device(recipe.device)
@@ -88,7 +93,8 @@ class _Run:
             self.device = torch.device("cuda", world.local)
             torch.cuda.set_device(self.device)
         folder = self._find(recipe.model)
-        self.tokenizer, self.model = Tokenizer.load(folder), load(folder).model
+        loaded = load(folder)
+        self.tokenizer, self.model, self.hash = Tokenizer.load(folder), loaded.model, loaded.hash
         self._change_model()
         limits, most = recipe.data.limits, self.model.config.network.max_tokens
         for name in ("max_query", "max_passage"):
@@ -125,22 +131,6 @@ class _Run:
 
     # ---- before --------------------------------------------------------------------------------------
 
-    def check_same_recipe(self) -> None:
-        """An output folder belongs to one recipe."""
-        path, now = self.output / "recipe.json", _fixed(json.loads(json.dumps(self.recipe.to_dict())))
-        if path.is_file():
-            old = _fixed(json.loads(path.read_text(encoding="utf-8")))
-            changed = sorted(key for key in now.keys() | old.keys() if now.get(key) != old.get(key))
-            if changed:
-                raise ConfigError(
-                    f"{self.output} was begun with another recipe: {changed[0]} was {old.get(changed[0])!r}, now it is "
-                    f"{now.get(changed[0])!r}. Restore it, or name another output"
-                )
-        self.world.wait()
-        if self.world.first:
-            self.output.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(self.recipe.to_dict(), indent=1) + "\n", encoding="utf-8")
-
     def prepared(self) -> list[Prepared]:
         """The data of all stages; the first process reads them, the others find them in the cache."""
         if not self.world.first:
@@ -154,6 +144,17 @@ class _Run:
             self.world.wait()
         return stages
 
+    def begin(self, stages: list[Prepared], *, force: bool) -> None:
+        """From here on the output is of this run: its data are there, so the recipe was no slip of the pen."""
+        marks = {"model": self.hash, **{stage.name: stage.key for stage in stages}}
+        other = self.begun.is_other(self.recipe, marks, force=force)
+        self.world.wait()  # until every process has looked
+        if self.world.first:
+            if other:
+                self.begun.forget()
+            self.begun.write(self.recipe, marks)
+        self.world.wait()
+
     # ---- a stage -------------------------------------------------------------------------------------
 
     def stage(self, stage: Prepared) -> dict[str, Any]:
@@ -163,17 +164,16 @@ class _Run:
         if not done.is_file():
             about = self._train(stage, folder)
             if self.world.first:
-                done.write_text(json.dumps(about) + "\n", encoding="utf-8")
+                write_json(done, about)
                 _tidy(folder)
             self.world.wait()
         self.model = load(folder).model
-        found: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
-        return found
+        return read_json(done)
 
     def _train(self, stage: Prepared, folder: Path) -> dict[str, Any]:
-        self.model.to(self.device)
         if self.recipe.lora is not None and stage.stage.kind != "retromae":
-            add_adapters(self.model, self.recipe.lora)
+            add_adapters(self.model, self.recipe.lora, stage.settings.seed)
+        self.model.to(self.device)
         run = self._updates(stage, folder)
         run.resume()
         self.listener.stage(stage.name, len(run.plan), run.step, stage.counts)
@@ -250,6 +250,7 @@ class _Run:
     def _write(self, folder: Path, *, int8: bool = False) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save(folder / "tokenizer.json")
+        drop_drafts(folder / "model.safetensors")
         save(merged(self.model), folder, int8=int8)
 
 
@@ -258,10 +259,3 @@ def _tidy(folder: Path) -> None:
     (folder / "training.pt").unlink(missing_ok=True)
     for name in ("candidate", "best"):
         shutil.rmtree(folder / name, ignore_errors=True)
-
-
-def _fixed(table: Any) -> Any:
-    """Without the settings that are free to change."""
-    if isinstance(table, dict):
-        return {key: _fixed(value) for key, value in table.items() if key not in _FREE}
-    return [_fixed(item) for item in table] if isinstance(table, list) else table

@@ -7,6 +7,7 @@ from typing import Final, Literal, get_args
 
 from threefold.config import Settings
 from threefold.errors import ConfigError
+from threefold.train.checks import check_numbers
 from threefold.train.losses import LossWeights
 from threefold.train.reader import TrainPrecision
 from threefold.types import Representation
@@ -17,6 +18,11 @@ Part = Literal["words", "heads", "body"]
 #: Settings that may change when a run is resumed: they say how long, how often and in how much memory, not what is
 #: learnt.
 CLOCKS: Final = frozenset({"minutes", "checkpoint_every", "log_every", "sub_tokens", "recompute"})
+
+_NOT_NEGATIVE: Final = (
+    "minutes", "body_lr", "word_lr", "head_lr", "weight_decay", "teacher", "idf_scale", "idf_steps", "matryoshka",
+    "sub_tokens", "seed",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +73,11 @@ class TrainSettings(Settings):
             raise ConfigError(f"warmup must be from 0 to below 1; got {self.warmup}")
         if min(self.checkpoint_every, self.log_every) < 1:
             raise ConfigError("checkpoint_every and log_every must be at least 1")
-        if self.clip <= 0:
+        if not self.clip > 0:  # infinity is fine: no clipping
             raise ConfigError(f"clip must be positive; got {self.clip}")
-        if min(self.body_lr, self.word_lr, self.head_lr, self.minutes, self.sub_tokens) < 0:
-            raise ConfigError("learning rates, minutes and sub_tokens must not be negative")
+        check_numbers(self, not_negative=_NOT_NEGATIVE)
+        if min(self.multi_dims, default=1) < 1:
+            raise ConfigError(f"multi_dims must be at least 1; got {min(self.multi_dims)}")
         if set(self.freeze) == set(get_args(Part)):
             raise ConfigError("freeze names every part of the model; nothing is left to train")
 

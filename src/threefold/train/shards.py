@@ -42,11 +42,13 @@ _CLASS: Final[Mapping[str, Callable[[Group], Hashable]]] = {
 class Shards:
     """A table on disk.
 
+    key     hash of everything that decides the numbers
     groups  pair i belongs to groups[table.source[i]]; pairs: how many each has
     counts  tokens, texts that were cut, and what is odd and yet no error
     """
 
     folder: Path
+    key: str
     table: PairTable
     groups: tuple[Group, ...]
     pairs: tuple[int, ...]
@@ -83,6 +85,7 @@ def prepare(
         return load_shards(folder)
     part = cache / f"{folder.name}.{os.getpid()}.part"
     try:
+        shutil.rmtree(part, ignore_errors=True)  # of a killed process with this number: in a container it is always 1
         part.mkdir(parents=True)
         found = Counter[str]()
         made = write_table(part, read_examples(files, found), tokenizer, limits, found, progress)
@@ -93,6 +96,17 @@ def prepare(
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return load_shards(folder)
+
+
+def check_apart(files: Iterable[Path], *written: Path) -> None:
+    """Refuse a folder of training data in which the run writes: its files of JSON would be read as data."""
+    for folder in files:
+        for path in written:
+            if folder.is_dir() and path.resolve().is_relative_to(folder.resolve()):
+                raise ConfigError(
+                    f"{path} is in {folder}, all files of which are training data: what the run writes would be read "
+                    "too. Put it elsewhere, or name the files one by one"
+                )
 
 
 def load_shards(folder: Path) -> Shards:
@@ -107,7 +121,7 @@ def load_shards(folder: Path) -> Shards:
     columns: dict[str, Any] = {
         one.name: (read_tokens if one.name in texts else read_column)(folder, one.name) for one in fields(PairTable)
     }
-    return Shards(folder, PairTable(**columns), groups, pairs, counts)
+    return Shards(folder, folder.name.removeprefix("pairs-"), PairTable(**columns), groups, pairs, counts)
 
 
 def _settle(part: Path, folder: Path) -> None:

@@ -16,8 +16,9 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from threefold.config import Settings
-from threefold.errors import ConfigError
+from threefold.errors import ConfigError, DataError
 from threefold.text.tokenizer import Tokenizer, Tokens
+from threefold.train.checks import check_numbers
 from threefold.train.columns import Columns, read_column, read_tokens, write_columns
 from threefold.train.examples import Example
 from threefold.train.masks import repeated_pairs, text_numbers
@@ -48,6 +49,7 @@ class Limits(Settings):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_numbers(self, not_negative=("seed",))
         if min(self.max_query, self.max_passage) < 3 or self.negatives < 0:
             raise ConfigError(
                 "max_query and max_passage must be at least 3 and negatives at least 0; "
@@ -121,6 +123,11 @@ def _pairs(examples: Iterable[Example], limits: Limits) -> Iterator[_Pair]:
     for example in examples:
         for i, positive in enumerate(example.positives):
             chosen = _drawn(example, number, limits)
+            if example.alone and not chosen:  # the reader has refused records that have none
+                raise DataError(
+                    f"{example.where}: limits.negatives is {limits.negatives}, and negatives of other records must not "
+                    "be taken: it teaches nothing. Raise it, or leave the record out"
+                )
             yield _Pair(
                 example.asked,
                 example.said(positive),

@@ -74,6 +74,7 @@ class Updates(ABC):
         self.folder, self.world = folder, world
         self.device = next(p.device for group in groups for p in group["params"])
         self.step, self.elapsed_s = 0, 0.0
+        self.unreported: list[dict[str, float]] = []  # what the steps since the last report logged
         self.notes: dict[str, Any] = {}
         self.optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
@@ -91,22 +92,21 @@ class Updates(ABC):
         """Train to the end of the plan or of the time, from wherever the checkpoint left off."""
         for module in self.modules.values():
             module.train()
-        logs: list[dict[str, float]] = []
         while not self.finished:
             start = time.perf_counter()
-            logs.append(self._update(self.plan[self.step]))
+            log = self._update(self.plan[self.step])
             self.step += 1
-            logs[-1]["seconds"] = time.perf_counter() - start
-            self.elapsed_s = self.world.from_first(self.elapsed_s + logs[-1]["seconds"], self.device)
+            log["seconds"] = time.perf_counter() - start
+            self.unreported.append(log)
+            self.elapsed_s = self.world.from_first(self.elapsed_s + log["seconds"], self.device)
             if self.step % self.settings.log_every == 0:
-                report(self._summary(logs))
-                logs.clear()
+                self._report(report)
             if watch is not None and watch(self):
                 self.notes["stopped"] = True
             if self.step % self.settings.checkpoint_every == 0:
                 self.save()
-        if logs:
-            report(self._summary(logs))
+        if self.unreported:
+            self._report(report)
         self.save()
 
     @property
@@ -149,9 +149,10 @@ class Updates(ABC):
         """Whether the scale of float16 can still be lowered."""
         return self.scaler.is_enabled() and self.scaler.get_scale() > 1.0
 
-    def _summary(self, logs: list[dict[str, float]]) -> dict[str, float]:
+    def _report(self, report: Report) -> None:
         where = {"elapsed_s": self.elapsed_s, "step": self.step, "of": len(self.plan), "progress": self.progress}
-        return means_of(logs) | where
+        report(means_of(self.unreported) | where)
+        self.unreported.clear()
 
     # ---- checkpoints ---------------------------------------------------------------------------------
 
@@ -169,6 +170,7 @@ class Updates(ABC):
                 "step": self.step,
                 "elapsed_s": self.elapsed_s,
                 "notes": json.dumps(self.notes),
+                "unreported": json.dumps(self.unreported),
                 "settings": json.dumps(self.settings.to_dict(), sort_keys=True),
                 "plan": plan_digest(self.plan),
             }
@@ -189,6 +191,7 @@ class Updates(ABC):
             self.optimiser.load_state_dict(state["optimiser"])
             self.scaler.load_state_dict(state.get("scaler", {}))
             self.notes = json.loads(state.get("notes", "{}"))
+            self.unreported = json.loads(state.get("unreported", "[]"))
             self.step, self.elapsed_s = int(state["step"]), float(state["elapsed_s"])
         except CheckpointError:
             raise

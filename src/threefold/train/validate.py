@@ -34,7 +34,6 @@ class Validator:
         self.wanted, self.folder, self.device, self.told = wanted, folder, device, told
         self._save = save
         self.tasks: list[Task] = [task for name in wanted.sets for task in iter_tasks(base / name, split=wanted.split)]
-        Protocol(modes=(wanted.mode,), measures=(wanted.measure,))  # refuses what is unknown now, not in an hour
 
     def __call__(self, run: Updates) -> bool:
         """Whether the run should end: the figure has not become better for too long."""

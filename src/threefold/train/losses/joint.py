@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from threefold.config import Settings
-from threefold.errors import ConfigError
+from threefold.train.checks import check_numbers
 from threefold.train.losses.contrastive import info_nce
 from threefold.train.losses.distillation import soft_cross_entropy
 from threefold.types import Representation
@@ -44,9 +44,8 @@ class LossWeights(Settings):
     teacher_temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "teacher_temperature"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} must be positive; got {getattr(self, name)}")
+        weights = ("dense", "sparse", "multi", "sparse_loss", "distil", "teacher_scores")
+        check_numbers(self, positive=("temperature", "teacher_temperature"), not_negative=weights)
 
     def of_loss(self, name: str) -> float:
         """Weight of the losses of one head, or of the ensemble."""
