@@ -35,6 +35,9 @@ def test_bench_compares_precisions_on_own_texts(
         (("--precisions", "half"), "expected some of float32, bfloat16, int8"),
         (("--precisions", ","), "--precisions is empty"),
         (("--price-per-hour", "0"), "--price-per-hour must be above 0"),
+        (("--price-per-hour", "nan"), "--price-per-hour must be above 0 and finite; got nan"),
+        (("--price-per-hour", "inf"), "--price-per-hour must be above 0 and finite; got inf"),
+        (("--threads", "0"), "threads must be at least 1; got 0"),
     ],
 )
 def test_bench_refuses(options: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -312,9 +312,7 @@ def test_a_terminal_does_not_obey_the_texts_that_are_shown(
     assert not {"\x1b", "\x9b"} & {*out, *err}
 
 
-def test_what_a_search_on_the_command_line_refuses(
-    use: Path, texts: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_a_search_on_the_command_line_refuses(use: Path, texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_json(capsys, "index", texts, "--into", "mine")
     for arguments, message in [
         (["--rerank-depth", "5"], "give that as well, or leave it out"),

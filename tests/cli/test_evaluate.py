@@ -131,6 +131,20 @@ def test_tuned_weights_are_never_judged_on_their_own_queries(
     assert "8 queries of 1 sets" in err
 
 
+def test_tune_refuses_before_it_encodes(beir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = [beir, "--step", "1", "--cache", tmp_path / "cache"]
+    weights = tmp_path / "weights.json"
+    assert run(capsys, "tune", *given, tmp_path / "absent", "--split", "dev", "-o", weights)[0] == 5
+    code, _, err = run(capsys, "tune", *given, "-o", weights)
+    assert (code, "'test' is the split that figures are reported on" in err) == (2, True)
+    corpus = beir / "corpus.jsonl"
+    before = corpus.read_bytes()
+    code, _, err = run(capsys, "tune", *given, "--split", "dev", "-o", corpus)
+    assert (code, "is one of the files to tune on" in err) == (2, True)
+    assert corpus.read_bytes() == before
+    assert not (tmp_path / "cache").exists()
+
+
 def test_saved_vectors_instead_of_a_model(beir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, texts in (("docs", DOCUMENTS), ("queries", QUERIES)):
         copies.write(tmp_path / f"{name}.jsonl", copies.json_lines([{"text": text} for text in texts]))
@@ -153,7 +167,11 @@ def test_a_second_stage(beir: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_models_side_by_side_on_own_data(
-    model: Path, tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Path,
+    tokenizer: Tokenizer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     other = tmp_path / "other"
     changed = Model(ModelConfig.from_dict(json.loads((model / "threefold.json").read_text())))
@@ -169,6 +187,8 @@ def test_models_side_by_side_on_own_data(
     for said in ("similarity, Spearman", "clustering, V-measure", "texts/s", "mine/web"):
         assert said in out
     assert run(capsys, "choose", folder, "-m", model, "-m", model)[0] == 2
+    monkeypatch.setenv("THREEFOLD_MODEL", str(other))
+    assert [one["model"] for one in run_json(capsys, "choose", folder)["models"]] == [str(other)]
     assert run(capsys, "choose", tmp_path / "absent")[0] == 5
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tests.encoder.test_encoder import TEXTS
 
 from threefold.encoder.bench import fidelity
@@ -15,7 +15,7 @@ from threefold.encoder.checkpoint import load
 from threefold.encoder.convert import convert
 from threefold.encoder.encoder import Encoder
 from threefold.encoder.products import has_int8
-from threefold.errors import InputError
+from threefold.errors import InputError, NumericalError
 
 pytestmark = pytest.mark.skipif(not has_int8(), reason="this PyTorch has no oneDNN")
 
@@ -74,3 +74,18 @@ def test_a_model_is_not_written_over_itself(m3_folder: Path) -> None:
 def test_numbers_that_do_not_exist_are_refused(m3_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="unknown form 'int4'; use one of float32, bfloat16, int8"):
         convert(str(m3_folder), str(tmp_path / "out"), "int4")  # type: ignore[arg-type]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is a file"):
+        convert(m3_folder, tmp_path / "file")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_model_that_cannot_be_saved_leaves_nothing(m3_folder: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    convert(m3_folder, broken, "float32")
+    weights = load_file(broken / "model.safetensors")
+    weights["network.norm.weight"][0] = float("nan")
+    save_file(weights, broken / "model.safetensors")
+    with pytest.raises(NumericalError, match="is not saved"):
+        convert(broken, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

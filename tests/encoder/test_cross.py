@@ -191,6 +191,7 @@ def test_pairs_that_can_be_read_only_once(bge: CrossEncoder) -> None:
         (([("fox", "dog", "cat")],), r"pair 0 must be \(query, text\)"),
         (("fox", ["dog", None]), "text 1 must be a string; got NoneType"),
         (([(1, "dog")],), "text 0 must be a string; got int"),
+        (([5],), r"pair 0 must be \(query, text\); got 5"),
     ],
 )
 def test_what_is_no_pair_is_refused(bge: CrossEncoder, arguments: Any, message: str) -> None:

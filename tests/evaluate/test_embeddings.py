@@ -74,6 +74,14 @@ def test_accuracy() -> None:
         accuracy(vectors, ["a"] * 60, training)
 
 
+def test_copies_of_a_text_are_on_one_side() -> None:
+    texts = [f"text {i}" for i in range(30)] * 2
+    training = train_and_test(texts, ["a", "b"] * 30)
+    assert training[:30].tolist() == training[30:].tolist()
+    assert 12 <= training[:30].sum() <= 18
+    assert train_and_test(["x", "y", "x"], ["a", "a", "b"]).tolist() in ([True, False, True], [True, True, True])
+
+
 def test_equal_to_scikit_learn() -> None:
     linear: Any = pytest.importorskip("sklearn.linear_model")
     metrics: Any = pytest.importorskip("sklearn.metrics")

@@ -48,8 +48,8 @@ def test_a_portrait_has_every_criterion(encoder: FakeEncoder, tmp_path: Path) ->
 
 
 def test_what_is_not_there_is_not_reported(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    copies.write(tmp_path / "pairs.jsonl", copies.json_lines([{"a": "x", "b": "x", "score": 1}]))
-    copies.write(tmp_path / "labels.jsonl", copies.json_lines([{"text": "x", "label": "y"}]))
+    copies.write(tmp_path / "pairs.jsonl", copies.json_lines([{"a": "x", "b": "x", "score": i} for i in (1, 2)]))
+    copies.write(tmp_path / "labels.jsonl", copies.json_lines([{"text": "x", "label": name} for name in "yz"]))
     sparse_only = FakeEncoder(tokenizer, heads=("sparse",))
     found = portray(sparse_only, OwnData.load(tmp_path))
     assert set(found.criteria) == {"texts/s", "tokens/s", "query, ms", "texts truncated", "sparse, bytes/text"}
@@ -61,9 +61,26 @@ def test_folders_that_cannot_be_judged_by(encoder: FakeEncoder, tmp_path: Path) 
         OwnData.load(tmp_path / "absent")
     with pytest.raises(EvaluationError, match=r"none of corpus\.jsonl, pairs\.jsonl, labels\.jsonl"):
         OwnData.load(tmp_path)
-    copies.write(tmp_path / "pairs.jsonl", '{"a": "x", "b": "y", "score": "high"}\n')
-    with pytest.raises(EvaluationError, match=r'pairs\.jsonl:1: "score" must be a number'):
-        OwnData.load(tmp_path)
+    for score in ('"high"', "NaN", "1e999", "true", "1" + 400 * "0"):
+        copies.write(tmp_path / "pairs.jsonl", f'{{"a": "x", "b": "y", "score": {score}}}\n')
+        with pytest.raises(EvaluationError, match=r'pairs\.jsonl:1: "score" must be a finite number'):
+            OwnData.load(tmp_path)
     copies.write(tmp_path / "pairs.jsonl", copies.json_lines([{"a": "x", "b": "y", "score": 1}]))
     with pytest.raises(EvaluationError, match="at least two pairs"):
-        portray(encoder, OwnData.load(tmp_path))
+        OwnData.load(tmp_path)
+    (tmp_path / "pairs.jsonl").unlink()
+    copies.write(tmp_path / "labels.jsonl", copies.json_lines([{"text": t, "label": "a"} for t in "xyz"]))
+    with pytest.raises(EvaluationError, match="at least two labels"):
+        OwnData.load(tmp_path)
+
+
+def test_a_source_without_which_there_is_one_label_left_is_not_left_out(encoder: FakeEncoder, tmp_path: Path) -> None:
+    rows = [{"text": f"{word} fox", "label": "fox", "source": "web"} for word in ("brown", "quick", "lazy", "over")]
+    rows += [{"text": f"{word} jugs", "label": "jugs", "source": "mail"} for word in ("brown", "quick", "lazy", "over")]
+    copies.write(tmp_path / "labels.jsonl", copies.json_lines(rows))
+    criteria = portray(encoder, OwnData.load(tmp_path)).criteria
+    assert "classification of unseen sources" not in criteria
+    assert "classification, accuracy" in criteria
+    rows.append({"text": "an old fox", "label": "fox", "source": "mail"})
+    copies.write(tmp_path / "labels.jsonl", copies.json_lines(rows))
+    assert "classification of unseen sources" in portray(encoder, OwnData.load(tmp_path)).criteria

@@ -87,6 +87,16 @@ def test_a_text_that_was_not_read_to_its_end(tokenizer: Tokenizer) -> None:
     assert all(match.text_span[1] <= read or match.text_span == (len(TEXT), len(TEXT)) for match in pairs)
 
 
+def test_a_prompt_before_a_text_that_was_not_read_to_its_end(tokenizer: Tokenizer) -> None:
+    encoder = FakeEncoder(tokenizer, prompt="a cat ", max_tokens=len(tokenizer.pieces("a cat")) + 2 + 4)
+    (pairs,) = best_token_pairs(encoder, "lazy dog sleeps jumps", [TEXT], 50)
+    assert len(pairs) == 4
+    exact = [match for match in pairs if match.similarity == pytest.approx(1.0, abs=1e-5)]
+    assert exact
+    assert all(TEXT[slice(*match.text_span)] == match.text_token.removeprefix("▁") for match in exact)
+    assert all(match.query_token == match.text_token for match in exact)
+
+
 def test_the_end_token_of_the_text_has_an_empty_span(tokenizer: Tokenizer) -> None:
     (pairs,) = best_token_pairs(FakeEncoder(tokenizer), "fox", [""], 10)
     assert {(match.text_token, match.text_span) for match in pairs} == {("</s>", (0, 0))}

@@ -49,7 +49,7 @@ def test_equals_go_to_the_weights_of_the_training(encoder: FakeEncoder) -> None:
 def test_simplex_by_hand() -> None:
     assert list(simplex(2, 0.5)) == [Weights(0, 1, 0), Weights(0.5, 0.5, 0), Weights(1, 0, 0)]
     assert len(list(simplex(3, 0.1))) == 66
-    for step in (0, -1, 0.3, 2):
+    for step in (0, -1, 0.3, 2, 1e-320, 1e-4):
         with pytest.raises(ConfigError, match="step must divide 1"):
             list(simplex(3, step))
 
@@ -90,6 +90,9 @@ def test_what_cannot_be_tuned(encoder: FakeEncoder, tmp_path: Path) -> None:
         tune([], encoder)
     with pytest.raises(InputError, match="cannot read tuned weights"):
         Tuned.load(tmp_path / "absent")
+    (tmp_path / "deep").write_text("[" * 100_000)
+    with pytest.raises(InputError, match="cannot read tuned weights"):
+        Tuned.load(tmp_path / "deep")
     (tmp_path / "odd").write_text(json.dumps({"mode": "hybrid"}))
     with pytest.raises(ConfigError, match="odd: setting"):
         Tuned.load(tmp_path / "odd")

@@ -221,6 +221,21 @@ def test_a_folder_is_not_overwritten_unasked(models: dict[str, Path], tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_link_stays_one_and_the_current_folder_stays(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    export(models["mini"], tmp_path / "link", to="sentence-transformers")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real/modules.json").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(InputError, match="the current folder cannot be replaced"):
+        export(models["mini"], Path(), to="sentence-transformers")
+
+
 def test_what_a_killed_process_of_this_number_left_is_no_obstacle(models: dict[str, Path], tmp_path: Path) -> None:
     """In a container every process has number 1."""
     for _ in range(2):  # without an earlier model at the target, and with one

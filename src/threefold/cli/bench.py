@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -46,8 +47,8 @@ def bench(
         raise InputError(f"--precisions {unknown[0]!r}: expected some of float32, bfloat16, int8")
     if precisions and not names:
         raise InputError("--precisions is empty; give some of float32, bfloat16, int8")
-    if price_per_hour is not None and price_per_hour <= 0:
-        raise InputError(f"--price-per-hour must be above 0; got {price_per_hour}")
+    if price_per_hour is not None and not 0 < price_per_hour < math.inf:
+        raise InputError(f"--price-per-hour must be above 0 and finite; got {price_per_hour}")
     bad: list[str] = []
     own = None if texts is None else [text for _, text in file_rows(texts, text_field, "id", bad)]
     with err.status("measuring") as status:
@@ -62,7 +63,8 @@ def bench(
         )
         rows = [(measured, _cost(measured, price_per_hour)) for measured in found]
     if as_json:
-        print_json({"model": model or "threefold-mini", "precisions": [asdict(m) | cost for m, cost in rows]})
+        measured = [asdict(m) | cost for m, cost in rows]
+        print_json({"model": model or "threefold-mini", "precisions": measured, "skipped": bad})
         return
     _show(rows, price_per_hour is not None)
     if not names and "bfloat16" not in library.usual_precisions():
@@ -119,6 +121,9 @@ def convert(
     output: Annotated[Path, typer.Option("--output", "-o", help="New folder for the converted model.")],
     precision: Annotated[str, typer.Option(help="bfloat16 (half the size), int8 (a quarter) or float32.")] = "bfloat16",
     revision: options.Revision = None,
+    pooling: Annotated[
+        str | None, typer.Option(help="cls, mean or last, where the model does not say how its dense vector is made.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
     as_json: options.Json = False,
 ) -> None:
@@ -132,7 +137,7 @@ def convert(
         raise InputError(f"--precision {precision!r}: expected bfloat16, int8 or float32")
     if output.is_dir() and any(output.iterdir()) and not force:
         raise InputError(f"{output} is not empty; choose another folder, or say --force")
-    size = run(model, output, precision, revision=revision)  # type: ignore[arg-type]
+    size = run(model, output, precision, revision=revision, pooling=pooling)  # type: ignore[arg-type]
     if as_json:
         print_json({"folder": str(output), "precision": precision, "bytes": size})
     else:

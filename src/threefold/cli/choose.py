@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,7 +32,7 @@ def choose(
     """Judge models by retrieval, similarity, classification, clustering, unseen sources, speed and size."""
     from threefold.retrieve.choose import OwnData, portray
 
-    names: list[str | None] = list(models) if models else [None]
+    names: list[str | None] = list(models) if models else [os.environ.get("THREEFOLD_MODEL") or None]
     if len(set(names)) != len(names):
         raise InputError("a model is named twice")
     data = OwnData.load(folder)

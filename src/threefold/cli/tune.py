@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.table import Table
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: The split of a benchmark that is tuned on, where it has one besides that of the papers.
 _DEVELOPMENT = {"miracl": "train", "mldr": "dev"}
+#: The split of one's own data that is reported on.
+_REPORTED = "test"
 
 
 def tune(
@@ -46,6 +48,7 @@ def tune(
     from threefold.retrieve.tune import tune as choose
 
     options.require_folder_of(output)
+    _check(sets, split, share, output)
     encoder = options.open_encoder(model, revision, device, precision)
     found = choose(
         _tasks(sets, split, data, share),
@@ -64,17 +67,33 @@ def tune(
         _show(found, output)
 
 
+def _check(sets: list[str], split: str, share: float, output: Path) -> None:
+    """What would be refused after the first set was encoded, before it."""
+    judged.set_names(sets)
+    for name in sets:
+        if not judged.is_path(name):
+            continue
+        if share == 1 and split in ("", _REPORTED):
+            _refuse_reported(name, _REPORTED)
+        if output.exists() and output.resolve().is_relative_to(Path(name).resolve()):
+            raise InputError(f"{output} is one of the files to tune on; name another file")
+
+
+def _refuse_reported(name: str, split: str) -> NoReturn:
+    raise InputError(
+        f"{name}: {split!r} is the split that figures are reported on. Tune on another "
+        "--split, or on a --share of the queries, such as 0.5; evaluate leaves those out"
+    )
+
+
 def _tasks(sets: list[str], split: str, data: Path | None, share: float) -> Iterator[Task]:
     for name in sets:
         benchmark = name.partition(":")[0]
         chosen = split or (_DEVELOPMENT.get(benchmark, "") if share == 1 else "")
         for source in judged.sources([name], split=chosen, data=data):
-            reported = source.benchmark.splits[0] if source.benchmark else "test"
+            reported = source.benchmark.splits[0] if source.benchmark else _REPORTED
             if share == 1 and (chosen or reported) == reported:
-                raise InputError(
-                    f"{source.task.name}: {reported!r} is the split that figures are reported on. Tune on another "
-                    "--split, or on a --share of the queries, such as 0.5; evaluate leaves those out"
-                )
+                _refuse_reported(source.task.name, reported)
             yield source.task
 
 

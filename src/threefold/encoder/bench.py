@@ -110,6 +110,8 @@ def bench(
     texts = passages() if texts is None else list(texts)
     if not texts or rounds < 1:
         raise InputError(f"a measurement needs texts and rounds; got {len(texts)} texts and {rounds} rounds")
+    if threads is not None and threads < 1:
+        raise InputError(f"threads must be at least 1; got {threads}")
     wanted = list(dict.fromkeys(precisions or usual_precisions()))
     exact: Encoded | None = None
     for precision in dict.fromkeys(["float32", *wanted]):

@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from threefold.encoder.checkpoint import Form, load, save
 from threefold.encoder.sources import find
 from threefold.errors import InputError
+from threefold.replacing import replacing
 from threefold.text.tokenizer import Tokenizer
 
 
@@ -28,13 +30,18 @@ def convert(
 
     form  bfloat16 opens without converting for that precision; int8 is read as it is by `precision="int8"`
     """
+    if form not in get_args(Form):
+        raise InputError(f"unknown form {form!r}; use one of {', '.join(get_args(Form))}")
     source, folder = find(model, revision), Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; name a folder that is not there yet")
     if folder.exists() and source.folder.resolve() == folder.resolve():
         raise InputError(f"{folder} is the model itself; choose another folder")
     loaded = load(source.folder, pooling)
     exact = loaded.model
     exact.config = replace(loaded.config, origin=loaded.hash)
-    folder.mkdir(parents=True, exist_ok=True)
-    Tokenizer.load(source.folder).save(folder / "tokenizer.json")
+    tokenizer = Tokenizer.load(source.folder)
     save(exact, folder, form=form)
+    with replacing(folder / "tokenizer.json") as draft:
+        tokenizer.save(draft)
     return (folder / "model.safetensors").stat().st_size

@@ -233,6 +233,6 @@ def _columns(query: str | Sequence[tuple[str, str]], texts: Sequence[str] | None
         raise InputError("give one query and texts, or pairs (query, text) alone; got a list of queries and texts")
     pairs = list(query)  # it may be read only once: zip(queries, texts)
     for i, pair in enumerate(pairs):
-        if isinstance(pair, str) or len(pair) != 2:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise InputError(f"pair {i} must be (query, text); got {pair!r:.80}")
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]

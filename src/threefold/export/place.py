@@ -20,6 +20,7 @@ def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
 
     force  an earlier model of that name is replaced; without it anything but an empty folder is refused
     """
+    target = target.resolve()  # a link stays one
     check_free(target, force=force)
     part = target.parent / f".{target.name}.{os.getpid()}.part"
     old = part.with_suffix(".old")
@@ -44,6 +45,8 @@ def check_free(target: Path, *, force: bool = False) -> None:
     """Whether `new_folder` may write there: to be asked before hours of work."""
     if not target.exists():
         return
+    if target.resolve() == Path.cwd():
+        raise InputError("the current folder cannot be replaced; name one inside of it")
     if not target.is_dir():
         raise InputError(f"{target} is a file; name a folder that is not there yet")
     if not any(target.iterdir()):

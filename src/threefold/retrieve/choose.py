@@ -10,6 +10,7 @@ The folder may hold any of these; what is not there is not reported:
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -62,6 +63,10 @@ class OwnData:
         )
         if not (found.tasks or found.pairs or found.labelled):
             raise EvaluationError(f"{folder}: none of corpus.jsonl, pairs.jsonl, labels.jsonl in it")
+        if found.pairs and len({score for _, _, score in found.pairs}) < 2:
+            raise EvaluationError(f"{pairs}: a correlation needs at least two pairs with different scores")
+        if found.labelled and len({label for _, label, _ in found.labelled}) < 2:
+            raise EvaluationError(f"{labels}: classification needs at least two labels")
         return found
 
     def sample(self) -> list[str]:
@@ -144,8 +149,9 @@ def _labels(encoder: TextEncoder, labelled: Sequence[tuple[str, str, str]]) -> d
         "classification, accuracy": accuracy(vectors, labels, train_and_test(texts, labels)),
         "clustering, V-measure": clustering(vectors, labels),
     }
-    if len(set(sources)) > 1:
-        parts = [np.array([one != source for one in sources]) for source in sorted(set(sources))]
+    parts = [np.array([one != source for one in sources]) for source in sorted(set(sources))]
+    parts = [part for part in parts if len({label for label, on in zip(labels, part, strict=True) if on}) > 1]
+    if parts:  # without one source, the others still have two labels to tell apart
         found["classification of unseen sources"] = float(
             np.average([accuracy(vectors, labels, part) for part in parts], weights=[(~part).sum() for part in parts])
         )
@@ -191,6 +197,10 @@ def _dense(encoder: TextEncoder, texts: Sequence[str]) -> Floats:
 def _pair(row: Any, where: str) -> tuple[str, str, float]:
     a, b = text_of(row, "a", where), text_of(row, "b", where)
     score = row.get("score")
-    if isinstance(score, bool) or not isinstance(score, int | float):
-        raise EvaluationError(f'{where}: "score" must be a number, got {score!r}')
-    return a, b, float(score)
+    try:
+        value = math.nan if isinstance(score, bool) or not isinstance(score, int | float) else float(score)
+    except OverflowError:
+        value = math.inf
+    if not math.isfinite(value):
+        raise EvaluationError(f'{where}: "score" must be a finite number, got {str(score)[:60]}')
+    return a, b, value

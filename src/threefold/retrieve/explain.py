@@ -7,7 +7,7 @@ or not at all, is explained with the full ones.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from threefold.retrieve.stages import Ranked, Scorer
 from threefold.store.protocol import Store
@@ -78,46 +78,42 @@ def best_token_pairs(encoder: TextEncoder, query: str, texts: Sequence[str], top
     """For each text the best match of every query token, the most similar first."""
     if "multi" not in encoder.card.representations:
         return [()] * len(texts)
-    asked = encoder.encode_queries([query], outputs=("multi",)).multi
-    said = encoder.encode_documents(texts, outputs=("multi",)).multi
-    if asked is None or said is None:
-        return [()] * len(texts)
-    pieces = encoder.tokenizer.pieces(query)
-    return [
-        _best_pairs(asked[0], pieces, said[i], encoder.tokenizer.pieces(text), encoder.tokenizer, len(text), top)
-        for i, text in enumerate(texts)
-    ]
+    tokenizer = encoder.tokenizer
+    asked = _tokens_of(encoder.encode_queries([query, ""], outputs=("multi",)), [query], tokenizer)
+    said = _tokens_of(encoder.encode_documents([*texts, ""], outputs=("multi",)), texts, tokenizer)
+    return [_best_pairs(asked[0], one, tokenizer, len(text), top) for text, one in zip(texts, said, strict=True)]
 
 
-def _best_pairs(
-    asked: Floats,
-    query_pieces: Sequence[Piece],
-    said: Floats,
-    text_pieces: Sequence[Piece],
-    tokenizer: Tokenizer,
-    text_length: int,
-    top: int,
-) -> tuple[TokenMatch, ...]:
+class _Read(NamedTuple):
+    """The tokens of a text that were read, and their vectors; the last row is that of the end token."""
+
+    rows: Floats
+    pieces: list[Piece]
+
+
+def _tokens_of(encoded: Encoded, texts: Sequence[str], tokenizer: Tokenizer) -> list[_Read]:
+    """Of each text, without the prompt before it. The last one of `encoded` is empty: it is the prompt alone."""
+    assert encoded.multi is not None  # it was asked for
+    prompt = int(encoded.tokens[-1]) - tokenizer.overhead
+    found = []
+    for i, text in enumerate(texts):
+        rows, pieces = encoded.multi[i], tokenizer.pieces(text)
+        if encoded.truncated[i]:
+            pieces = pieces[: max(len(rows) - 1 - prompt, 0)]
+        found.append(_Read(rows[len(rows) - 1 - len(pieces) :], pieces))
+    return found
+
+
+def _best_pairs(asked: _Read, said: _Read, tokenizer: Tokenizer, text_length: int, top: int) -> tuple[TokenMatch, ...]:
     """The end token of the query is left out; that of the text has an empty span after its last character."""
     end = Piece(tokenizer.sep_id, tokenizer.token(tokenizer.sep_id), text_length, text_length)
-    query_rows, queried = _aligned(asked, query_pieces)
-    text_rows, targets = _aligned(said, text_pieces)
-    targets.append(end)
-    similarity = query_rows[:-1] @ text_rows.T  # (query tokens, text tokens + 1)
+    targets = [*said.pieces, end]
+    similarity = asked.rows[:-1] @ said.rows.T  # (query tokens, text tokens + 1)
     best = similarity.argmax(axis=1).tolist()
     matches = [
         TokenMatch(
             piece.text, (piece.start, piece.end), targets[j].text, (targets[j].start, targets[j].end), float(row[j])
         )
-        for piece, row, j in zip(queried, similarity, best, strict=True)
+        for piece, row, j in zip(asked.pieces, similarity, best, strict=True)
     ]
     return tuple(sorted(matches, key=lambda match: (-match.similarity, match.query_span))[:top])
-
-
-def _aligned(rows: Floats, pieces: Sequence[Piece]) -> tuple[Floats, list[Piece]]:
-    """Rows and pieces of the same tokens; the last row is that of the end token, which has no piece.
-
-    More rows than pieces: a prompt stands before the text. Fewer: the end of the text was not read.
-    """
-    read = list(pieces[: len(rows) - 1])
-    return rows[len(rows) - 1 - len(read) :], read

@@ -58,8 +58,8 @@ class Tuned(Settings):
     @classmethod
     def load(cls, path: Path) -> Tuned:
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            data = json.loads(path.read_text(encoding="utf-8-sig"))
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"cannot read tuned weights from {path}: {error}") from error
         return cls.from_dict(data, str(path))
 
@@ -138,11 +138,15 @@ def tune(
     )
 
 
+#: 500,000 triples of weights: nobody tells finer ones apart.
+LEAST_STEP: Final = 0.001
+
+
 def simplex(parts: int, step: float) -> Iterator[Weights]:
     """All weights of 2 (dense, sparse) or 3 parts in steps that add up to 1."""
-    n = round(1 / step) if step > 0 else 0
+    n = round(1 / step) if step >= LEAST_STEP else 0
     if n < 1 or abs(n * step - 1) > 1e-9:
-        raise ConfigError(f"step must divide 1, such as 0.1 or 0.05; got {step}")
+        raise ConfigError(f"step must divide 1 and be at least {LEAST_STEP:g}, such as 0.1 or 0.05; got {step}")
     for dense in range(n + 1):
         for sparse in range(n - dense + 1):
             multi = n - dense - sparse
