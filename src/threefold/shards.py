@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 from threefold.errors import InputError
 from threefold.replacing import replacing
+from threefold.text.decode import clean_value
 from threefold.text.protocol import ModelCard, TextEncoder
 from threefold.text.tokenizer import Truncate
 from threefold.types import Encoded, Representation
@@ -53,7 +54,11 @@ def write_parquet(
     block: int = 1_024,
     progress: Progress | None = None,
 ) -> Written:
-    """Encode (id, text) rows into `path`. The file appears when it is complete; an interrupted run leaves none."""
+    """Encode (id, text) rows into `path`. The file appears when it is complete; an interrupted run leaves none.
+
+    NUL and lone surrogates of ids and texts become U+FFFD before anything is encoded, so that the vectors are those of
+    the texts in the file.
+    """
     wanted = tuple(outputs) if outputs is not None else encoder.card.representations
     done = Written(0, 0, 0)
     try:
@@ -78,29 +83,63 @@ def write_parquet(
 
 def read_parquet(path: Path) -> tuple[list[str], list[str], Encoded]:
     """Ids, texts and vectors of a file of `write_parquet` (multi vectors stay float16)."""
-    from threefold.types import Ragged, Sparse, offsets_of
-
     try:
         table = pq.read_table(path).combine_chunks()
     except (OSError, pa.ArrowInvalid) as error:
         raise InputError(f"cannot read {path}: {error}") from error
-    card = json.loads((table.schema.metadata or {}).get(b"threefold", b"{}"))
-    if not card:
+    card = _card(path, table.schema)
+    try:
+        return table["id"].to_pylist(), table["text"].to_pylist(), _encoded(table, card)
+    except (LookupError, TypeError, ValueError, AttributeError, pa.ArrowException, InputError) as error:
+        raise _other_version(path, error) from error
+
+
+def read_card(path: Path) -> ModelCard:
+    """The model that wrote a file of `write_parquet`."""
+    try:
+        schema = pq.read_schema(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    return _card(path, schema)
+
+
+def _card(path: Path, schema: pa.Schema) -> ModelCard:
+    said = (schema.metadata or {}).get(b"threefold")
+    if said is None:
         raise InputError(f"{path} was not written by threefold: it lacks the metadata key 'threefold'")
+    try:
+        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(said).items()}
+        card = ModelCard(**settings)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise _other_version(path, error) from error
+    sizes = (card.dense_dim, card.multi_dim, card.vocab, card.max_tokens)
+    if not all(isinstance(size, int) and size >= 0 for size in sizes):
+        raise _other_version(path, f"sizes {sizes}")
+    return card
+
+
+def _other_version(path: Path, why: Exception | str) -> InputError:
+    return InputError(
+        f"{path} was written by another version of threefold, or by something else with the metadata key 'threefold' "
+        f"({why}). Encode the texts again"
+    )
+
+
+def _encoded(table: pa.Table, card: ModelCard) -> Encoded:
+    from threefold.types import Ragged, Sparse, offsets_of
+
     n = len(table)
     dense = sparse = multi = None
     if "dense" in table.column_names:
-        dense = _flat(table, "dense", 1).reshape(n, card["dense_dim"])
+        dense = _flat(table, "dense", 1).reshape(n, card.dense_dim)
     if "sparse_indices" in table.column_names:
         lengths = [len(row) for row in table["sparse_indices"]]
         values = _flat(table, "sparse_values", 1)
-        sparse = Sparse(_flat(table, "sparse_indices", 1), values, offsets_of(lengths), card["vocab"])
+        sparse = Sparse(_flat(table, "sparse_indices", 1), values, offsets_of(lengths), card.vocab)
     if "multi" in table.column_names:
         lengths = [len(row) for row in table["multi"]]
-        multi = Ragged(_flat(table, "multi", 2).reshape(-1, card["multi_dim"]), offsets_of(lengths))
-    tokens = table["tokens"].to_numpy()
-    encoded = Encoded(dense, sparse, multi, tokens, table["truncated"].to_numpy())
-    return table["id"].to_pylist(), table["text"].to_pylist(), encoded
+        multi = Ragged(_flat(table, "multi", 2).reshape(-1, card.multi_dim), offsets_of(lengths))
+    return Encoded(dense, sparse, multi, table["tokens"].to_numpy(), table["truncated"].to_numpy())
 
 
 def _flat(table: pa.Table, column: str, depth: int) -> Any:
@@ -113,7 +152,7 @@ def _flat(table: pa.Table, column: str, depth: int) -> Any:
 def _blocks(rows: Iterable[tuple[str, str]], size: int) -> Iterator[tuple[list[str], list[str]]]:
     stream = iter(rows)
     while block := list(islice(stream, size)):
-        yield [id for id, _ in block], [text for _, text in block]
+        yield clean_value([id for id, _ in block]), clean_value([text for _, text in block])
 
 
 def _schema(card: ModelCard, wanted: Sequence[Representation]) -> pa.Schema:
@@ -130,8 +169,7 @@ def _schema(card: ModelCard, wanted: Sequence[Representation]) -> pa.Schema:
 
 
 def _record_batch(ids: list[str], texts: list[str], encoded: Encoded, schema: pa.Schema) -> pa.RecordBatch:
-    clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]  # a lone surrogate is not UTF-8
-    columns: list[Any] = [pa.array(ids), pa.array(clean)]
+    columns: list[Any] = [pa.array(ids), pa.array(texts)]
     if encoded.dense is not None:
         columns.append(pa.FixedSizeListArray.from_arrays(pa.array(encoded.dense.ravel()), encoded.dense.shape[1]))
     if encoded.sparse is not None:

@@ -153,6 +153,9 @@ def test_saved_vectors_instead_of_a_model(beir: Path, tmp_path: Path, capsys: py
     (theirs,) = run_json(capsys, "evaluate", beir, "--modes", "dense", "--vectors", saved)["rows"]
     (ours,) = run_json(capsys, "evaluate", beir, "--modes", "dense")["rows"]
     assert theirs["values"] == ours["values"]
+    code, out, err = run(capsys, "evaluate", beir, "--modes", "dense", "--vectors", saved, "--max-tokens", "3")
+    assert (code, out) == (2, "")  # the vectors are of whole texts, and the report would say 3
+    assert "which max_tokens=3 does not give" in " ".join(err.split())
 
 
 def test_a_second_stage(beir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -282,6 +285,8 @@ def test_half_a_character_in_a_text_reaches_the_page(
         (["evaluate", "PETS", "--weights", "@absent"], 2, "cannot read tuned weights"),
         (["evaluate", "PETS", "--vectors", "a", "--endpoint", "b"], 2, "exclude each other"),
         (["evaluate", "PETS", "--vectors", "a", "--mcls", "256"], 2, "--vectors and --mcls exclude each other"),
+        (["evaluate", "PETS", "--vectors", "a,b,nonexist.parquet"], 2, "expected DOCUMENTS.parquet, or"),
+        (["evaluate", "PETS", "--vectors", "a,"], 2, "expected DOCUMENTS.parquet, or"),
         (["evaluate", "PETS", "--html", "absent/x.html"], 2, "absent does not exist"),
         (["tune", "PETS", "-o", "w.json"], 2, "is the split that figures are reported on"),
         (["tune", "PETS", "-o", "absent/w.json"], 2, "absent does not exist"),

@@ -121,6 +121,32 @@ def test_reranking_scores_exactly_the_given_documents(encoder: FakeEncoder) -> N
     assert {query: set(scores) for query, scores in found.items()} == {"q0": {"d03", "d01"}, "q1": {"d02"}}
 
 
+@pytest.mark.parametrize("top_ranked", [{"q0": ["d03"], "q1": []}, {"q0": ["d03"]}], ids=["empty", "absent"])
+def test_a_query_without_given_documents_finds_none(encoder: FakeEncoder, top_ranked: dict[str, list[str]]) -> None:
+    ours, model = make_task(), MtebSearch(encoder, mode="dense")
+    model.index([{"id": id, "title": "", "text": text} for id, text in ours.documents.items()])
+    queries = [{"id": id, "text": ours.queries[id]} for id in ("q0", "q1")]
+    found = model.search(queries, top_k=10, top_ranked=top_ranked)
+    assert {query: list(scores) for query, scores in found.items()} == {"q0": ["d03"], "q1": []}
+
+
+def test_reranking_invents_no_scores(encoder: FakeEncoder) -> None:
+    """What is beyond `top_k`, or beyond the usual depth, has a score of its own, which is not 0."""
+    words = ["quick", "brown", "fox", "lazy", "dog"]
+    model = MtebSearch(encoder, mode="dense")
+    model.index([{"id": f"d{i:03}", "title": "", "text": f"{words[i % 5]} {i}"} for i in range(120)])
+    given = {"q": [f"d{i:03}" for i in range(120)]}
+    every = model.search([{"id": "q", "text": "lazy dog"}], top_k=10, top_ranked=given)["q"]
+    assert len(every) == 10
+    assert list(every.values()) == sorted(every.values(), reverse=True)
+    assert 0.0 not in every.values()
+    every = model.search([{"id": "q", "text": "lazy dog"}], top_k=120, top_ranked=given)["q"]
+    assert len(every) == 120
+    assert 0.0 not in every.values()
+    (best,) = model.search([{"id": "q", "text": "lazy dog"}], top_k=1, top_ranked=given)["q"].items()
+    assert best == next(iter(every.items()))
+
+
 def test_an_encoder_without_dense_vectors(tokenizer: Tokenizer) -> None:
     with pytest.raises(InputError, match="makes no dense vectors"):
         MtebEncoder(FakeEncoder(tokenizer, heads=("sparse",)))

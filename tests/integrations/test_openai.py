@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,10 +26,13 @@ class Endpoint(BaseHTTPRequestHandler):
     asked: list[dict[str, Any]]
     failures: list[tuple[int, dict[str, str]]]
     answer: Any = None
+    raw: tuple[bytes, dict[str, str]] | None = None
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.asked.append({"path": self.path, "key": self.headers.get("Authorization"), **body})
+        if self.raw is not None:
+            return self._send(200, *self.raw)
         if self.failures:
             status, headers = self.failures.pop(0)
             return self._send(status, b'{"error": {"message": "not now"}}', headers)
@@ -116,6 +120,8 @@ def test_it_waits_as_long_as_it_is_told(endpoint: type[Endpoint]) -> None:
         ({"data": [{"index": 0}]}, "answered in another format"),
         ([], "answered in another format"),
         ({"data": [{"index": 0, "embedding": ["x"]}]}, "answered in another format"),
+        ({"data": [{"index": 0, "embedding": [10**400]}]}, "answered in another format"),
+        ({"data": [{"index": 0, "embedding": []}]}, "answered vectors without numbers"),
     ],
 )
 def test_answers_that_are_none(endpoint: type[Endpoint], answer: Any, message: str) -> None:
@@ -128,7 +134,7 @@ def test_what_cannot_be_asked(endpoint: type[Endpoint]) -> None:
     endpoint.failures.append((401, {}))
     with pytest.raises(InputError, match=r"embeddings answered 401: .*not now"):
         connect(endpoint)
-    with pytest.raises(InputError, match="must be an address"):
+    with pytest.raises(InputError, match="is not an address"):
         RemoteEncoder("localhost", "m")
     with pytest.raises(OfflineError, match="cannot be reached"):
         RemoteEncoder("http://127.0.0.1:9", "m", sleep=lambda _: None)
@@ -143,3 +149,60 @@ def test_what_cannot_be_asked(endpoint: type[Endpoint]) -> None:
         endpoint.answer = {"data": [{"index": 0, "embedding": [float("nan")] * 16}]}
         with pytest.raises(NumericalError, match="NaN or infinity"):
             remote.encode(["x"])
+
+
+def test_vectors_of_other_dimensions_than_at_first(endpoint: type[Endpoint]) -> None:
+    with connect(endpoint) as remote:
+        endpoint.answer = {"data": [{"index": 0, "embedding": [1.0, 2.0]}]}
+        with pytest.raises(InputError, match="answered vectors of 2 dimensions, and of 16 at first"):
+            remote.encode(["x"])
+
+
+def test_a_broken_body_is_not_asked_for_again(endpoint: type[Endpoint]) -> None:
+    endpoint.raw = (b"no gzip", {"Content-Encoding": "gzip"})
+    with pytest.raises(InputError, match="gave an answer that cannot be read"):
+        connect(endpoint)
+    assert len(endpoint.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "options", "message"),
+    [
+        ("http://", {}, "'http://' is not an address"),
+        ("http://127.0.0.1:9", {"batch_size": 0}, "batch_size must be at least 1; got 0"),
+        ("http://127.0.0.1:9", {"batch_size": -1}, "batch_size must be at least 1; got -1"),
+        ("http://127.0.0.1:9", {"api_key": "ключ"}, "no header can carry it"),
+        ("http://127.0.0.1:9", {"api_key": "key\n"}, "no header can carry it"),
+    ],
+)
+def test_settings_that_no_request_can_have(url: str, options: dict[str, Any], message: str) -> None:
+    waited: list[float] = []
+    with pytest.raises(InputError, match=message):
+        RemoteEncoder(url, "m", sleep=waited.append, **options)
+    assert waited == []
+
+
+def test_texts_that_json_cannot_carry(endpoint: type[Endpoint]) -> None:
+    with connect(endpoint, document_prompt="doc: ") as remote:
+        remote.encode(["\ud800"])
+        remote.encode_documents(["\ud800"])
+        for encode in (remote.encode, remote.encode_queries, remote.encode_documents):
+            with pytest.raises(InputError, match="expected a list of texts, got one text"):
+                encode("abc")
+            with pytest.raises(InputError, match="text 1 must be a string; got NoneType"):
+                encode(["x", None])  # type: ignore[list-item]
+    assert [one["input"] for one in endpoint.asked[1:]] == [["\ufffd"], ["doc: \ufffd"]]
+
+
+def test_a_limit_that_is_not_applied_is_said_once(endpoint: type[Endpoint], caplog: pytest.LogCaptureFixture) -> None:
+    with connect(endpoint, max_tokens=64) as remote, caplog.at_level(logging.WARNING):
+        remote.encode(["quick fox"], max_tokens=9)  # nine bytes are never more tokens
+        remote.encode(["quick fox " * 20], max_tokens=64)  # the model reads no more anyway
+        assert caplog.messages == []
+        remote.encode(["quick foxes"], max_tokens=9)
+        remote.encode(["quick foxes"], max_tokens=9)
+        assert caplog.messages == [
+            "max_tokens=9 is not applied: the endpoint of some-model reads texts as far as it does"
+        ]
+        with pytest.raises(InputError, match="max_tokens must be at least 1; got 0"):
+            remote.encode(["x"], max_tokens=0)

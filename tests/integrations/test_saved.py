@@ -44,6 +44,28 @@ def test_one_file_for_both(encoder: FakeEncoder, tmp_path: Path) -> None:
         run_task(make_task(), saved, Protocol(modes=("bm25",)))
 
 
+def test_lengths_that_the_vectors_do_not_have_are_refused(encoder: FakeEncoder, tmp_path: Path) -> None:
+    write_parquet(tmp_path / "whole.parquet", [("1", "quick fox")], encoder, outputs=["dense"])
+    write_parquet(tmp_path / "cut.parquet", [("1", "quick fox")], encoder, outputs=["dense"], max_tokens=3)
+    whole, cut = SavedVectors(tmp_path / "whole.parquet"), SavedVectors(tmp_path / "cut.parquet")
+    read = int(whole.encode(["quick fox"], max_tokens=512, truncate="none").tokens[0])
+    with pytest.raises(InputError, match=f"vectors of {read} tokens of a text, which max_tokens=3 does not give"):
+        whole.encode(["quick fox"], max_tokens=3)
+    assert cut.encode_queries(["quick fox"], max_tokens=3).tokens.tolist() == [3]
+    with pytest.raises(InputError, match=r"vectors of 3 tokens .* max_tokens=512 does not give"):
+        cut.encode_queries(["quick fox"], max_tokens=512)
+    with pytest.raises(InputError, match="has texts that were cut; truncate='none' is refused"):
+        cut.encode(["quick fox"], truncate="none")
+
+
+def test_texts_with_half_a_character_are_found(encoder: FakeEncoder, tmp_path: Path) -> None:
+    write_parquet(tmp_path / "x.parquet", [("1", "\ud800 fox"), ("2", "nul \0")], encoder, outputs=["dense"])
+    saved = SavedVectors(tmp_path / "x.parquet")
+    assert len(saved.encode(["\ud800 fox", "\ufffd fox", "nul \0"])) == 3
+    with pytest.raises(InputError, match="expected a list of texts"):
+        saved.encode("fox")
+
+
 def test_files_of_different_models_are_refused(encoder: FakeEncoder, tokenizer: Tokenizer, tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", [("1", "fox")], encoder)
     write_parquet(tmp_path / "b.parquet", [("1", "fox")], FakeEncoder(tokenizer, name="other"))

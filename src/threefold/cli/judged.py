@@ -73,9 +73,7 @@ def open_judged(
     if len(chosen) > 1:
         raise InputError(f"{' and '.join(chosen)} exclude each other")
     if vectors:
-        from threefold.integrations.saved import SavedVectors
-
-        return SavedVectors(*(Path(part.strip()) for part in vectors.split(",")[:2]))
+        return _saved(vectors)
     if (endpoint or sentence_transformer) and not model:
         raise InputError("--endpoint and --sentence-transformer need the name of a --model")
     if endpoint and model:
@@ -92,6 +90,15 @@ def open_judged(
 
         return MclsEncoder(encoder, mcls)
     return encoder
+
+
+def _saved(vectors: str) -> TextEncoder:
+    from threefold.integrations.saved import SavedVectors
+
+    paths = [Path(part.strip()) for part in vectors.split(",") if part.strip()]
+    if len(paths) not in (1, 2) or len(paths) != vectors.count(",") + 1:
+        raise InputError(f"--vectors {vectors!r}: expected DOCUMENTS.parquet, or DOCUMENTS.parquet,QUERIES.parquet")
+    return SavedVectors(*paths)
 
 
 def sources(

@@ -8,7 +8,7 @@ Titles are joined with their texts by a newline, as in the BGE-M3 paper; mteb it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -75,25 +75,31 @@ class MtebSearch:
     def search(
         self, queries: Any, *, top_k: int, top_ranked: Mapping[str, list[str]] | None = None, **_: Any
     ) -> dict[str, dict[str, float]]:
-        """{query id: {document id: score}}; of reranking tasks exactly the given documents."""
+        """{query id: {document id: score}}, the best `top_k`; of reranking tasks only the given documents.
+
+        A query without given documents finds none, as in mteb's own wrappers.
+        """
         asked = dict(_texts(queries))
         if top_ranked is not None:
-            return {query: self._run({query: text}, top_ranked[query], top_k)[query] for query, text in asked.items()}
+            return {
+                query: self._run({query: text}, top_ranked.get(query, []), top_k)[query]
+                for query, text in asked.items()
+            }
         return self._run(asked, None, top_k)
 
     def _run(self, asked: Mapping[str, str], among: list[str] | None, top_k: int) -> dict[str, dict[str, float]]:
         documents = self._documents if among is None else {id: self._documents[id] for id in among}
+        if not documents or not asked:
+            return {query: {} for query in asked}
         task = Task("mteb", documents, asked, {query: {next(iter(documents)): _UNREAD} for query in asked})
         everything = {} if among is None else {"multi_depth": None}
-        settings = self._protocol.to_dict() | {"depth": max(top_k, 100), "measures": []} | everything
+        depth = max(top_k, 100, len(among or ()))
+        settings = self._protocol.to_dict() | {"depth": depth, "measures": []} | everything
         protocol = Protocol.from_dict(settings)
         encoded = encode_task(task, self._encoder, protocol)
         tokenizer = self._encoder.tokenizer if self._mode == "bm25" else None
         found = Exact(task, protocol, *encoded).runs(tokenizer)[self._mode]
-        runs = {query: dict(list(scores.items())[:top_k]) for query, scores in found.items()}
-        if among is not None:  # a mode that needs shared terms leaves documents out; mteb wants them all
-            runs = {query: dict.fromkeys(among, 0.0) | scores for query, scores in runs.items()}
-        return runs
+        return {query: _filled(scores, among or (), top_k) for query, scores in found.items()}
 
 
 def load_mteb(name: str, *, split: str | None = None) -> Iterator[Task]:
@@ -133,6 +139,12 @@ def _texts(rows: Any) -> Iterator[tuple[str, str]]:
         elif instruction:
             text = f"{text} {instruction}"
         yield str(row["id"]), TEMPLATE.format(title=title, text=text) if title else text
+
+
+def _filled(scores: Mapping[str, float], among: Iterable[str], top_k: int) -> dict[str, float]:
+    """The best, cut last: a mode that needs shared terms leaves given documents out, and mteb wants them, with 0."""
+    rest = dict.fromkeys(among, 0.0).items()
+    return dict([*scores.items(), *((id, none) for id, none in rest if id not in scores)][:top_k])
 
 
 def _rows(vectors: Any) -> Floats:

@@ -6,22 +6,20 @@ For evaluation on a machine without the model. What was not encoded cannot be as
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import pyarrow.parquet as pq
 
 from threefold.errors import InputError, MissingHeadError
-from threefold.shards import read_parquet
-from threefold.text.protocol import ModelCard
+from threefold.integrations.texts import listed
+from threefold.shards import read_card, read_parquet
+from threefold.text.decode import clean
 from threefold.text.tokenizer import Tokenizer, Truncate
 from threefold.types import Encoded, Representation
 
 
 class SavedVectors:
-    """An encoder that reads what another one wrote.
+    """An encoder that reads what another one wrote. Lengths cannot be chosen any more: other ones than it was
+    written with are refused.
 
     documents  file of the documents
     queries    file of the queries; None: they are in the file of the documents
@@ -55,7 +53,7 @@ class SavedVectors:
         truncate: Truncate = "end",
     ) -> Encoded:
         """The saved vectors of these documents."""
-        return self._documents.find(texts, self._wanted(outputs))
+        return self._documents.find(texts, self._wanted(outputs), max_tokens, truncate)
 
     encode_documents = encode
 
@@ -68,7 +66,7 @@ class SavedVectors:
         truncate: Truncate = "end",
     ) -> Encoded:
         """The saved vectors of these queries."""
-        return self._queries.find(texts, self._wanted(outputs))
+        return self._queries.find(texts, self._wanted(outputs), max_tokens, truncate)
 
     def _wanted(self, outputs: Sequence[Representation] | None) -> Sequence[Representation]:
         wanted = self.card.representations if outputs is None else outputs
@@ -82,16 +80,32 @@ class _Table:
     def __init__(self, path: Path) -> None:
         self.path = path
         _, texts, self.encoded = read_parquet(path)
-        metadata = json.loads(pq.read_schema(path).metadata[b"threefold"])
-        settings: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in metadata.items()}
-        self.card = ModelCard(**settings)
+        self.card = read_card(path)
         self.has = [name for name in self.card.representations if getattr(self.encoded, name) is not None]
-        self.places = {text: place for place, text in reversed(list(enumerate(texts)))}
+        self.places = {clean(text): place for place, text in reversed(list(enumerate(texts)))}
 
-    def find(self, texts: Sequence[str], wanted: Sequence[Representation]) -> Encoded:
+    def find(
+        self, texts: Sequence[str], wanted: Sequence[Representation], max_tokens: int | None, truncate: Truncate
+    ) -> Encoded:
+        texts = listed(texts)
         unknown = next((text for text in texts if text not in self.places), None)
         if unknown is not None:
             raise InputError(f"{self.path} has no vectors of the text {unknown[:80]!r}; encode it with the same model")
         found = self.encoded.take([self.places[text] for text in texts])
+        self._check_lengths(found, max_tokens, truncate)
         left_out = {name: None for name in ("dense", "sparse", "multi") if name not in wanted}
         return dataclasses.replace(found, **left_out)  # type: ignore[arg-type]
+
+    def _check_lengths(self, found: Encoded, max_tokens: int | None, truncate: Truncate) -> None:
+        """Refuse a limit that the vectors were not made with: a report would say that it was."""
+        if truncate == "none" and found.truncated.any():
+            raise InputError(f"{self.path} has texts that were cut; truncate='none' is refused")
+        if max_tokens is None:
+            return
+        # A text that was cut earlier than asked is wrong as well; one that was short anyway fits any limit.
+        wrong = (found.tokens > max_tokens) | (found.truncated & (found.tokens < max_tokens))
+        if wrong.any():
+            raise InputError(
+                f"{self.path} has vectors of {found.tokens[wrong][0]} tokens of a text, which max_tokens={max_tokens} "
+                f"does not give. Encode the texts again with --max-tokens {max_tokens}, or ask for the length they have"
+            )

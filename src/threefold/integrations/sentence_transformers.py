@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from operator import index
 from threading import Lock
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from tokenizers import Tokenizer as Backend
 
-from threefold.errors import InputError, MissingExtraError, MissingHeadError
+from threefold.errors import CheckpointError, InputError, MissingExtraError, MissingHeadError
+from threefold.integrations.texts import listed
 from threefold.text.protocol import ModelCard
 from threefold.text.tokenizer import Tokenizer, Truncate
 from threefold.types import Encoded, Representation
@@ -67,7 +69,7 @@ class SentenceTransformerEncoder:
         truncate: Truncate = "end",
     ) -> Encoded:
         """Without a prompt."""
-        return self._run(self._model.encode, texts, outputs, max_tokens, truncate, prompt="")
+        return self._run(self._model.encode, "", texts, outputs, max_tokens, truncate)
 
     def encode_queries(
         self,
@@ -78,7 +80,8 @@ class SentenceTransformerEncoder:
         truncate: Truncate = "end",
     ) -> Encoded:
         """With the model's prompt for queries, if it has one."""
-        return self._run(self._model.encode_query, texts, outputs, max_tokens, truncate)
+        prompt = self._prompt("query")
+        return self._run(self._model.encode_query, prompt, texts, outputs, max_tokens, truncate)
 
     def encode_documents(
         self,
@@ -89,20 +92,30 @@ class SentenceTransformerEncoder:
         truncate: Truncate = "end",
     ) -> Encoded:
         """With the model's prompt for documents, if it has one."""
-        return self._run(self._model.encode_document, texts, outputs, max_tokens, truncate)
+        prompt = self._prompt("document", "passage", "corpus")
+        return self._run(self._model.encode_document, prompt, texts, outputs, max_tokens, truncate)
+
+    def _prompt(self, *roles: str) -> str:
+        """As the library chooses it: of the first role that has one, else the model's default."""
+        prompts = self._model.prompts
+        role = next((role for role in roles if role in prompts), self._model.default_prompt_name)
+        return prompts.get(role) or ""
 
     def _run(
         self,
         encode: Any,
+        prompt: str,
         texts: Sequence[str],
         outputs: Sequence[Representation] | None,
         max_tokens: int | None,
         truncate: Truncate,
-        **options: Any,
     ) -> Encoded:
         dense_only(outputs, self._card.name)
-        limit = self._limit(max_tokens)
-        lengths = np.array([len(one) for one in self._counter.encode_batch(list(texts))], dtype=np.int32)
+        if truncate not in get_args(Truncate):
+            raise InputError(f"truncate must be one of {', '.join(get_args(Truncate))}; got {truncate!r}")
+        limit, texts = self._limit(max_tokens), listed(texts)
+        # The prompt takes room as well: what is counted is what the model reads.
+        lengths = np.array([len(one) for one in self._counter.encode_batch(listed(texts, prompt))], dtype=np.int32)
         long = lengths > limit
         if truncate == "start" or (truncate == "none" and long.any()):
             raise InputError(
@@ -114,21 +127,30 @@ class SentenceTransformerEncoder:
             self._model.max_seq_length = limit
             try:
                 rows = encode(
-                    list(texts),
+                    texts,
+                    prompt=prompt,
                     batch_size=self._batch_size,
                     normalize_embeddings=True,
                     convert_to_numpy=True,
                     show_progress_bar=False,
-                    **options,
                 )
             finally:
                 self._model.max_seq_length = self._longest
         return Encoded(np.asarray(rows, dtype=np.float32), None, None, np.minimum(lengths, limit), long)
 
     def _limit(self, max_tokens: int | None) -> int:
-        if max_tokens is not None and max_tokens > self._longest:
-            raise InputError(f"{self._card.name} reads at most {self._longest} tokens; got max_tokens={max_tokens}")
-        return max_tokens or self._longest
+        if max_tokens is None:
+            return self._longest
+        try:
+            limit = index(max_tokens)
+        except TypeError:
+            raise InputError(f"max_tokens must be a whole number; got {max_tokens!r}") from None
+        least = self._counter.num_special_tokens_to_add(False) + 1
+        if limit < least:
+            raise InputError(f"max_tokens must be at least {least}; got {limit}")
+        if limit > self._longest:
+            raise InputError(f"{self._card.name} reads at most {self._longest} tokens; got max_tokens={limit}")
+        return limit
 
 
 def dense_only(outputs: Sequence[Representation] | None, name: str) -> None:
@@ -143,7 +165,10 @@ def _load(name: str, options: dict[str, Any]) -> Any:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise MissingExtraError("sentence-transformers", "evaluate", "a sentence-transformers model") from error
-    return SentenceTransformer(name, **options)
+    try:
+        return SentenceTransformer(name, **options)
+    except (OSError, ValueError) as error:  # no such folder or name, no connection, files of something else
+        raise CheckpointError(f"sentence-transformers cannot load {name}: {error}") from error
 
 
 def _fingerprint(model: Any) -> str:
