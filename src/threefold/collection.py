@@ -376,6 +376,7 @@ class Collection:
 
 def _filter(where: Mapping[str, Any] | None) -> Filter | None:
     """A filter with its texts cleaned as those of the documents are: as they were given, they would not be found."""
+    Filter.parse(where)  # refuses what is nested too deeply, before it is cleaned
     return Filter.parse(clean_value(where))
 
 

@@ -237,10 +237,12 @@ def delete_missing_files(store: Store, roots: Sequence[Path], prefix: str, run: 
     read = run.read | {one.source for one in run.skipped if one.empty}
     gone = set()
     for chunk in store.scroll():
+        if chunk.document_id in run.seen or not chunk.source:
+            continue
         source = Path(chunk.source)
         places = {chunk.source, *map(str, source.parents)}
         names = [_name_below(root, source, prefix) for root in roots if str(root) in places]
-        if chunk.document_id in run.seen or not chunk.source or not names or places & unread:
+        if not names or places & unread:
             continue
         ours = any(chunk.document_id == name or chunk.document_id.startswith(f"{name}:") for name in names)
         if (chunk.source in read and ours) or not os.path.exists(source):

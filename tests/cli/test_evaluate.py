@@ -143,6 +143,8 @@ def test_tune_refuses_before_it_encodes(beir: Path, tmp_path: Path, capsys: pyte
     assert (code, "is one of the files to tune on" in err) == (2, True)
     assert corpus.read_bytes() == before
     assert not (tmp_path / "cache").exists()
+    for _ in range(2):  # beside the data, and once more
+        run_json(capsys, "tune", beir, "--split", "dev", "--step", "1", "-o", beir / "weights.json")
 
 
 def test_saved_vectors_instead_of_a_model(beir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -114,6 +114,19 @@ def test_the_caller_may_know_the_pooling_better_and_all_else_stays(st_folder: Pa
         assert config == replace(declared, heads=replace(declared.heads, pooling=pooling))
 
 
+def test_of_a_chain_that_we_do_not_know_the_backbone_is_read_if_the_pooling_is_given(
+    st_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(st_folder, folder)
+    modules = json.loads((folder / "modules.json").read_text())
+    modules.append({"type": "sentence_transformers.models.Dense", "path": "2_Dense"})
+    (folder / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(CheckpointError, match="Dense are not supported"):
+        load(folder)
+    assert load(folder, "cls").model.config.heads == HeadsConfig("cls", True, False, 0)
+
+
 def test_the_caller_may_choose_the_pooling_of_a_bge_m3(m3_folder: Path) -> None:
     assert load(m3_folder, "mean").model.config.heads == HeadsConfig("mean", True, True, 32)
 

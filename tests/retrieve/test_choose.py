@@ -49,7 +49,10 @@ def test_a_portrait_has_every_criterion(encoder: FakeEncoder, tmp_path: Path) ->
 
 def test_what_is_not_there_is_not_reported(tokenizer: Tokenizer, tmp_path: Path) -> None:
     copies.write(tmp_path / "pairs.jsonl", copies.json_lines([{"a": "x", "b": "x", "score": i} for i in (1, 2)]))
-    copies.write(tmp_path / "labels.jsonl", copies.json_lines([{"text": "x", "label": name} for name in "yz"]))
+    copies.write(
+        tmp_path / "labels.jsonl",
+        copies.json_lines([{"text": f"{name} {i}", "label": name} for i in "12" for name in "yz"]),
+    )
     sparse_only = FakeEncoder(tokenizer, heads=("sparse",))
     found = portray(sparse_only, OwnData.load(tmp_path))
     assert set(found.criteria) == {"texts/s", "tokens/s", "query, ms", "texts truncated", "sparse, bytes/text"}
@@ -71,6 +74,9 @@ def test_folders_that_cannot_be_judged_by(encoder: FakeEncoder, tmp_path: Path) 
     (tmp_path / "pairs.jsonl").unlink()
     copies.write(tmp_path / "labels.jsonl", copies.json_lines([{"text": t, "label": "a"} for t in "xyz"]))
     with pytest.raises(EvaluationError, match="at least two labels"):
+        OwnData.load(tmp_path)
+    copies.write(tmp_path / "labels.jsonl", copies.json_lines([{"text": t, "label": t} for t in "xyxy"]))
+    with pytest.raises(EvaluationError, match="and two texts of one"):
         OwnData.load(tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import socket
@@ -20,6 +21,7 @@ from tests.serve.fakes import START_S, FakeCross, ServedEncoder, make_server, se
 from threefold.serve import judges
 from threefold.serve.keys import create_key, revoke_key
 from threefold.serve.logs import FACTS, JsonLines, Lines
+from threefold.serve.models import Answer, Embedder, Read
 from threefold.serve.queue import Limits
 from threefold.serve.server import Server
 from threefold.serve.settings import ServeConfig
@@ -221,6 +223,26 @@ def test_token_vectors_of_queries_have_a_limit_and_those_of_texts_come_in_blocks
             assert one["score"] == pytest.approx(other["score"], abs=1e-5)
         refused = client.post("/rerank", json=body | {"query": "fox " * 60})
         assert "with a vector for each the limit is 60. Send less" in refused.text
+
+
+def test_the_deadline_is_of_all_blocks_together(held: HeldEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judges, "BLOCK_TOKENS", 20)
+    body = {"query": "a fox", "texts": [f"{'fox ' * 12}{i}" for i in range(6)]}
+    given = []
+
+    async def slow(embedder: Embedder, read: Read, outputs: Any, **options: Any) -> Answer:
+        given.append(options["deadline_s"])
+        await asyncio.sleep(0.1)
+        return await original(embedder, read, outputs, **options)
+
+    original = Embedder.embed
+    monkeypatch.setattr(Embedder, "embed", slow)
+    with client_of(make_server(held, ServeConfig(limits=Limits(deadline_s=0.25)))) as client:
+        late = client.post("/rerank", json=body)
+        assert (late.status_code, len(given) < 6) == (504, True)
+        assert "no answer within 0.25 s" in late.text
+        assert set(given) == {0.25}
+        assert "no answer within 0.15 s" in client.post("/rerank", json=body, headers={"x-timeout-ms": "150"}).text
 
 
 def test_tokenizing_has_the_limits_of_a_request(held: HeldEncoder) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from tests.serve.fakes import START_S, ServedEncoder, make_server, serving
 
 from threefold.collection import Collection
 from threefold.serve import adding, server
+from threefold.serve.app import build
 from threefold.serve.library import Library
 from threefold.serve.settings import ServeConfig
 from threefold.text.tokenizer import Tokenizer, Tokens
@@ -101,6 +103,39 @@ def test_blocks_add_up(served: ServedEncoder, tmp_path: Path, monkeypatch: pytes
         whole = served.tokenizer.count([f"a fox {id}" for id in "abcde"]).sum()
         assert report["tokens"] == whole
         assert add(client, "aa", "a", "b", "c", "x")["report"]["unchanged"] == 3
+
+
+def test_an_id_is_free_while_nothing_was_taken_under_it(served: ServedEncoder, tmp_path: Path) -> None:
+    with client_of(served, tmp_path) as client:
+        body = '{"id": "a", "text": " "}\n{"id": "a", "text": "a fox"}\n'
+        lines = client.post("/collections/aa/documents", content=body).text.splitlines()
+        report = json.loads(lines[-1])["report"]
+        assert (report["added"], report["skipped"]) == (1, 1)
+        assert "there is no text in it" in report["reasons"][0]["reason"]
+
+
+def test_a_slow_body_loses_nothing_on_servers_whose_receive_cannot_be_cancelled(
+    served: ServedEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adding, "PAUSE_S", 0.02)
+
+    async def body() -> AsyncIterator[bytes]:
+        for id in "abc":
+            await asyncio.sleep(0.1)
+            yield json.dumps({"id": id, "text": f"a fox {id}"}).encode() + b"\n"
+
+    async def added() -> dict[str, Any]:
+        transport = httpx.ASGITransport(build(make_server(served, ServeConfig(collections=str(tmp_path)))))
+        async with (
+            transport.app.router.lifespan_context(transport.app),  # type: ignore[attr-defined]
+            httpx.AsyncClient(transport=transport, base_url="http://server", timeout=START_S) as client,
+        ):
+            assert (await client.put("/collections/aa")).status_code == 201
+            answer = await client.post("/collections/aa/documents", content=body())
+            found: dict[str, Any] = json.loads(answer.text.splitlines()[-1])["report"]
+            return found
+
+    assert asyncio.run(added())["added"] == 3
 
 
 def blocked(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> tuple[threading.Semaphore, threading.Event]:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.store.corpus import chunk, encoded, ids_of, manifest
 
+from threefold.collection import _filter
 from threefold.config import Filter
 from threefold.errors import ConfigError
 from threefold.store.edge import EdgeStore
@@ -157,8 +158,9 @@ def test_conditions_that_are_nested_too_deeply_are_refused() -> None:
     assert Filter.parse(data) is not None
     for _ in range(400):
         data = {"or": [data]}
-    with pytest.raises(ConfigError, match="nested more than 64 deep"):
-        Filter.parse(data)
+    for parse in (Filter.parse, _filter):
+        with pytest.raises(ConfigError, match="nested more than 64 deep"):
+            parse(data)
 
 
 def test_nested_metadata_is_flat_for_filters() -> None:

@@ -237,6 +237,11 @@ def test_html_in_the_encoding_that_browsers_read(tmp_path: Path, said: str, code
     assert one(tmp_path, "x.html", f'<meta charset="{said}"><p>{text}</p>'.encode(codec)).text == text
 
 
+def test_a_byte_that_only_the_declared_encoding_has(tmp_path: Path) -> None:
+    page = b'<meta charset="iso-8859-1"><p>caf\xe9 \x81 x'  # not in windows-1252
+    assert one(tmp_path, "x.html", page).text == "caf\xe9 \x81 x"
+
+
 def test_a_page_that_the_parser_refuses_does_not_end_the_job(tmp_path: Path) -> None:
     pages: dict[str, str | bytes] = {"a.html": "<p>a", "b.html": "<p>x <![foo bar]> y", "c.html": "<p>c"}
     documents, skipped = load(write(tmp_path, pages))
@@ -274,8 +279,8 @@ def test_an_open_quote_does_not_swallow_the_rows_after_it(tmp_path: Path) -> Non
     assert "x.csv, line 3: unexpected end of data, on line 4" in skipped[0].reason
     table = 'text,n\n"a" b,1\nc,2\n"d ""e""",3\n5" f,4\n"g,5\n'  # within one line, nothing else is lost
     documents, skipped = load(write(tmp_path, {"y.csv": table}) / "y.csv")
-    assert [document.text for document in documents] == ["c", 'd "e"', '5" f']
-    assert [one.path for one in skipped] == [f"{tmp_path}/y.csv:1", f"{tmp_path}/y.csv:5"]
+    assert [document.text for document in documents] == ["a b", "c", 'd "e"', '5" f']  # quoted words are words
+    assert [one.path for one in skipped] == [f"{tmp_path}/y.csv:5"]
 
 
 def test_tsv_and_other_columns(tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def test_answers_of_the_query_are_no_candidates() -> None:
     asked = tokens([[0, 4, 2], [0, 4, 2], [0, 5, 2], [0, 6, 2]])
     pairs = PairTable(
         asked, texts, zeros, np.array([1, 2, 3, 3]), zeros, zeros.astype(bool),
-        negative=tokens([town, [0, 14, 2]]), negatives=offsets_of([2, 0, 0, 0]),
+        negative=tokens([town, [0, 14, 2], [0, 14, 2]]), negatives=offsets_of([3, 0, 0, 0]),
     )  # fmt: skip
     for seed in range(5):
         groups = candidates(pairs, 5, seed)
@@ -268,6 +268,10 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
         trainer(tmp_path, origin={"max_tokens": 50}).resume()
     assert not trainer(tmp_path, origin={"max_tokens": 50}).resume(anew=True)
     assert trainer(tmp_path, origin={"max_tokens": 60}, minutes=1.0).resume()
+    trainer(tmp_path).path.write_bytes(b"half a file")
+    with pytest.raises(CheckpointError):
+        trainer(tmp_path).resume()
+    assert not trainer(tmp_path).resume(anew=True)
 
 
 def test_a_report_over_a_checkpoint_has_the_steps_before_it(tmp_path: Path) -> None:

@@ -210,6 +210,13 @@ def test_what_is_written_reads_the_same(tmp_path: Path, name: str) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+def test_a_link_is_packed_as_its_own_name_says(tmp_path: Path) -> None:
+    (tmp_path / "blob").write_bytes(b"")
+    (tmp_path / "data.jsonl.gz").symlink_to("blob")
+    write_records(tmp_path / "data.jsonl.gz", [{"query": "a", "pos": ["b"]}])
+    assert gzip.decompress((tmp_path / "blob").read_bytes()) == b'{"query": "a", "pos": ["b"]}\n'
+
+
 @pytest.mark.parametrize("name", ["out.jsonl", "out.jsonl.gz", "out.jsonl.xz"])
 def test_equal_records_are_equal_bytes(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whenever, by whichever process and under whichever name they are written."""

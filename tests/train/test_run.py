@@ -195,6 +195,24 @@ def test_data_that_have_changed_are_another_run(place: Path) -> None:
     assert again.lines == []
 
 
+def test_a_run_that_is_killed_while_it_begins_again_is_still_the_old_one(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its stages would pass for those of the new recipe."""
+    train(read_recipe(recipe()), place)
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    other = read_recipe(recipe(train=TRAIN | {"seed": 1}))
+    with monkeypatch.context() as patched:
+        patched.setattr("shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(other, place, force=True)
+    with pytest.raises(ConfigError, match="begun with another recipe"):
+        train(other, place)
+
+
 def test_texts_and_the_model_are_compared_too(place: Path) -> None:
     """Stages of single texts have no table on disk."""
     wanted = read_recipe(recipe(stages=[{"kind": "crops", "files": ["texts.txt"]}]))

@@ -75,8 +75,13 @@ def _check(sets: list[str], split: str, share: float, output: Path) -> None:
             continue
         if share == 1 and split in ("", _REPORTED):
             _refuse_reported(name, _REPORTED)
-        if output.exists() and output.resolve().is_relative_to(Path(name).resolve()):
+        if output.resolve() == Path(name).resolve() or (output.exists() and _is_data(output)):
             raise InputError(f"{output} is one of the files to tune on; name another file")
+
+
+def _is_data(path: Path) -> bool:
+    """Whether a file is named as those of a data set in BEIR layout are."""
+    return path.name.startswith(("corpus.", "queries.", "qrels.")) or path.parent.name == "qrels"
 
 
 def _refuse_reported(name: str, split: str) -> NoReturn:

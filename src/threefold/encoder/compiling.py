@@ -51,6 +51,10 @@ def compiled(compiler: list[str], folder: Path, library: Path) -> str:
 
 
 def fingerprint(folder: Path) -> str:
-    """Of the sources. It is compiled into the library, and `native.py` compares it with those that lie beside."""
+    """Of the sources and what they are compiled for.
+
+    It is compiled into the library, and `native.py` compares it with that of the sources that lie beside.
+    """
     sources = sorted(file for file in folder.iterdir() if file.suffix in (".c", ".h"))
-    return sha256(b"".join(file.name.encode() + file.read_bytes() for file in sources)).hexdigest()[:16]
+    said = [" ".join(FEATURES).encode(), *(file.name.encode() + file.read_bytes() for file in sources)]
+    return sha256(b"".join(said)).hexdigest()[:16]

@@ -51,7 +51,10 @@ def open_foreign(folder: Path, pooling: str | None) -> Opened:
     network = network_config(read_table(folder / "config.json"), folder / "config.json")
     backbone = read_backbone(folder)
     states = {r: read_pickle(folder / file) for r, file in HEAD_FILES.items() if (folder / file).is_file()}
-    if (pooling is not None or states) and not (folder / "modules.json").is_file():
+    declared = (folder / "modules.json").is_file()
+    if pooling is not None and declared:
+        declared = _is_known(folder / "modules.json")  # of another chain, the backbone alone is read
+    if (pooling is not None or states) and not declared:
         how = HeadsConfig.from_dict({"pooling": pooling or "cls"}, "model")
         config = ModelConfig(network, how, network.max_tokens)
     else:
@@ -156,6 +159,13 @@ def _sentence_transformers(folder: Path, network: NetworkConfig, pooling: str | 
         return ModelConfig.from_dict(settings, str(folder))
     except ConfigError as error:
         raise CheckpointError(str(error)) from error
+
+
+def _is_known(path: Path) -> bool:
+    try:
+        return bool(_modules(path))
+    except CheckpointError:
+        return False
 
 
 def _modules(path: Path) -> dict[str, str]:

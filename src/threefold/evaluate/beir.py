@@ -60,7 +60,7 @@ def iter_tasks(
 
 
 def task_names(path: Path) -> list[str]:
-    """What the tasks of `iter_tasks` are called, without reading them."""
+    """What the tasks of `iter_tasks` are called. Their files are not read, but an archive is unpacked."""
     with _as_folder(path) as (root, name):
         return [label for label, _ in _folders(path, root, name)]
 

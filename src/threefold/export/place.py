@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,14 +22,12 @@ def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
     """
     target = target.resolve()  # a link stays one
     check_free(target, force=force)
-    part = target.parent / f".{target.name}.{os.getpid()}.part"
+    part = target.parent / f".{target.name}.{secrets.token_hex(6)}.part"  # of this call alone
     old = part.with_suffix(".old")
     try:
-        shutil.rmtree(part, ignore_errors=True)  # of a killed process with this number: in a container it is always 1
         part.mkdir(parents=True)
         yield part
         if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
             target.rename(old)
         part.rename(target)
     except OSError as error:
@@ -45,8 +43,8 @@ def check_free(target: Path, *, force: bool = False) -> None:
     """Whether `new_folder` may write there: to be asked before hours of work."""
     if not target.exists():
         return
-    if target.resolve() == Path.cwd():
-        raise InputError("the current folder cannot be replaced; name one inside of it")
+    if target.resolve() in (Path.cwd(), *Path.cwd().parents):
+        raise InputError(f"{target} is, or holds, the current folder and cannot be replaced; name one inside of it")
     if not target.is_dir():
         raise InputError(f"{target} is a file; name a folder that is not there yet")
     if not any(target.iterdir()):

@@ -65,8 +65,8 @@ class OwnData:
             raise EvaluationError(f"{folder}: none of corpus.jsonl, pairs.jsonl, labels.jsonl in it")
         if found.pairs and len({score for _, _, score in found.pairs}) < 2:
             raise EvaluationError(f"{pairs}: a correlation needs at least two pairs with different scores")
-        if found.labelled and len({label for _, label, _ in found.labelled}) < 2:
-            raise EvaluationError(f"{labels}: classification needs at least two labels")
+        if found.labelled and not _can_be_learnt(found.labelled):
+            raise EvaluationError(f"{labels}: classification needs at least two labels, and two texts of one")
         return found
 
     def sample(self) -> list[str]:
@@ -192,6 +192,13 @@ def _dense(encoder: TextEncoder, texts: Sequence[str]) -> Floats:
     dense = encoder.encode(texts, outputs=("dense",)).dense
     assert dense is not None
     return dense
+
+
+def _can_be_learnt(labelled: Sequence[tuple[str, str, str]]) -> bool:
+    """Whether there are labels to tell apart, and texts to test on."""
+    labels = [label for _, label, _ in labelled]
+    training = train_and_test([text for text, _, _ in labelled], labels)
+    return not training.all() and len({label for label, on in zip(labels, training, strict=True) if on}) > 1
 
 
 def _pair(row: Any, where: str) -> tuple[str, str, float]:

@@ -80,7 +80,8 @@ class _Total:
             except ValueError as error:
                 self._skip({"line": self._lines, "reason": str(error)})
             else:
-                self._ids.add(document.id)
+                if document.text.strip():  # else it is not taken
+                    self._ids.add(document.id)
                 yield document
 
     def add(self, report: AddReport) -> None:
@@ -204,21 +205,22 @@ class Adding:
     async def _parts(self) -> AsyncIterator[bytes]:
         """The body as it comes; an empty part where nothing has come for a moment."""
         pause = min(PAUSE_S, self._limits.silence_s)
-        waited, more = 0.0, True
+        more = True
         while more:
+            part, waited = asyncio.ensure_future(self._request.receive()), 0.0
             try:
-                async with asyncio.timeout(pause):
-                    message = await self._request.receive()
-            except TimeoutError:
-                waited += pause
-                if waited >= self._limits.silence_s:
-                    reason = f"nothing more of the body has come for {waited:g} s; what was stored stays"
-                    raise RequestError(reason, status=408) from None
-                yield b""
-                continue
+                while not (await asyncio.wait({part}, timeout=pause))[0]:
+                    waited += pause
+                    if waited >= self._limits.silence_s:
+                        reason = f"nothing more of the body has come for {waited:g} s; what was stored stays"
+                        raise RequestError(reason, status=408)
+                    yield b""
+            finally:
+                part.cancel()  # not at every pause: some servers lose the part that they are waiting for
+            message = part.result()
             if message["type"] == "http.disconnect":
                 raise ClientDisconnect
-            waited, more = 0.0, message.get("more_body", False)
+            more = message.get("more_body", False)
             yield message.get("body", b"")
 
     async def _take(self, line: bytes) -> None:

@@ -107,9 +107,11 @@ def _without_paths(call: Call, namespace: str) -> Iterator[None]:
     try:
         yield
     except StoreError as error:
-        log.error("request %s: %s", call.id, error)
         folder = Path(call.server.config.collections).expanduser() / namespace
-        raise type(error)(str(error).replace(f"{folder}/", "")) from error
+        said = str(error).replace(f"{folder}/", "")
+        if said != str(error):
+            log.warning("request %s: %s", call.id, error)
+        raise type(error)(said) from error
 
 
 @contextmanager

@@ -5,6 +5,8 @@ Both stand behind one protocol and behind their own queue. Knows nothing of HTTP
 
 from __future__ import annotations
 
+import asyncio
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from scipy.special import expit
 
-from threefold.errors import InputError
+from threefold.errors import DeadlineError, InputError
 from threefold.score.dense import dense_scores
 from threefold.score.fuse import TRAINING, Weights, weighted_sum
 from threefold.score.multi import maxsim
@@ -136,7 +138,11 @@ class HeadsJudge:
             said = await self._read(texts, "document", cutting)
         check(asked.tokens, self._weights.only(*self._embedder.card.representations).used)
         check(said.tokens, ())  # their token vectors are never all there at once
-        found = await self._scored(pairs, (queries, texts), (asked, said), lane, deadline_s)
+        try:
+            async with asyncio.timeout(deadline_s):  # of all blocks together
+                found = await self._scored(pairs, (queries, texts), (asked, said), lane, deadline_s)
+        except TimeoutError:
+            raise DeadlineError(f"no answer within {deadline_s:g} s; send less at once, or allow more time") from None
         raw = [found.scores[pair] for pair in pairs]
         cut = dict(zip(texts, said.truncated, strict=True))
         return Judgement(
@@ -161,17 +167,17 @@ class HeadsJudge:
     ) -> _Scored:
         """The queries are read with the first texts, and scored with each block of texts as it comes."""
         weights, vocab = self._weights.only(*self._embedder.card.representations), self._embedder.card.vocab
-        said, rows, began = names[0] + names[1], reads[0].rows + reads[1].rows, time.perf_counter()
+        said, rows = names[0] + names[1], reads[0].rows + reads[1].rows
         blocks = list(_blocks([len(ids) for ids in rows], len(names[0])))
         if len(blocks) > 1:
             lane = lane or "bulk"
+            self._embedder.engine.admit(reads[0].tokens + reads[1].tokens, lane, deadline_s or math.inf)
         queries: dict[str, Row] = {}
         scores: dict[Pair, float] = {}
         queue_s = run_s = 0.0
         for part in blocks:
-            left = None if deadline_s is None else max(deadline_s - (time.perf_counter() - began), 0.0)
             read = Read(rows[part], [], 0, 0.0)
-            answer = await self._embedder.embed(read, weights.used, lane=lane, deadline_s=left)
+            answer = await self._embedder.embed(read, weights.used, lane=lane, deadline_s=deadline_s)
             first = 0 if queries else len(names[0])
             queries = queries or dict(zip(names[0], answer.rows[:first], strict=True))
             texts = dict(zip(said[part][first:], answer.rows[first:], strict=True))

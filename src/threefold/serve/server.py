@@ -260,7 +260,7 @@ class Server:
     ) -> Judgement:
         """Scores of pairs of texts, within the limits of a request."""
         scorer = await self._scorer(call, model)
-        check, deadline = partial(check_size, call), deadline_of(call)
+        check, deadline = partial(check_size, call), deadline_of(call) or self.config.limits.deadline_s
         work = scorer.judge(pairs, cutting=cutting, check=check, lane=lane, deadline_s=deadline)
         judgement = await call.wait_for(work)
         call.use(scorer.name, "rerank", judgement.tokens, texts=len(pairs))

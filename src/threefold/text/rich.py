@@ -9,6 +9,7 @@ import codecs
 import re
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
@@ -80,7 +81,11 @@ def _decode_html(data: bytes, name: str) -> str:
     if not codec or codec.lower().startswith("utf") or has_mark(data):
         return decode(data, name)
     try:
-        return data.decode(_MEANT.get(codecs.lookup(codec).name, codec))
+        meant = _MEANT.get(codecs.lookup(codec).name)
+        if meant is not None:
+            with suppress(UnicodeDecodeError):  # a byte that only the smaller one has
+                return data.decode(meant)
+        return data.decode(codec)
     except UnicodeDecodeError as error:
         raise DocumentError(f"{name} declares {codec}, but is not: {error.reason} at byte {error.start:,}") from error
     except (LookupError, UnicodeError):  # one of Python's encodings, "undefined", decodes nothing

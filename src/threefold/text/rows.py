@@ -70,7 +70,15 @@ def _header(path: Path, fields: list[str] | BadRow, text_field: str) -> list[str
 def _cells(path: Path, delimiter: str) -> Iterator[list[str] | BadRow]:
     """The fields of every row that is not blank. Without `strict`, an open quote would swallow all rows after it."""
     csv.field_size_limit(_FIELD_LIMIT)
-    reader = csv.reader(read_lines(path), delimiter=delimiter, strict=True)
+    last = ""
+
+    def lines() -> Iterator[str]:
+        nonlocal last
+        for line in read_lines(path):
+            last = line
+            yield line
+
+    reader = csv.reader(lines(), delimiter=delimiter, strict=True)
     while True:
         first = reader.line_num + 1
         try:
@@ -83,7 +91,10 @@ def _cells(path: Path, delimiter: str) -> Iterator[list[str] | BadRow]:
                     f"{path}, line {first}: {error}, on line {reader.line_num}. A field that begins with a quote ends "
                     "with one; inside of it, a quote is written twice"
                 ) from error
-            yield BadRow(f"line {first}: {error}")
+            if last.count('"') % 2:
+                yield BadRow(f"line {first}: {error}")
+            else:  # a quoted word at the beginning of a field, as people write it: "foo" bar
+                yield from csv.reader([last], delimiter=delimiter)
             continue
         if fields:
             yield fields

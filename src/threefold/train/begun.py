@@ -61,10 +61,11 @@ class Begun:
 
     def forget(self) -> None:
         """Remove what the run before has made, but for its model, which stays until the next one is complete."""
-        for file in (self._recipe, self._data, self.output / "log.jsonl"):
+        for folder in ("stages", "tensorboard"):  # before the marks: a kill in between must not leave stages without
+            if (self.output / folder).exists():
+                shutil.rmtree(self.output / folder)
+        for file in (self.output / "log.jsonl", self._data, self._recipe):
             file.unlink(missing_ok=True)
-        for folder in ("stages", "tensorboard"):
-            shutil.rmtree(self.output / folder, ignore_errors=True)
 
 
 def write_json(path: Path, table: Mapping[str, Any]) -> None:

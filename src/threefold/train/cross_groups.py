@@ -68,6 +68,8 @@ def candidates(table: PairTable, most: int, seed: int) -> Groups:
     counts: list[int] = []
     for row in range(n):
         hard = np.arange(table.negatives[row], table.negatives[row + 1])
+        _, first = np.unique(answers.negative[hard], return_index=True)
+        hard = hard[np.sort(first)]
         hard = hard[wrong[hard]][: most - 1]
         drawn = [] if table.alone[row] else _draw(table, answers, row, most - 1 - len(hard), hard, rng)
         group = [row, *(hard + n).tolist(), *drawn]

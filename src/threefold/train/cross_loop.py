@@ -191,12 +191,12 @@ class CrossTrainer:
     def resume(self, *, anew: bool = False) -> bool:
         """Continue from the checkpoint, if there is one.
 
-        anew  where it is of another run, begin again, instead of an error
+        anew  where it is of another run, or damaged, begin again, instead of an error
         """
         if not self.path.is_file():
             return False
-        state = read_checkpoint(self.path)
         try:
+            state = read_checkpoint(self.path)
             self._check_same_run(state)
         except CheckpointError:
             if anew:
@@ -215,6 +215,6 @@ class CrossTrainer:
             self.model.load_state_dict(state["model"])
             self.optimiser.load_state_dict(state["optimiser"])
             self.step, self.elapsed_s = int(state["step"]), float(state["elapsed_s"])
-            self.unreported = [dict(log) for log in state["unreported"]]
+            self.unreported = [dict(log) for log in state.get("unreported", [])]
         except (KeyError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"cannot resume from {self.path}: {error}") from error

@@ -53,7 +53,7 @@ def write_records(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     """Write JSON lines, packed as the name says; returns their number. The file appears when it is complete."""
     count = 0
     try:
-        with replacing(path) as draft, _written(draft) as file:
+        with replacing(path) as draft, _written(draft, path.suffix.lower()) as file:
             for row in rows:
                 file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
                 count += 1
@@ -63,13 +63,13 @@ def write_records(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
 
 
 @contextlib.contextmanager
-def _written(path: Path) -> Iterator[IO[str]]:
-    """A file to write text into, packed as its name says. Equal texts are equal bytes: no time or name is packed."""
+def _written(path: Path, suffix: str) -> Iterator[IO[str]]:
+    """A file to write text into, packed as `suffix` says. Equal texts are equal bytes: no time or name is packed."""
     with contextlib.ExitStack() as stack:
         file: Any = stack.enter_context(path.open("wb"))
-        if path.suffix.lower() == ".gz":
+        if suffix == ".gz":
             file = stack.enter_context(gzip.GzipFile("", "wb", fileobj=file, mtime=0))
-        elif path.suffix.lower() == ".xz":
+        elif suffix == ".xz":
             file = stack.enter_context(lzma.open(file, "wb"))
         yield stack.enter_context(io.TextIOWrapper(file, encoding="utf-8", newline="\n"))
 

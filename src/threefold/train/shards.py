@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import secrets
 import shutil
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping
@@ -83,9 +83,8 @@ def prepare(
     folder = cache / f"pairs-{key}"
     if (folder / "manifest.json").is_file():
         return load_shards(folder)
-    part = cache / f"{folder.name}.{os.getpid()}.part"
+    part = cache / f"{folder.name}.{secrets.token_hex(6)}.part"  # of this call alone: numbers of processes come again
     try:
-        shutil.rmtree(part, ignore_errors=True)  # of a killed process with this number: in a container it is always 1
         part.mkdir(parents=True)
         found = Counter[str]()
         made = write_table(part, read_examples(files, found), tokenizer, limits, found, progress)
