@@ -16,7 +16,7 @@ import threefold
 ROOT = Path(threefold.__file__).parent
 LAYERS = [
     "errors",
-    "types config replacing",
+    "characters types config replacing",
     "text score evaluate",
     "encoder store",
     "attempts export ingest opening remote retrieve shards",

@@ -4,7 +4,7 @@
     for name in build/mini/ablations/*; do
         threefold evaluate DATA/bench/small.tar.xz -m $name --modes dense,sparse,multi,hybrid \
             --measures nDCG@10,accuracy@1 --averages --save results/ablations/$(basename $name).json
-        threefold evaluate build/mini/dev/{natural/en,mixed/all} --split dev -m $name \
+        threefold evaluate build/mini/dev/{natural/en,mixed/all,mlqa/vi-de} --split dev -m $name \
             --modes dense,sparse,multi,hybrid --measures nDCG@10 --save results/ablations/$(basename $name)-dev.json
     done
 
@@ -33,7 +33,7 @@ from threefold.encoder.checkpoint import load
 from threefold.text.tokenizer import Tokenizer
 from threefold.train.loop import TrainSettings
 from threefold.train.losses import LossWeights
-from threefold.types import Floats, Ints
+from threefold.types import Ints
 from train import BODY_LR, MAX_POSITIVE, SPARSE_LOSS, TEACHER, Aims, FourBits, finish, prepared, start_heads, tokenised
 
 WHOLE = TrainSettings(
@@ -65,12 +65,6 @@ class Variant:
         """The batches that take part."""
         return [batch for batch in batches if self.mixed or pairs[int(batch[0])].kind != MIXED]
 
-    def teacher(self, folder: Path) -> Teacher:
-        """E5, with or without what its vectors say of languages."""
-        teacher = Teacher.load(folder)
-        nothing: Floats = np.zeros((0, WIDTH), np.float32)
-        return teacher if self.neutral else Teacher(teacher.encoder, nothing)
-
 
 VARIANTS = {
     "joint": Variant(),
@@ -92,6 +86,8 @@ def main() -> None:
     tokenizer, idf = Tokenizer.load(args.out / "untrained"), np.load(args.out / "idf.npy")
     words = load(args.out / args.start).model.network.words.weight.detach().numpy() * idf[:, None]
     pairs, table, whole = prepared(args.data, tokenizer, words, WHOLE.seed)
+    teacher = Teacher.load(args.out / "teacher")
+    teachers = {True: teacher, False: Teacher(teacher.encoder, np.zeros((0, WIDTH), np.float32))}
     for name, variant in VARIANTS.items():
         folder = args.out / "ablations" / name
         if (folder / "model.safetensors").is_file():
@@ -103,7 +99,7 @@ def main() -> None:
         trainer = FourBits(
             model, read, variant.plan(pairs, whole)[: args.steps], variant.settings, folder,
             special=tokenizer.special_ids, idf=idf, new=np.load(args.out / "new.npy"),
-            teacher=Aims(pairs, variant.teacher(args.out / "teacher")) if variant.settings.teacher else None,
+            teacher=Aims(pairs, teachers[variant.neutral]) if variant.settings.teacher else None,
         )  # fmt: skip
         finish(trainer, model, tokenizer, folder)
 

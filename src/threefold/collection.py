@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+from threefold.characters import clean, clean_value
 from threefold.config import Chunking, Filter, Manifest, MultiStorage, Settings
 from threefold.errors import InputError, UnknownChunkError
 from threefold.ingest import AddReport, Ingest, Progress, delete_missing_files
@@ -41,7 +42,6 @@ from threefold.score.fuse import Weights
 from threefold.store.check import stored
 from threefold.store.folder import size_bytes
 from threefold.store.protocol import Store
-from threefold.text.decode import clean, clean_value
 from threefold.text.documents import Loading, Skipped, as_document, load_files
 from threefold.text.protocol import Reranker, TextEncoder
 from threefold.types import Chunk, Document, Encoded, Hit, Representation

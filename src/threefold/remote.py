@@ -14,9 +14,9 @@ from urllib.parse import quote, urlencode
 
 import numpy as np
 
+from threefold.characters import clean_value
 from threefold.config import Settings
 from threefold.errors import DeadlineError, InputError, OverloadedError, ServeError, UnavailableError
-from threefold.text.decode import clean_value
 from threefold.types import (
     Chunk,
     Document,

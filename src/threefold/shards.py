@@ -24,9 +24,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from threefold.characters import clean_value
 from threefold.errors import InputError
 from threefold.replacing import replacing
-from threefold.text.decode import clean_value
 from threefold.text.protocol import ModelCard, TextEncoder
 from threefold.text.tokenizer import Truncate
 from threefold.types import Encoded, Representation

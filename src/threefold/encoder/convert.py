@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 from threefold.encoder.checkpoint import Form, load, save
 from threefold.encoder.sources import find
@@ -30,8 +29,6 @@ def convert(
 
     form  bfloat16 opens without converting for that precision; int8 is read as it is by `precision="int8"`
     """
-    if form not in get_args(Form):
-        raise InputError(f"unknown form {form!r}; use one of {', '.join(get_args(Form))}")
     source, folder = find(model, revision), Path(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; name a folder that is not there yet")

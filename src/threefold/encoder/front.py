@@ -265,13 +265,6 @@ def prompted(prompt: str, texts: Sequence[str]) -> Sequence[str]:
     return [prompt + text if isinstance(text, str) else text for text in texts]
 
 
-def listed(texts: Sequence[str]) -> list[str]:
-    """The texts of anything that can be read once, to be read twice."""
-    if isinstance(texts, str):
-        raise InputError("expected a list of texts, got one text; put it into a list")
-    return list(texts)
-
-
 def parts_of(texts: Iterable[str], block: int) -> Iterator[tuple[int, list[str]]]:
     """A stream of texts in parts of at most `block` texts and about a million characters, with their first numbers."""
     part: list[str] = []

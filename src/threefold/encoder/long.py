@@ -20,8 +20,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from threefold.characters import listed
 from threefold.encoder.attention import Layout
-from threefold.encoder.front import Progress, listed, prompted
+from threefold.encoder.front import Progress, prompted
 from threefold.encoder.heads import gather_sparse
 from threefold.encoder.model import ModelConfig
 from threefold.errors import InputError

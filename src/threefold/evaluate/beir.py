@@ -22,9 +22,10 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from threefold.characters import clean
 from threefold.errors import EvaluationError
 from threefold.evaluate.measures import Qrels
-from threefold.evaluate.rows import clean, field, identifier, json_rows, lines, optional, read_grade
+from threefold.evaluate.rows import field, identifier, json_rows, lines, optional, read_grade
 from threefold.evaluate.task import Task
 
 #: How title and text become one text: the way of the BGE-M3 paper (FlagEmbedding issue 653).

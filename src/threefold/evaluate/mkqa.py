@@ -16,10 +16,11 @@ import zipfile
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+from threefold.characters import clean
 from threefold.errors import EvaluationError
 from threefold.evaluate.answers import without_tokens
 from threefold.evaluate.hub import HubFiles, fetch
-from threefold.evaluate.rows import checked_id, clean, field, identifier, json_rows, optional, parsed, put
+from threefold.evaluate.rows import checked_id, field, identifier, json_rows, optional, parsed, put
 from threefold.evaluate.task import Task
 from threefold.evaluate.texts import Texts
 

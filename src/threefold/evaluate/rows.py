@@ -17,12 +17,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from threefold.characters import clean
 from threefold.errors import EvaluationError
 from threefold.evaluate.measures import MAX_GRADE, unwritable
 
 #: Rows of a Parquet file that are in memory at a time.
 _BATCH = 64  # stories of NarrativeQA have up to two megabytes
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 #: Digits of a grade at most, leading zeros among them: int() refuses thousands.
 _LONGEST = 1_000
 _WHOLE = re.compile(r"[+-]?\d+")
@@ -78,11 +78,6 @@ def parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Mapp
 def field(row: Any, key: str, where: str) -> str:
     """A text of a row, cleaned."""
     return clean(_string(row, key, where))
-
-
-def clean(text: str) -> str:
-    """NUL and lone surrogates as U+FFFD: `threefold.text.decode.clean`, which this layer does not know."""
-    return _UNSTORABLE.sub("\ufffd", text)
 
 
 def identifier(row: Any, key: str, where: str) -> str:

@@ -17,9 +17,9 @@ from typing import Any, Final, Self
 
 import numpy as np
 
+from threefold.characters import clean, clean_value
 from threefold.errors import InputError, MissingExtraError, MissingHeadError, NumericalError, OfflineError
-from threefold.integrations.texts import listed
-from threefold.text.decode import clean, clean_value
+from threefold.integrations.texts import cleaned
 from threefold.text.protocol import ModelCard
 from threefold.text.tokenizer import Tokenizer, Truncate
 from threefold.types import Encoded, Floats, Representation
@@ -121,7 +121,7 @@ class RemoteEncoder:
             raise MissingHeadError(f"the endpoint of {self._model} makes dense vectors only, not {other[0]}")
         if truncate != "end":
             raise InputError(f"truncate={truncate!r} is not possible over an endpoint, which cuts by itself")
-        texts = listed(texts)
+        texts = cleaned(texts)
         self._check_limit(max_tokens, texts)
         rows: list[list[float]] = []
         for first in range(0, len(texts), self._batch_size):
@@ -132,11 +132,11 @@ class RemoteEncoder:
 
     def encode_queries(self, texts: Sequence[str], **options: Any) -> Encoded:
         """With the prompt for queries."""
-        return self.encode(listed(texts, self._prompts["query"]), **options)
+        return self.encode(cleaned(texts, self._prompts["query"]), **options)
 
     def encode_documents(self, texts: Sequence[str], **options: Any) -> Encoded:
         """With the prompt for documents."""
-        return self.encode(listed(texts, self._prompts["document"]), **options)
+        return self.encode(cleaned(texts, self._prompts["document"]), **options)
 
     def _check_limit(self, max_tokens: int | None, texts: list[str]) -> None:
         """Say that a limit is not applied where it would matter. Protocols set one always: refusing ends them all."""

@@ -9,10 +9,10 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from threefold.characters import clean
 from threefold.errors import InputError, MissingHeadError
-from threefold.integrations.texts import listed
+from threefold.integrations.texts import cleaned
 from threefold.shards import read_card, read_parquet
-from threefold.text.decode import clean
 from threefold.text.tokenizer import Tokenizer, Truncate
 from threefold.types import Encoded, Representation
 
@@ -87,7 +87,7 @@ class _Table:
     def find(
         self, texts: Sequence[str], wanted: Sequence[Representation], max_tokens: int | None, truncate: Truncate
     ) -> Encoded:
-        texts = listed(texts)
+        texts = cleaned(texts)
         unknown = next((text for text in texts if text not in self.places), None)
         if unknown is not None:
             raise InputError(f"{self.path} has no vectors of the text {unknown[:80]!r}; encode it with the same model")

@@ -15,7 +15,7 @@ import numpy as np
 from tokenizers import Tokenizer as Backend
 
 from threefold.errors import CheckpointError, InputError, MissingExtraError, MissingHeadError
-from threefold.integrations.texts import listed
+from threefold.integrations.texts import cleaned
 from threefold.text.protocol import ModelCard
 from threefold.text.tokenizer import Tokenizer, Truncate
 from threefold.types import Encoded, Representation
@@ -113,9 +113,9 @@ class SentenceTransformerEncoder:
         dense_only(outputs, self._card.name)
         if truncate not in get_args(Truncate):
             raise InputError(f"truncate must be one of {', '.join(get_args(Truncate))}; got {truncate!r}")
-        limit, texts = self._limit(max_tokens), listed(texts)
+        limit, texts = self._limit(max_tokens), cleaned(texts)
         # The prompt takes room as well: what is counted is what the model reads.
-        lengths = np.array([len(one) for one in self._counter.encode_batch(listed(texts, prompt))], dtype=np.int32)
+        lengths = np.array([len(one) for one in self._counter.encode_batch(cleaned(texts, prompt))], dtype=np.int32)
         long = lengths > limit
         if truncate == "start" or (truncate == "none" and long.any()):
             raise InputError(

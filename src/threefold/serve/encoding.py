@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from threefold.errors import DeadlineError, InputError, MissingHeadError
+from threefold.errors import InputError, MissingHeadError
 from threefold.serve.errors import RequestError
 from threefold.serve.models import Answer, Embedder, Read
+from threefold.serve.queue import ends_within
 from threefold.serve.schedule import Lane
 from threefold.text.tokenizer import Truncate
 from threefold.types import Floats, Output
@@ -122,8 +122,5 @@ def deadline_of(call: Call) -> float | None:
 async def by_deadline(call: Call) -> AsyncIterator[float]:
     """What is done inside ends at the deadline of the request, with its error; gives the seconds."""
     deadline = deadline_of(call) or call.server.config.limits.deadline_s
-    try:
-        async with asyncio.timeout(deadline):
-            yield deadline
-    except TimeoutError:
-        raise DeadlineError(f"no answer within {deadline:g} s; send less at once, or allow more time") from None
+    async with ends_within(deadline):
+        yield deadline

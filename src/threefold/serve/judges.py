@@ -5,7 +5,6 @@ Both stand behind one protocol and behind their own queue. Knows nothing of HTTP
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,13 +15,13 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from scipy.special import expit
 
-from threefold.errors import DeadlineError, InputError
+from threefold.errors import InputError
 from threefold.score.dense import dense_scores
 from threefold.score.fuse import TRAINING, Weights, weighted_sum
 from threefold.score.multi import maxsim
 from threefold.score.sparse import sparse_scores
 from threefold.serve.models import SAMPLE_TEXTS, SAMPLE_TOKENS, TOKENIZING, Embedder, Read, TooLongError, packed
-from threefold.serve.queue import BatchReport, Engine, Limits
+from threefold.serve.queue import BatchReport, Engine, Limits, ends_within
 from threefold.serve.schedule import Lane
 from threefold.serve.threads import Threads
 from threefold.text.tokenizer import Tokenizer, Tokens, Truncate
@@ -136,13 +135,10 @@ class HeadsJudge:
             asked = await self._read(queries, "query", cutting._replace(max_text_tokens=None))
         with _named("text", texts, [text for _, text in pairs]):
             said = await self._read(texts, "document", cutting)
-        check(asked.tokens, self._weights.only(*self._embedder.card.representations).used)
+        check(asked.tokens, self._used.used)
         check(said.tokens, ())  # their token vectors are never all there at once
-        try:
-            async with asyncio.timeout(deadline_s):  # of all blocks together
-                found = await self._scored(pairs, (queries, texts), (asked, said), lane, deadline_s)
-        except TimeoutError:
-            raise DeadlineError(f"no answer within {deadline_s:g} s; send less at once, or allow more time") from None
+        async with ends_within(deadline_s):  # of all blocks together
+            found = await self._scored(pairs, (queries, texts), (asked, said), lane, deadline_s)
         raw = [found.scores[pair] for pair in pairs]
         cut = dict(zip(texts, said.truncated, strict=True))
         return Judgement(
@@ -166,7 +162,7 @@ class HeadsJudge:
         deadline_s: float | None,
     ) -> _Scored:
         """The queries are read with the first texts, and scored with each block of texts as it comes."""
-        weights, vocab = self._weights.only(*self._embedder.card.representations), self._embedder.card.vocab
+        weights, vocab = self._used, self._embedder.card.vocab
         said, rows = names[0] + names[1], reads[0].rows + reads[1].rows
         blocks = list(_blocks([len(ids) for ids in rows], len(names[0])))
         if len(blocks) > 1:
@@ -186,6 +182,11 @@ class HeadsJudge:
             scores |= zip(here, await self._embedder.threads.run(work), strict=True)
             queue_s, run_s = queue_s + answer.queue_s, run_s + answer.run_s
         return _Scored(scores, queue_s, run_s)
+
+    @property
+    def _used(self) -> Weights:
+        """Of the heads that the model has; it is loaded after the judge was made."""
+        return self._weights.only(*self._embedder.card.representations)
 
     async def _read(self, texts: Sequence[str], prompt: str, cutting: Cutting) -> Read:
         embedder, most = self._embedder, cutting.max_tokens

@@ -16,7 +16,8 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
@@ -42,6 +43,22 @@ log = logging.getLogger(__name__)
 
 #: Seconds before a dead worker is started again: the first time, and at most (it doubles).
 RESTART_S, RESTART_MOST_S = 0.5, 30.0
+
+
+def too_late(deadline_s: float) -> DeadlineError:
+    """What a caller is told at its deadline."""
+    return DeadlineError(f"no answer within {deadline_s:g} s; send less at once, or allow more time")
+
+
+@asynccontextmanager
+async def ends_within(deadline_s: float | None) -> AsyncIterator[None]:
+    """What is done inside ends at its deadline, with that error; None: it has none."""
+    try:
+        async with asyncio.timeout(deadline_s):
+            yield
+    except TimeoutError:
+        assert deadline_s is not None
+        raise too_late(deadline_s) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +212,7 @@ class Engine(Generic[R]):
         if not rows:
             return Done([], 0.0, 0.0)
         self._jobs.add(job)
-        late = DeadlineError(f"no answer within {deadline:g} s; send less at once, or allow more time")
+        late = too_late(deadline)
         timer = self._loop.call_later(deadline, self._fail, job, late)
         self._enqueue(job, rows, wanted)
         try:

@@ -1,18 +1,14 @@
 """Bytes of a file -> text. Wrong bytes are an error that names the file and the byte; nothing is guessed.
 
-Read are UTF-8 (with or without a byte order mark) and UTF-16 with a byte order mark. Two kinds of character
-are legal in a Python string and in no database or wire format: NUL and lone surrogates. `clean` replaces each by
-U+FFFD, one for one, as CommonMark and HTML do, so character offsets hold.
+Read are UTF-8 (with or without a byte order mark) and UTF-16 with a byte order mark.
 """
 
 from __future__ import annotations
 
 import codecs
 import io
-import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from threefold.errors import DocumentError
 
@@ -20,23 +16,6 @@ from threefold.errors import DocumentError
 SNIFF_BYTES = 8192
 
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
-
-
-def clean(text: str) -> str:
-    """`text` with NUL and lone surrogates replaced by U+FFFD; the length stays."""
-    return _UNSTORABLE.sub("\ufffd", text)
-
-
-def clean_value(value: Any) -> Any:
-    """`clean` for every string inside a JSON-like value."""
-    if isinstance(value, str):
-        return clean(value)
-    if isinstance(value, dict):
-        return {clean_value(key): clean_value(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [clean_value(item) for item in value]
-    return value
 
 
 def has_mark(data: bytes) -> bool:
@@ -52,7 +31,7 @@ def is_binary(head: bytes) -> bool:
 
 
 def decode(data: bytes, name: str) -> str:
-    """The text of a whole file; `name` is for messages. NUL and lone surrogates are kept (see `clean`)."""
+    """The text of a whole file; `name` is for messages. NUL and lone surrogates stay (see `characters.clean`)."""
     if data.startswith(_UTF16):
         return _decode(data, "utf-16", "UTF-16", name, 0)
     return _decode(data.removeprefix(codecs.BOM_UTF8), "utf-8", "UTF-8", name, _bom_length(data))

@@ -15,10 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from threefold.characters import clean, clean_value
 from threefold.config import Settings
 from threefold.errors import DocumentError, InputError, ThreefoldError
 from threefold.text.borders import title_of
-from threefold.text.decode import SNIFF_BYTES, clean, clean_value, decode, is_binary
+from threefold.text.decode import SNIFF_BYTES, decode, is_binary
 from threefold.text.rich import HTML_SUFFIXES, OFFICE_SUFFIXES, read_html, read_office
 from threefold.text.rows import ROW_SUFFIXES, BadRow, read_rows
 from threefold.types import Document

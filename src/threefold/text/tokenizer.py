@@ -21,6 +21,7 @@ from tokenizers import AddedToken, Encoding, Regex, decoders, models, normalizer
 from tokenizers import Tokenizer as _Tokenizer
 from tokenizers.pre_tokenizers import PreTokenizer
 
+from threefold.characters import listed
 from threefold.errors import CheckpointError, InputError
 from threefold.text.spm import UnigramModel, read_unigram
 from threefold.types import Bools, Ints, offsets_of
@@ -256,15 +257,7 @@ class Tokenizer:
 
 
 def _clean(texts: Sequence[str], first: int = 0) -> list[str]:
-    if isinstance(texts, str):
-        raise InputError("expected a list of texts, got one text; put it into a list")
-    return [_SURROGATE.sub("�", _text(text, i)) for i, text in enumerate(texts, start=first)]
-
-
-def _text(text: object, i: int) -> str:
-    if isinstance(text, str):
-        return text
-    raise InputError(f"text {i} must be a string; got {type(text).__name__}")
+    return [_SURROGATE.sub("\ufffd", text) for text in listed(texts, first)]
 
 
 def _tokens(rows: list[list[int]], available: list[int]) -> Tokens:

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+from threefold.characters import clean
 from threefold.errors import DataError
-from threefold.text.decode import clean
 from threefold.train.lines import is_data, records, stem
 
 #: Kinds whose query and positive are of one sort and may be exchanged: FlagEmbedding's types, and translations.
