@@ -34,6 +34,7 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest -m peers
+	$(BIN)/python tests/gpu/run.py -q
 
 test-all: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "peers or slow or not (peers or slow)"

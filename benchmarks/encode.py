@@ -1,6 +1,7 @@
 """How fast texts become vectors: threefold and its peers on the same texts and the same random checkpoint.
 
     python benchmarks/encode.py [--size full] [--passages 64] [--rounds 3] [--contenders "threefold bfloat16,..."]
+    python benchmarks/encode.py --device cuda --passages 2048                 # on a GPU, against its peers there
     python benchmarks/encode.py --quick          # a small network, a minute or two; shows the method, not the product
 
 Every contender is a process of its own with all cores to itself in turn: in each round each contender runs each
@@ -62,11 +63,11 @@ def tokens_of(texts: list[str]) -> int:
 # ---- one contender at a time -----------------------------------------------------------------------------
 
 
-def serve(pipe: Connection, name: str, folder: str) -> None:
+def serve(pipe: Connection, name: str, folder: str, device: str) -> None:
     """One contender in its own process: load, then time what it is told to."""
     try:
         start = time.perf_counter()
-        contender = CONTENDERS[name]
+        contender = CONTENDERS[device][name]
         run = contender.build(folder, *contender.options)
         opening = time.perf_counter() - start
         run(["w1 w2 w3"], DENSE)  # first use
@@ -81,27 +82,37 @@ def serve(pipe: Connection, name: str, folder: str) -> None:
             start = time.perf_counter()
             run(texts, outputs)
             taken.append(round(time.perf_counter() - start, 5))
-        pipe.send((taken, peak_bytes() // 2**20))
+        pipe.send((taken, most_bytes(device) // 2**20))
+
+
+def most_bytes(device: str) -> int:
+    """The most memory that this process ever had, on the device where the model is."""
+    if device == "cpu":
+        return peak_bytes()
+    import torch
+
+    return int(torch.cuda.max_memory_reserved())
 
 
 class Field:
     """The contenders, each in its process, waiting."""
 
-    def __init__(self, names: list[str], folder: str, numbers: set[str]) -> None:
+    def __init__(self, names: list[str], folder: str, numbers: set[str], device: str = "cpu") -> None:
+        self.contenders = CONTENDERS[device]
         self.workers: dict[str, tuple[Any, Any]] = {}
         self.opening: dict[str, float] = {}
         self.absent: dict[str, str] = {}
         self.memory: dict[str, int] = {}
         context = mp.get_context("spawn")
         for name in names:
-            if CONTENDERS[name].missing:
-                self.absent[name] = CONTENDERS[name].missing
+            if self.contenders[name].missing:
+                self.absent[name] = self.contenders[name].missing
                 continue
-            if CONTENDERS[name].numbers not in numbers:
-                self.absent[name] = f"this processor has no instructions for {CONTENDERS[name].numbers}"
+            if self.contenders[name].numbers not in numbers:
+                self.absent[name] = f"there are no instructions for {self.contenders[name].numbers} here"
                 continue
             ours, theirs = context.Pipe()
-            process = context.Process(target=serve, args=(theirs, name, folder), daemon=True)
+            process = context.Process(target=serve, args=(theirs, name, folder, device), daemon=True)
             process.start()
             answer = ours.recv()
             if isinstance(answer, str):
@@ -133,7 +144,7 @@ def alternate(
     for number in range(rounds):
         for key, texts in jobs.items():
             for name in field.workers:
-                for outputs in CONTENDERS[name].kinds:
+                for outputs in field.contenders[name].kinds:
                     kind = f"{key} {'all' if len(outputs) > 1 else 'dense'}"
                     found = seconds[name].setdefault(kind, [])
                     if found and max(found) > patience:
@@ -145,6 +156,26 @@ def alternate(
 
 
 # ---- what the machine can do -----------------------------------------------------------------------------
+
+
+def gpu_rates(rows: int = 16_384) -> dict[str, float]:
+    """`matrix_rates` of a GPU: many products of its size told at once, so that telling them costs nothing."""
+    import torch
+
+    rates = {}
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        a, b = (torch.randn(shape, device="cuda", dtype=dtype) for shape in ((rows, 1024), (1024, 4096)))
+        out = torch.empty(rows, 4096, device="cuda", dtype=dtype)
+        taken = []
+        for _ in range(8):
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            for _ in range(20):
+                torch.mm(a, b, out=out)
+            torch.cuda.synchronize()
+            taken.append((time.perf_counter() - start) / 20)
+        rates[str(dtype).removeprefix("torch.")] = 2 * rows * 1024 * 4096 / statistics.median(taken[2:])
+    return rates
 
 
 def matrix_rates(rows: int = 2048) -> dict[str, float]:
@@ -192,21 +223,24 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--patience", type=float, default=30.0, help="seconds after which a job is not repeated")
     options.add_argument("--workloads", default="ABCD")
-    options.add_argument("--contenders", default=",".join(CONTENDERS))
+    options.add_argument("--device", choices=CONTENDERS, default="cpu")
+    options.add_argument("--contenders", default="", help="names, with commas between; all that are installed")
     options.add_argument("--quick", action="store_true")
     options.add_argument("--output", type=Path, default=None)
     args = options.parse_args()
     if args.quick:
         args.size, args.passages, args.longest, args.rounds = "small", 32, 1024, 2
-    names = [name.strip() for name in args.contenders.split(",")]
-    if unknown := [name for name in names if name not in CONTENDERS]:
-        options.error(f"no contender {unknown[0]!r}; known are {', '.join(CONTENDERS)}")
-    rates = matrix_rates()
+    known = CONTENDERS[args.device]
+    names = [name.strip() for name in args.contenders.split(",")] if args.contenders else list(known)
+    if unknown := [name for name in names if name not in known]:
+        options.error(f"no contender {unknown[0]!r}; known are {', '.join(known)}")
+    rates = matrix_rates() if args.device == "cpu" else gpu_rates()
     jobs = {key: texts for key, texts in workloads(args.passages, args.longest).items() if key in args.workloads}
-    field = Field(names, str(checkpoint(args.size)), set(rates))
+    field = Field(names, str(checkpoint(args.size)), set(rates), args.device)
     hidden, layers, _, ffn = SIZES[args.size]
     result: dict[str, Any] = {
         "size": args.size,
+        "device": args.device,
         "rounds": args.rounds,
         "tokens": {key: tokens_of(texts) for key, texts in jobs.items()},
         "flops_per_token": 2 * layers * (4 * hidden * hidden + 2 * hidden * ffn),
@@ -216,7 +250,8 @@ def main() -> None:
         "absent": field.absent,
         **machine(),
     }
-    output = args.output or ROOT / "results" / f"encode-{args.size}.json"
+    suffix = "" if args.device == "cpu" else f"-{args.device}"
+    output = args.output or ROOT / "results" / f"encode-{args.size}{suffix}.json"
     output.parent.mkdir(exist_ok=True)
     for result["seconds"] in alternate(field, jobs, args.rounds, args.patience):
         output.write_text(json.dumps(result, indent=1) + "\n")  # an interrupted run keeps what it has
@@ -236,7 +271,7 @@ def show(result: dict[str, Any]) -> None:
         base = statistics.median(next(iter(found.values())))
         for name, times in found.items():
             median = statistics.median(times)
-            rate = 1e9 * result["matrix_gflops"][CONTENDERS[name].numbers]
+            rate = 1e9 * result["matrix_gflops"][CONTENDERS[result["device"]][name].numbers]
             use = result["flops_per_token"] * tokens / median / rate
             spread = (max(times) - min(times)) / median / 2
             print(

@@ -38,17 +38,19 @@ class Contender(NamedTuple):
         return "" if not self.needs or find_spec(self.needs) else f"{self.needs} is not installed"
 
 
-def threefold(folder: str, precision: str) -> Run:
+def threefold(folder: str, precision: str, device: str = "cpu", graphs: bool = False) -> Run:
     from threefold import Encoder
 
-    encoder = Encoder(folder, device="cpu", precision=precision)  # type: ignore[arg-type]
+    encoder = Encoder(folder, device=device, precision=precision, graphs=graphs)  # type: ignore[arg-type]
     return lambda texts, outputs: encoder.encode(texts, outputs=outputs)  # type: ignore[arg-type]
 
 
-def flag_embedding(folder: str, batch: int) -> Run:
+def flag_embedding(folder: str, batch: int, device: str = "cpu") -> Run:
+    """Its float16 on a GPU, which is what it does there unless told otherwise; float32 on a CPU."""
     from FlagEmbedding import BGEM3FlagModel
 
-    model = BGEM3FlagModel(folder, use_fp16=False, devices="cpu", batch_size=batch, passage_max_length=8192)
+    half = device != "cpu"
+    model = BGEM3FlagModel(folder, use_fp16=half, devices=device, batch_size=batch, passage_max_length=8192)
 
     def run(texts: Sequence[str], outputs: tuple[str, ...]) -> Any:
         more = len(outputs) > 1
@@ -59,12 +61,12 @@ def flag_embedding(folder: str, batch: int) -> Run:
     return run
 
 
-def sentence_transformers(folder: str, precision: str) -> Run:
+def sentence_transformers(folder: str, precision: str, device: str = "cpu", batch: int = 16) -> Run:
     import torch
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(folder, device="cpu", model_kwargs={"dtype": getattr(torch, precision)})
-    return lambda texts, outputs: model.encode(list(texts), batch_size=16, convert_to_tensor=True)
+    model = SentenceTransformer(folder, device=device, model_kwargs={"dtype": getattr(torch, precision)})
+    return lambda texts, outputs: model.encode(list(texts), batch_size=batch)
 
 
 def sentence_transformers_openvino(folder: str) -> Run:
@@ -138,7 +140,7 @@ def llama_cpp(folder: str, kind: str, together: int) -> Run:
     return run
 
 
-CONTENDERS: dict[str, Contender] = {
+ON_CPU: dict[str, Contender] = {
     "threefold bfloat16": Contender(threefold, ("bfloat16",), (DENSE, ALL), "bfloat16"),
     "threefold int8": Contender(threefold, ("int8",), (DENSE, ALL), "int8"),
     "threefold float32": Contender(threefold, ("float32",), (ALL,), "float32"),
@@ -158,3 +160,25 @@ CONTENDERS: dict[str, Contender] = {
     "llama.cpp Q8_0": Contender(llama_cpp, ("q8_0", 512), (DENSE,), "int8", "llama_cpp"),
     "llama.cpp F16": Contender(llama_cpp, ("f16", 512), (DENSE,), "float32", "llama_cpp"),
 }
+
+#: Peers at several sizes of batch: which one is their best depends on the GPU.
+ON_GPU: dict[str, Contender] = {
+    "threefold bfloat16": Contender(threefold, ("bfloat16", "cuda"), (DENSE, ALL), "bfloat16"),
+    "threefold bfloat16 with graphs": Contender(threefold, ("bfloat16", "cuda", True), (DENSE,), "bfloat16"),
+    "threefold float16": Contender(threefold, ("float16", "cuda"), (DENSE, ALL), "float16"),
+    **{
+        f"FlagEmbedding batch {batch}": Contender(
+            flag_embedding, (batch, "cuda"), (DENSE, ALL), "float16", "FlagEmbedding"
+        )
+        for batch in (16, 64, 256)
+    },
+    **{
+        f"sentence-transformers {numbers} batch {batch}": Contender(
+            sentence_transformers, (numbers, "cuda", batch), (DENSE,), numbers, "sentence_transformers"
+        )
+        for numbers in ("float16", "bfloat16")
+        for batch in (32, 256)
+    },
+}
+
+CONTENDERS = {"cpu": ON_CPU, "cuda": ON_GPU}

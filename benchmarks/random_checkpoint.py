@@ -17,6 +17,7 @@ SIZES = {
     "full": (1024, 24, 16, 4096),
     "base": (768, 12, 12, 3072),
     "small": (384, 6, 12, 1536),
+    "thin": (64, 24, 4, 256),  # as many layers as the full one
 }
 VOCAB = 8_000  # distinct words of the synthetic language
 SPECIALS = {

@@ -174,6 +174,16 @@ class Sparse:
         rows, offsets = _take(self.offsets, _numbers(order, len(self)))
         return Sparse(self.indices[rows], self.values[rows], offsets, self.vocab)
 
+    @classmethod
+    def concat(cls, parts: Sequence[Sparse]) -> Sparse:
+        """Texts of all parts, one after the other; at least one part."""
+        return cls(
+            np.concatenate([part.indices for part in parts]),
+            np.concatenate([part.values for part in parts]),
+            offsets_of(np.concatenate([np.diff(part.offsets) for part in parts])),
+            parts[0].vocab,
+        )
+
     def to_scipy(self) -> csr_array:
         """(n, v) scipy CSR array over the same memory."""
         from scipy.sparse import csr_array  # a fifth of a second: only those who multiply pay for it
@@ -230,14 +240,7 @@ class Encoded:
             raise ShapeError("Encoded.concat: the parts have different representations")
         return Encoded(
             np.concatenate(dense) if dense else None,
-            Sparse(
-                np.concatenate([part.indices for part in sparse]),
-                np.concatenate([part.values for part in sparse]),
-                offsets_of(np.concatenate([np.diff(part.offsets) for part in sparse])),
-                sparse[0].vocab,
-            )
-            if sparse
-            else None,
+            Sparse.concat(sparse) if sparse else None,
             Ragged(
                 np.concatenate([part.rows for part in multi]),
                 offsets_of(np.concatenate([part.lengths for part in multi])),

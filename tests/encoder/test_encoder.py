@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gc
 import logging
 import shutil
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -336,6 +338,18 @@ def test_ids_that_the_model_does_not_have_are_refused(m3: Encoder, ids: list[int
 def test_construction_checks_its_options(m3_folder: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Encoder(m3_folder, **options)
+
+
+def test_an_encoder_that_nobody_has_gives_its_memory_back_at_once(m3_folder: Path) -> None:
+    encoder = Encoder(m3_folder, device="cpu")
+    encoder.encode(["fox"])
+    weights = weakref.ref(encoder._model.network)
+    gc.disable()  # on a GPU, a collection that may come much later would be too late for the next model
+    try:
+        del encoder
+        assert weights() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA GPU")

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,14 @@ from tests.encoder.test_encoder import ALONE, TEXTS, same
 
 from threefold.collection import Collection
 from threefold.encoder import front
+from threefold.encoder import pool as pool_module
 from threefold.encoder.encoder import Encoder
 from threefold.encoder.pool import LEAST_SHARE, EncoderPool, share
 from threefold.errors import CheckpointError, InputError, MissingHeadError, NumericalError, WorkerError
 from threefold.opening import manifest_for
 from threefold.store.memory import MemoryStore
 from threefold.text.packing import plan_batches
+from threefold.text.tokenizer import Tokens
 from threefold.types import Output
 
 MANY = TEXTS * 20
@@ -243,8 +246,8 @@ def test_a_killed_process_ends_the_pool_without_a_hang(m3_folder: Path) -> None:
         ({"devices": "cpu"}, "devices must be a list"),
         ({"devices": ["abacus"]}, "unknown device 'abacus'"),
         ({"processes": 1, "precision": "float16"}, "float16 on a CPU is emulated"),
-        ({"processes": 1, "budget": 0}, "budget and threads must be at least 1"),
-        ({"processes": 1, "threads": 0}, "budget and threads must be at least 1"),
+        ({"processes": 1, "budget": 0}, "the token budget must be at least 1; got 0"),
+        ({"processes": 1, "threads": 0}, "threads must be at least 1; got 0"),
         ({"processes": 1, "revision": "main"}, "is a folder and has no revisions"),
     ],
 )
@@ -254,6 +257,29 @@ def test_construction_checks_its_options_before_any_process_starts(
     monkeypatch.setattr("threefold.encoder.pool.Workers", None)
     with pytest.raises(InputError, match=message):
         EncoderPool(m3_folder, **options)
+
+
+def test_a_process_whose_gpu_is_lost_ends(
+    m3_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would fail at once whatever it is given, and so be the first to be free for the next."""
+
+    def fail(tokens: Tokens, words: str) -> None:
+        raise RuntimeError(words)
+
+    def end(status: int) -> None:
+        raise SystemExit(status)
+
+    monkeypatch.setattr("threefold.encoder.pool.Encoder", lambda *args, **options: SimpleNamespace(encode_ids=fail))
+    monkeypatch.setattr("os._exit", end)
+    call = pool_module._open(pool_module._Setting(m3_folder, "cuda:3", "float16", None, 500, None))
+    none = Tokens(np.zeros(0, np.int32), np.zeros(1, np.int64), np.zeros(0, np.int64))
+    with pytest.raises(SystemExit) as ended:
+        call(pool_module._Task("encode_ids", none, {"words": "CUDA error: device-side assert triggered"}))
+    assert ended.value.code == 70
+    assert "threefold: cuda:3 is lost: CUDA error: device-side assert" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="out of memory"):
+        call(pool_module._Task("encode_ids", none, {"words": "CUDA out of memory"}))
 
 
 def test_a_broken_checkpoint_starts_no_process(

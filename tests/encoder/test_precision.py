@@ -89,6 +89,10 @@ def test_the_budget_keeps_inner_states_in_the_caches() -> None:
     assert choose_budget(NetworkConfig(ffn=100_000), CPU) == 512
     assert choose_budget(NetworkConfig(ffn=64), CPU) == 4096
     assert choose_budget(NetworkConfig(), torch.device("cuda")) == 65_536
+    assert choose_budget(NetworkConfig(), torch.device("mps")) == 8_192
+    assert choose_budget(NetworkConfig(), torch.device("cpu"), 7) == 7
+    with pytest.raises(InputError, match="the token budget must be at least 1; got 0"):
+        choose_budget(NetworkConfig(), torch.device("cpu"), 0)
 
 
 # ---- the tiny model --------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from tests.encoder.cross_checkpoints import bge_reranker
 import threefold.encoder.cross as cross_module
 import threefold.encoder.encoder as encoder_module
 from threefold import CrossEncoder, Encoder
-from threefold.encoder.transfer import OnTheWay, ahead, depth_of, to_device
+from threefold.encoder.transfer import OnTheWay, ahead, depth_of, is_lost, to_device
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU"))]
 
@@ -93,3 +93,11 @@ def test_a_cross_encoder_finds_the_same_when_batches_begin_early(
     assert np.array_equal(cross.score("more", texts, progress=lambda n, tokens: seen.append(n)), plain)
     assert len(seen) > 3
     assert sum(seen) == 23
+
+
+def test_a_gpu_is_lost_by_errors_that_stay() -> None:
+    assert is_lost(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    assert is_lost(torch.AcceleratorError("device-side assert triggered"))
+    assert not is_lost(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
+    assert not is_lost(RuntimeError("The size of tensor a (3) must match"))
+    assert not is_lost(ValueError("CUDA error: none of it"))

@@ -76,7 +76,9 @@ def hard_table(n: int = 12) -> PairTable:
     )  # fmt: skip
 
 
-def hard_trainer(folder: Path, changes: dict[str, Any] | None = None, world: World | None = None) -> Trainer:
+def hard_trainer(
+    folder: Path, changes: dict[str, Any] | None = None, world: World | None = None, device: str = "cpu"
+) -> Trainer:
     """Every part of the objective at once: teacher scores, teacher vectors of other dimensions, shorter dimensions."""
     wanted = TrainSettings(log_every=1, idf_steps=10, precision="float32", multi_dims=(4,), **(changes or {}))
     idf, pairs = np.linspace(0, 5, VOCAB, dtype=np.float32), hard_table()
@@ -92,7 +94,7 @@ def hard_trainer(folder: Path, changes: dict[str, Any] | None = None, world: Wor
     plan = [np.arange(12), np.arange(12)[::-1], np.arange(7)]
     return Trainer(
         model().double(), pairs, plan, wanted, folder,
-        special=SPECIAL, idf=idf, teacher=teacher, teacher_dim=6, world=world,
+        special=SPECIAL, idf=idf, teacher=teacher, teacher_dim=6, world=world, device=device,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.train.small import tokens
 
 from threefold.errors import ConfigError, ShapeError
-from threefold.train.batches import PairTable, part, plan, score_bytes, without_batch
+from threefold.train.batches import PairTable, part, plan, score_bytes, seed_of_pass, without_batch
 from threefold.types import offsets_of
 
 
@@ -70,6 +70,11 @@ def test_the_plan_is_a_function_of_the_seed() -> None:
     as_lists = [[batch.tolist() for batch in batches] for batches in plans]
     assert as_lists[0] == as_lists[1]
     assert as_lists[0] != as_lists[2]
+
+
+def test_no_two_passes_of_any_runs_have_one_order() -> None:
+    assert len({seed_of_pass(seed, epoch) for seed in range(10) for epoch in range(100)}) == 1_000
+    assert [seed_of_pass(0, epoch) for epoch in range(3)] == [0, 1, 2]
 
 
 def test_texts_of_a_batch_are_of_similar_length() -> None:

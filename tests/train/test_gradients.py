@@ -187,7 +187,8 @@ def test_a_single_world_changes_nothing() -> None:
     world, tensor = World(), torch.randn(3, 2)
     assert world.first
     assert world.gather(tensor, [3]) is tensor
-    assert world.share(5, torch.device("cpu")) == 1.0
+    assert world.share(5) == 1.0
+    assert world.numbers({"a": torch.tensor(2.5), "b": torch.tensor(1)}) == {"a": 2.5, "b": 1.0}
     assert model() is not None
 
 
@@ -221,10 +222,16 @@ def test_arithmetic_by_device(fast: bool, expected: torch.dtype, monkeypatch: py
         arithmetic("float16", cpu)
 
 
+def test_arithmetic_of_a_gpu_is_that_of_the_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` may be float16 there, where bfloat16 is emulated."""
+    monkeypatch.setattr("threefold.train.reader.choose_precision", lambda *_: "float16")
+    assert arithmetic("auto", torch.device("cuda")) == torch.float16
+
+
 def test_processes_that_were_not_started_by_torchrun_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(ConfigError, match="WORLD_SIZE is set but RANK is not; start the processes with torchrun"):
-        World.from_environment()
+        World.from_environment(torch.device("cpu"))
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert World.from_environment().size == 1
+    assert World.from_environment(torch.device("cpu")).size == 1

@@ -173,6 +173,14 @@ def test_parameters_are_in_one_group_each(tmp_path: Path) -> None:
     assert [group["peak"] for group in run.optimiser.param_groups] == [1e-3, 1e-3, 1e-4]
 
 
+def test_without_steps_towards_idf_there_is_none(tmp_path: Path) -> None:
+    """Not in the first step either."""
+    settings = TrainSettings(idf_steps=0, precision="float32")
+    plain_ = Trainer(model(), table(), batches(), settings, tmp_path, special=SPECIAL)
+    with_idf = trainer(tmp_path, settings=settings)
+    assert torch.equal(with_idf.loss(batches()[0])[0], plain_.loss(batches()[0])[0])
+
+
 # ---- resuming --------------------------------------------------------------------------------------------
 
 
@@ -316,6 +324,58 @@ def test_a_gradient_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:
     with pytest.raises(NumericalError, match="the gradient of step 0 is"):
         run(run_)
     assert all(torch.equal(a, b) for a, b in zip(before, run_.model.parameters(), strict=True))
+
+
+@pytest.fixture
+def half(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every trainer computes in float16, which is for GPUs, but works."""
+    monkeypatch.setattr("threefold.train.reader.arithmetic", lambda precision, device: torch.float16)
+
+
+@pytest.mark.usefixtures("half")
+def test_a_gradient_that_float16_cannot_hold_is_left_out(tmp_path: Path) -> None:
+    """The scale is lowered until it can. A line has no norm of such a step, and stays JSON."""
+    run_ = trainer(tmp_path)
+    weight = next(run_.model.network.layers[0].parameters())
+    before, steps = weight.detach().clone(), 0
+
+    def overflow(gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * (torch.inf if steps < 3 else 1.0)
+
+    weight.register_hook(overflow)  # type: ignore[no-untyped-call]
+    lines: list[dict[str, float]] = []
+
+    def report(line: dict[str, float]) -> None:
+        nonlocal steps
+        steps += 1
+        lines.append(json.loads(json.dumps(line, allow_nan=False)))
+        assert torch.equal(weight, before) == (steps <= 3)
+
+    run_.run(report)
+    assert ["norm" in line for line in lines] == [False] * 3 + [True] * (len(lines) - 3)
+    assert run_.scaler.get_scale() == 2.0**16 / 2**3
+
+
+@pytest.mark.usefixtures("half")
+def test_the_scale_of_float16_goes_on_too(tmp_path: Path) -> None:
+    first = trainer(tmp_path)
+    first.scaler.load_state_dict(first.scaler.state_dict() | {"scale": 1024.0})
+    first.save()
+    second = trainer(tmp_path)
+    assert second.resume()
+    assert second.scaler.get_scale() == 1024.0
+
+
+def test_a_run_goes_on_where_the_arithmetic_is_another(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """`auto` on a machine with bfloat16, then on one without: there is no scale yet."""
+    trainer(tmp_path / "there").save()
+    request.getfixturevalue("half")
+    here = trainer(tmp_path / "there")
+    assert here.resume()
+    assert here.scaler.is_enabled()
+    trainer(tmp_path / "back").save()
+    request.getfixturevalue("monkeypatch").undo()
+    assert trainer(tmp_path / "back").resume()
 
 
 @pytest.mark.parametrize(("change", "message"), [({"warmup": 1.0}, "warmup"), ({"log_every": 0}, "log_every")])

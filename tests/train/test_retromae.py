@@ -83,6 +83,16 @@ def test_a_place_depends_on_what_it_sees_and_on_nothing_else() -> None:
     assert all(not torch.equal(a, b) for a, b in zip(decoded(words, vector + 1, mask), before, strict=True))
 
 
+def test_texts_without_a_token_to_hide_are_no_error(tmp_path: Path) -> None:
+    empty = tokens([[0, 2], [0, 2], [0, 9, 2]])
+    settings = TrainSettings(log_every=1, precision="float32")
+    run = RetroMAE(model(), empty, [np.arange(2), np.arange(3)], settings, tmp_path, special=SPECIAL, mask_id=MASK)
+    logs: list[dict[str, float]] = []
+    run.run(logs.append)
+    assert logs[0]["total"] == 0.0
+    assert logs[1]["total"] > 0.0
+
+
 # ---- losses ------------------------------------------------------------------------------------------------
 
 
@@ -116,6 +126,20 @@ def test_a_text_is_learnt_by_heart(tmp_path: Path) -> None:
     trainer(tmp_path, 80, body_lr=5e-3, word_lr=2e-2, head_lr=5e-3).run(logs.append)
     early, late = (np.mean([log["decoder"] for log in part]) for part in (logs[:4], logs[-4:]))
     assert late < 0.8 * early
+
+
+def test_the_decoder_is_drawn_on_the_cpu_for_every_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU refuses the CPU's random numbers. Here a device without memory stands for it."""
+    drawn_on: list[str] = []
+
+    def noted(module: torch.nn.Module, seed: int) -> None:
+        drawn_on.extend({parameter.device.type for parameter in module.parameters()})
+
+    monkeypatch.setattr("threefold.train.retromae.initialise", noted)
+    settings, far = TrainSettings(precision="float32"), model().to("meta")
+    run = RetroMAE(far, texts(), [np.arange(24)], settings, tmp_path, special=SPECIAL, mask_id=MASK)
+    assert drawn_on == ["cpu"]
+    assert {parameter.device.type for parameter in run.decoder.parameters()} == {"meta"}
 
 
 def test_it_resumes_exactly(tmp_path: Path) -> None:

@@ -150,6 +150,22 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(place: Path) -> N
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_a_run_that_is_killed_when_it_has_ended_says_the_same_of_it(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the last step, and before what is said of the stage is written."""
+    wanted, heard = read_recipe(recipe()), Heard()
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("threefold.train.run.write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(wanted, place, listener=heard)
+    assert train(wanted, place).stages[0]["last"] == heard.lines[-1][1]
+
+
 def test_bad_data_of_any_stage_are_named_before_the_first_one_trains(place: Path) -> None:
     good = (place / "pairs.jsonl").read_text()
     (place / "bad.jsonl").write_text(good + json.dumps({"query": "fox", "pos": ["a fox"], "pos_scores": [1, 2]}) + "\n")
@@ -158,6 +174,23 @@ def test_bad_data_of_any_stage_are_named_before_the_first_one_trains(place: Path
         train(read_recipe(recipe(**changes)), place)
     assert not (place / "out" / "stages").exists()
     assert not (place / "out" / "log.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("train_", "message"),
+    [({"precision": "float16"}, "float16 is for GPUs"), ({"heads": ["sparse"]}, "the model has no sparse head")],
+)
+def test_what_a_later_stage_cannot_do_is_refused_before_the_first_one_trains(
+    place: Path, train_: dict[str, Any], message: str
+) -> None:
+    tiny = load(place / "tiny").model
+    dense = Model(replace(tiny.config, heads=HeadsConfig(sparse=False, multi_dim=0)))
+    dense.network = tiny.network
+    save(dense, place / "tiny")
+    stages = [{}, {"train": train_}]
+    with pytest.raises(ConfigError, match=message):
+        train(read_recipe(recipe(device="cpu", stages=stages)), place)
+    assert not (place / "out").exists()
 
 
 def test_an_output_belongs_to_one_recipe(place: Path) -> None:
@@ -193,6 +226,19 @@ def test_data_that_have_changed_are_another_run(place: Path) -> None:
     again = Heard()
     train(wanted, place, listener=again, force=True)  # it is this run now: nothing is begun again
     assert again.lines == []
+
+
+def test_a_damaged_checkpoint_is_begun_again_where_it_is_asked_for(place: Path) -> None:
+    wanted, checkpoint = read_recipe(recipe()), place / "out/stages/1-pairs/training.pt"
+    with pytest.raises(KeyboardInterrupt):
+        train(wanted, place, listener=Heard(stop_at=3))
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"cannot resume from .*training\.pt: .*\. Delete it to begin again"):
+        train(wanted, place)
+    heard = Heard()
+    train(wanted, place, listener=heard, force=True)
+    assert [line["step"] for _, line in heard.lines] == list(range(1, len(heard.lines) + 1))
+    assert len((place / "out/log.jsonl").read_text().splitlines()) == len(heard.lines)
 
 
 def test_a_run_that_is_killed_while_it_begins_again_is_still_the_old_one(
@@ -402,6 +448,7 @@ def test_a_line_that_was_cut_off_is_dropped(tmp_path: Path) -> None:
     record = Record(tmp_path, "1-pairs", after=2)
     record({"step": 3.0, "total": 0.5})
     record.close()
+    assert record.last == {"step": 3.0, "total": 0.5}
     kept = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert kept == [*lines[:2], lines[3], {"stage": "1-pairs", "step": 3.0, "total": 0.5}]
 

@@ -17,7 +17,7 @@ from threefold.train.world import World
 
 def main() -> None:
     torch.set_num_threads(1)
-    folder, world = Path(sys.argv[1]), World.from_environment()
+    folder, world = Path(sys.argv[1]), World.from_environment(torch.device("cpu"))
     run = hard_trainer(folder / "two", world=world)
     run.gradients(run.plan[0])
     if world.first:

@@ -50,11 +50,13 @@ def train(
 
 
 def _train(table: Mapping[str, Any], base: Path, force: bool, as_json: bool) -> None:
+    from threefold.encoder.precision import choose_device
     from threefold.train.recipe import read_recipe
     from threefold.train.run import train as run
     from threefold.train.world import World
 
-    chosen, world = read_recipe(table), World.from_environment()
+    chosen = read_recipe(table)
+    world = World.from_environment(choose_device(chosen.device))
     try:
         with _live(quiet=as_json or not world.first) as listener:
             done = run(chosen, base, world=world, listener=listener, force=force)

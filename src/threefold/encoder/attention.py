@@ -128,5 +128,6 @@ def best_path(device: torch.device, dtype: torch.dtype, head_dim: int) -> Path:
 
 @cache
 def _has_varlen() -> bool:
-    """PyTorch has the kernel since 2.10."""
-    return find_spec("torch.nn.attention.varlen") is not None
+    """PyTorch has the function since 2.10, and the kernel where it was built with flash attention."""
+    flash = torch.backends.cuda.is_flash_attention_available()
+    return bool(flash) and find_spec("torch.nn.attention.varlen") is not None

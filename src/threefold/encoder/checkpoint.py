@@ -113,7 +113,8 @@ def save(
     if form not in get_args(Form):
         raise InputError(f"unknown form {form!r}; use one of {', '.join(get_args(Form))}")
     tensors: dict[str, Tensor] = {}
-    for name, tensor in model.state_dict().items():
+    for name, held in model.state_dict().items():
+        tensor = held.cpu()
         if not torch.isfinite(tensor).all():
             raise NumericalError(f"{name} has NaN or infinity; the model is not saved to {folder}")
         matrix = tensor.ndim == 2 and tensor.shape[0] > 1
@@ -145,7 +146,7 @@ def fingerprint(tensors: Mapping[str, Tensor], config: Settings) -> str:
         if len(flat) > _BLOCKS * _BLOCK:
             starts = [i * (len(flat) - _BLOCK) // (_BLOCKS - 1) for i in range(_BLOCKS)]
             flat = torch.cat([flat[start : start + _BLOCK] for start in starts])
-        digest.update(flat.float().numpy().tobytes())
+        digest.update(flat.float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -84,24 +84,22 @@ class CrossEncoder:
         guard_children()
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
-        if budget is not None and budget < 1:
-            raise InputError(f"the token budget must be at least 1; got {budget}")
         self._source = find(model, revision)
         loaded = load_cross(self._source.folder)
         self.hash = loaded.hash
         self.tokenizer = Tokenizer.load(self._source.folder)
         self._config = loaded.model.config
-        self.budget = choose_budget(self._config.network, self.device) if budget is None else budget
+        self.budget = choose_budget(self._config.network, self.device, budget)
         if self.tokenizer.vocab > self._config.network.vocab:
             raise CheckpointError(
                 f"{self.tokenizer.name} has {self.tokenizer.vocab:,} tokens, "
                 f"the word table of the network {self._config.network.vocab:,} rows: they belong to different models"
             )
         self._model = _ready(loaded.model, self.precision, self.device)
+        folder, place = self._source.folder, self.device  # not `self` below, see `Encoder`
         self._finite = Finite(
-            self.name, self._model, self.precision,
-            lambda: _ready(load_cross(self._source.folder).model, "float32", self.device),
-        )  # fmt: skip
+            self.name, self._model, self.precision, lambda: _ready(load_cross(folder).model, "float32", place)
+        )
 
     @property
     def name(self) -> str:
@@ -212,7 +210,7 @@ class CrossEncoder:
         return OnTheWay({"logits": model.head(first.float())})
 
     def _finish(self, tokens: Tokens, found: OnTheWay, rows: Ints) -> Floats:
-        checked = self._finite.checked(found.arrays(), lambda model: self._run(model, tokens, rows).arrays())
+        checked = self._finite.checked(found, lambda model: self._run(model, tokens, rows))
         return checked["logits"]
 
 

@@ -21,7 +21,8 @@ from threefold.encoder.checkpoint import load
 from threefold.encoder.finite import Finite
 from threefold.encoder.forks import guard_children
 from threefold.encoder.front import Front, Progress
-from threefold.encoder.heads import gather_multi, gather_sparse
+from threefold.encoder.gathering import Gathering
+from threefold.encoder.heads import gather_sparse
 from threefold.encoder.model import Model
 from threefold.encoder.network import Batch
 from threefold.encoder.precision import (
@@ -32,13 +33,13 @@ from threefold.encoder.precision import (
     prepare,
 )
 from threefold.encoder.recorded import Recorded
-from threefold.encoder.rows import assemble, head_arrays
+from threefold.encoder.rows import Wanted, assemble, head_tensors
 from threefold.encoder.sources import find
 from threefold.encoder.transfer import OnTheWay, ahead, depth_of
 from threefold.errors import InputError
 from threefold.text.packing import plan_batches, restore_order
 from threefold.text.tokenizer import Tokens
-from threefold.types import Encoded, Floats, Ints, Output, Representation, Row
+from threefold.types import Encoded, Ints, Output, Representation, Row
 
 
 class Encoder(Front):
@@ -72,19 +73,17 @@ class Encoder(Front):
         guard_children()
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
-        if budget is not None and budget < 1:
-            raise InputError(f"the token budget must be at least 1; got {budget}")
         if graphs and self.device.type != "cuda":
             raise InputError(f"graphs=True needs a CUDA GPU; the device is {self.device}. Leave it out elsewhere")
         source = find(model, revision)
         loaded = load(source.folder, pooling)
-        self.budget = choose_budget(loaded.config.network, self.device) if budget is None else budget
+        self.budget = choose_budget(loaded.config.network, self.device, budget)
         super().__init__(source, loaded, self.precision)
         self._model = prepare(loaded, self.precision, self.device)
+        place = self.device  # not `self` below: an encoder that holds itself keeps its memory until the next collection
         self._finite = Finite(
-            source.name, self._model, self.precision,
-            lambda: prepare(load(source.folder, pooling), "float32", self.device),
-        )  # fmt: skip
+            source.name, self._model, self.precision, lambda: prepare(load(source.folder, pooling), "float32", place)
+        )
         self._recorded = Recorded(self._model.network, self.device) if graphs else None
 
     @property
@@ -110,17 +109,17 @@ class Encoder(Front):
         self, tokens: Tokens, wanted: Sequence[Representation], dim: int | None, progress: Progress | None
     ) -> Encoded:
         batches = plan_batches(tokens.lengths, self.budget)
-        parts = []
-        for part in ahead(
+        found = Gathering(tokens)
+        done = ahead(
             batches,
             lambda rows: self._begin(tokens, rows, wanted, dim),
-            lambda begun: self._finish(tokens, begun, wanted, dim),
+            lambda begun: self._finish(begun, wanted, dim, found),
             depth_of(self.device),
-        ):
-            parts.append(part)
+        )
+        for rows in done:
             if progress is not None:
-                progress(len(part), int(part.tokens.sum()))
-        return Encoded.concat(parts).take(restore_order(batches))
+                progress(len(rows), int(tokens.lengths[rows].sum()))
+        return found.result()
 
     def encode_tokens(
         self, tokens: Tokens, outputs: Sequence[Sequence[Output]], *, between: Callable[[], None] | None = None
@@ -132,9 +131,13 @@ class Encoder(Front):
         """
         self._check_rows(tokens, outputs)
         batches = plan_batches(tokens.lengths, self.budget)
-        found: list[Row] = []
-        for batch in batches:
-            found += self._rows(tokens, batch, [outputs[int(i)] for i in batch], between)
+        parts = ahead(
+            batches,
+            lambda rows: self._begin_rows(tokens, rows, [outputs[int(i)] for i in rows], between),
+            lambda begun: self._finish_rows(*begun),
+            depth_of(self.device),
+        )
+        found = [row for part in parts for row in part]
         return [found[int(i)] for i in restore_order(batches)]
 
     # ---- inside --------------------------------------------------------------------------------------
@@ -144,16 +147,17 @@ class Encoder(Front):
         ids = np.concatenate([tokens[int(i)] for i in rows])
         return _Begun(rows, ids, layout, self._run(self._model, ids, layout, wanted, dim))
 
-    def _finish(self, tokens: Tokens, begun: _Begun, wanted: Sequence[Representation], dim: int | None) -> Encoded:
+    def _finish(self, begun: _Begun, wanted: Sequence[Representation], dim: int | None, into: Gathering) -> Ints:
+        """The texts of the batch, once what it found is where it belongs."""
         rows, ids, layout, found = begun
-        raw = self._finite.checked(found.arrays(), lambda model: self._run(model, ids, layout, wanted, dim).arrays())
+        raw = self._finite.checked(found, lambda model: self._run(model, ids, layout, wanted, dim))
         sparse = multi = None
         if "sparse" in wanted:
             sparse = gather_sparse(raw["sparse"], ids, layout, self._card.vocab, self._tokenizer.special_ids)
         if "multi" in wanted:
-            multi = gather_multi(raw["multi"], layout)
-        dense = raw["dense"].copy() if "dense" in wanted else None
-        return Encoded(dense, sparse, multi, tokens.lengths[rows].astype(np.int32), tokens.truncated[rows])
+            multi = raw["multi"], layout.offsets[:-1] + 1  # without `<s>`
+        into.add(rows, dense=raw.get("dense"), sparse=sparse, multi=multi)
+        return rows
 
     @torch.inference_mode()
     def _run(
@@ -171,22 +175,23 @@ class Encoder(Front):
             found["multi"] = heads.multi_vectors(hidden)
         return OnTheWay(found)
 
-    def _rows(
-        self,
-        tokens: Tokens,
-        rows: Ints,
-        wanted: Sequence[Sequence[Output]],
-        between: Callable[[], None] | None,
-    ) -> list[Row]:
+    def _begin_rows(
+        self, tokens: Tokens, rows: Ints, wanted: Wanted, between: Callable[[], None] | None
+    ) -> tuple[_Begun, Wanted]:
         layout = Layout.of(tokens.lengths[rows])
         ids = np.concatenate([tokens[int(i)] for i in rows])
+        return _Begun(rows, ids, layout, self._run_rows(self._model, ids, layout, wanted, between)), wanted
 
-        @torch.inference_mode()
-        def run(model: Model) -> dict[str, Floats]:
-            return head_arrays(model.heads, self._states(model, ids, layout, between), layout, wanted)
-
-        raw = self._finite.checked(run(self._model), run)
+    def _finish_rows(self, begun: _Begun, wanted: Wanted) -> list[Row]:
+        _, ids, layout, found = begun
+        raw = self._finite.checked(found, lambda model: self._run_rows(model, ids, layout, wanted, None))
         return assemble(raw, ids, layout, wanted, self._card.vocab, self._tokenizer.special_ids)
+
+    @torch.inference_mode()
+    def _run_rows(
+        self, model: Model, ids: Ints, layout: Layout, wanted: Wanted, between: Callable[[], None] | None
+    ) -> OnTheWay:
+        return OnTheWay(head_tensors(model.heads, self._states(model, ids, layout, between), layout, wanted))
 
     def _states(
         self,

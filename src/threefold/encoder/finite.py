@@ -7,10 +7,10 @@ from collections.abc import Callable
 from threading import Lock
 from typing import Generic, TypeVar
 
-import numpy as np
 from torch import nn
 
 from threefold.encoder.precision import held_bytes
+from threefold.encoder.transfer import OnTheWay
 from threefold.errors import NumericalError
 from threefold.types import Floats
 
@@ -37,18 +37,14 @@ class Finite(Generic[M]):
         """Memory of the weights, as they are held now."""
         return held_bytes(self.model, self._exact)
 
-    def checked(self, arrays: dict[str, Floats], again: Callable[[M], dict[str, Floats]]) -> dict[str, Floats]:
+    def checked(self, found: OnTheWay, again: Callable[[M], OnTheWay]) -> dict[str, Floats]:
         """The arrays that the model made of one batch, or those that `again` makes in float32."""
-        if _finite(arrays):
-            return arrays
+        if found.finite():
+            return found.arrays()
         with self._lock:
             if self._exact is None:
                 log.warning("%s overflows in %s; such batches run in float32", self._name, self._precision)
                 self._exact = self._load()
-        if self._exact is not self.model and _finite(arrays := again(self._exact)):
-            return arrays
+        if self._exact is not self.model and (found := again(self._exact)).finite():
+            return found.arrays()
         raise NumericalError(f"{self._name} gave NaN or infinity in float32: its weights are damaged")
-
-
-def _finite(arrays: dict[str, Floats]) -> bool:
-    return all(np.isfinite(array).all() for array in arrays.values())

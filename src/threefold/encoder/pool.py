@@ -17,25 +17,30 @@ Processes are spawned: a script must make its pool below `if __name__ == "__main
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, as_completed
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 import torch
 
 from threefold.encoder.checkpoint import load
 from threefold.encoder.encoder import Encoder
 from threefold.encoder.front import Front, Progress
+from threefold.encoder.gathering import Gathering
 from threefold.encoder.precision import Precision, choose_budget, choose_device, choose_precision
 from threefold.encoder.sources import find
+from threefold.encoder.transfer import is_lost
 from threefold.encoder.workers import Workers
 from threefold.errors import InputError
-from threefold.text.packing import plan_batches, restore_order
+from threefold.text.packing import plan_batches
 from threefold.text.tokenizer import Tokens
 from threefold.types import Encoded, Ints, Output, Representation, Row
 
+#: Exit status of a process whose GPU does nothing more (EX_SOFTWARE).
+LOST: Final = 70
 #: Parts of a stream that are under way beside the one that is waited for.
 PARTS_AHEAD = 1
 
@@ -91,16 +96,17 @@ class EncoderPool(Front):
         self.devices = _devices(devices, processes)
         self.precision = _precision(precision, self.devices)
         on_cpu = all(device == "cpu" for device in self.devices)
-        if (budget is not None and budget < 1) or (threads is not None and threads < 1):
-            raise InputError(f"budget and threads must be at least 1; got budget={budget}, threads={threads}")
+        if threads is not None and threads < 1:
+            raise InputError(f"threads must be at least 1; got {threads}")
         if threads is None and on_cpu:
             threads = max(1, _cores() // len(self.devices))
         source = find(model, revision)
         super().__init__(source, load(source.folder, pooling), self.precision)
-        budgets = [choose_budget(self.config.network, torch.device(device)) for device in self.devices]
-        self.budget = max(budgets) if budget is None else budget
+        budgets = [choose_budget(self.config.network, torch.device(device), budget) for device in self.devices]
+        self.budget = max(budgets)  # of what a process is given at a time; each cuts it into its own
         settings = [
-            _Setting(source.folder, device, self.precision, pooling, self.budget, threads) for device in self.devices
+            _Setting(source.folder, device, self.precision, pooling, own, threads)
+            for device, own in zip(self.devices, budgets, strict=True)
         ]
         names = [f"{i} ({device})" for i, device in enumerate(self.devices)]
         self._workers = Workers(_open, settings, names, ahead=1 if on_cpu else 2)
@@ -132,8 +138,11 @@ class EncoderPool(Front):
         tasks = [
             _Task("encode_tokens", tokens.take(rows), {"outputs": [outputs[int(i)] for i in rows]}) for rows in batches
         ]
-        found = [row for part in _gather([self._workers.submit(task) for task in tasks]) for row in part]
-        return [found[int(i)] for i in restore_order(batches)]
+        found: list[Row] = [Row()] * len(tokens)
+        for place, part in _completed([self._workers.submit(task) for task in tasks]):
+            for i, row in zip(batches[place].tolist(), part, strict=True):
+                found[i] = row
+        return found
 
     # ---- inside --------------------------------------------------------------------------------------
 
@@ -186,32 +195,34 @@ class _Job(NamedTuple):
 
     def result(self, progress: Progress | None) -> Encoded:
         """All texts in the caller's order, or the first error as soon as it happens."""
-
-        def said(place: int) -> None:
+        found = Gathering(self.tokens)
+        for place, part in _completed(self.futures):
             rows = self.batches[place]
+            multi = None if part.multi is None else (part.multi.rows, part.multi.offsets[:-1])
+            found.add(rows, dense=part.dense, sparse=part.sparse, multi=multi)
             if progress is not None:
                 progress(len(rows), int(self.tokens.lengths[rows].sum()))
-
-        return Encoded.concat(_gather(self.futures, said)).take(restore_order(self.batches))
+        return found.result()
 
     def cancel(self) -> None:
         for future in self.futures:
             future.cancel()
 
 
-def _gather(futures: Sequence[Future[Any]], done: Callable[[int], None] | None = None) -> list[Any]:
-    """The results in order. `done` is called with the place of each as it comes; the first error is raised at once."""
+def _completed(futures: list[Future[Any]]) -> Iterator[tuple[int, Any]]:
+    """The place and the result of each as it comes; the first error is raised at once, and the rest is not begun.
+
+    The list is emptied: who has had a result is the only one who keeps it.
+    """
     places = {future: place for place, future in enumerate(futures)}
+    futures.clear()
     try:
-        for future in as_completed(futures):
-            future.result()
-            if done is not None:
-                done(places[future])
-    except BaseException:
-        for future in futures:
+        for future in as_completed(list(places)):
+            place = places.pop(future)
+            yield place, future.result()
+    finally:
+        for future in places:
             future.cancel()
-        raise
-    return [future.result() for future in futures]
 
 
 def share(lengths: Ints, budget: int, workers: int) -> int:
@@ -265,6 +276,13 @@ def _open(setting: _Setting) -> Callable[[_Task], Any]:
     )
 
     def call(task: _Task) -> Any:
-        return getattr(encoder, task.method)(task.tokens, **task.options)
+        try:
+            return getattr(encoder, task.method)(task.tokens, **task.options)
+        except Exception as error:
+            if is_lost(error):  # a process whose tasks all fail at once would be free for all that come
+                sys.stderr.write(f"threefold: {setting.device} is lost: {error}\n")
+                sys.stderr.flush()
+                os._exit(LOST)
+            raise
 
     return call

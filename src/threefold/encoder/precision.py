@@ -6,15 +6,15 @@ int8      CPUs only: matrices of the layers in int8 with a scale per row, activa
           tables, norms, attention and heads stay in float. Half the memory of bfloat16; fast with VNNI or AMX
 float16   GPUs only: on CPUs it is emulated
 
-`auto` chooses between bfloat16 and float32 and never int8, whose vectors differ enough to be seen in some ranking
-(docs/speed.md has the figures): a loss is for the user to choose.
+`auto` never chooses int8, whose vectors differ enough to be seen in some ranking (docs/speed.md has the figures): a
+loss is for the user to choose.
 """
 
 from __future__ import annotations
 
 import logging
 import platform
-from typing import Literal, TypeVar
+from typing import Final, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -30,6 +30,9 @@ from threefold.errors import InputError
 Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+#: A kernel has one block for each text of a batch, at most 65,535, and a text has two tokens or more.
+MOST_ON_CUDA: Final = 131_070
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -52,18 +55,23 @@ def choose_device(device: str) -> torch.device:
         raise InputError(f"device {device!r} was asked for, but PyTorch sees no GPU of Apple's; use device='auto'")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device {device!r} was asked for, but PyTorch sees no CUDA GPU; use device='auto'")
+    if chosen.type == "cuda" and (chosen.index or 0) >= (count := torch.cuda.device_count()):
+        raise InputError(f"device {device!r} was asked for, but PyTorch sees {count}: cuda:0 to cuda:{count - 1}")
     return chosen
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
-    """The precision to run in; `auto` is bfloat16 where the processor has instructions for it, else float32."""
+    """The precision to run in; `auto` is bfloat16 where there are instructions for it, else float16 on a CUDA GPU and
+    float32 elsewhere."""
     if precision == "auto":
-        precision = "bfloat16" if _fast_bfloat16(device) else "float32"
+        precision = _fastest(device)
         log.info("precision auto: %s on %s", precision, device)
     if precision not in (*_TYPES, "int8"):
         raise InputError(f"unknown precision {precision!r}; use auto, {', '.join(_TYPES)} or int8")
     if precision == "float16" and device.type == "cpu":
         raise InputError("float16 on a CPU is emulated and slow; use bfloat16 or float32")
+    if precision == "bfloat16" and device.type == "cuda" and not cuda_bfloat16(device):
+        raise InputError(f"{device} emulates bfloat16, slowly and in much memory; use float16 or float32")
     if precision == "int8" and device.type != "cpu":
         raise InputError(f"int8 runs on CPUs, and the device is {device}; use bfloat16 or float16")
     if precision == "int8" and not has_int8():
@@ -71,17 +79,29 @@ def choose_precision(precision: str, device: torch.device) -> str:
     return precision
 
 
-def choose_budget(config: NetworkConfig, device: torch.device) -> int:
-    """Tokens in one forward pass: on a CPU as many as keep inner states in the caches, on a GPU enough to fill it."""
-    if device.type != "cpu":
-        return 65_536
-    return min(4_096, max(512, INNER_BYTES // (2 * config.ffn)))
+def choose_budget(config: NetworkConfig, device: torch.device, budget: int | None = None) -> int:
+    """Tokens in one forward pass, unless `budget` says: on a CPU as many as keep inner states in the caches, on a CUDA
+    GPU enough to fill it, on Apple's so few that the scores of one block have no more than 2^32 bytes."""
+    if budget is None:
+        if device.type == "cpu":
+            return min(4_096, max(512, INNER_BYTES // (2 * config.ffn)))
+        return 65_536 if device.type == "cuda" else 8_192
+    if budget < 1:
+        raise InputError(f"the token budget must be at least 1; got {budget}")
+    if device.type == "cuda" and budget > MOST_ON_CUDA:
+        raise InputError(f"the token budget must be at most {MOST_ON_CUDA} on a CUDA GPU; got {budget}")
+    return budget
 
 
-def _fast_bfloat16(device: torch.device) -> bool:
+def cuda_bfloat16(device: torch.device) -> bool:
+    """Whether a CUDA GPU multiplies bfloat16: Ampere and newer, and all of AMD's that PyTorch runs on."""
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _fastest(device: torch.device) -> str:
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    return device.type == "cpu" and fast_bfloat16()
+        return "bfloat16" if cuda_bfloat16(device) else "float16"
+    return "bfloat16" if device.type == "cpu" and fast_bfloat16() else "float32"
 
 
 def packs(precision: str, device: torch.device) -> bool:

@@ -25,6 +25,10 @@ LONGEST: Final = 64
 #: Runs before a recording, in which kernels are chosen and buffers made (the number of PyTorch's own example).
 WARM: Final = 3
 
+#: One recording at a time in this process: while one begins, PyTorch waits for the whole device, and that would spoil
+#: another one (also of a second encoder).
+_RECORDING = Lock()
+
 #: Work on fixed buffers -> what does that work again into the same buffers and returns its result.
 Record = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
 
@@ -35,7 +39,7 @@ class Recorded:
     def __init__(self, network: Network, device: torch.device, record: Record | None = None) -> None:
         self._network, self._device = network, device
         self._record = Recorder(device) if record is None else record
-        self._known: dict[int, tuple[Tensor, Callable[[], Tensor]]] = {}
+        self._known: dict[int, tuple[Batch, Callable[[], Tensor]]] = {}
         self._lock = Lock()
 
     def takes(self, layout: Layout) -> bool:
@@ -47,35 +51,42 @@ class Recorded:
         with self._lock:  # the buffers of a recording are of all who play it
             if len(ids) not in self._known:
                 self._known[len(ids)] = self._recording(layout)
-            buffer, play = self._known[len(ids)]
-            buffer.copy_(to_device(ids.astype(np.int64), self._device), non_blocking=True)
+            batch, play = self._known[len(ids)]
+            batch.ids.copy_(to_device(ids.astype(np.int64), self._device), non_blocking=True)
             return play().clone()
 
-    def _recording(self, layout: Layout) -> tuple[Tensor, Callable[[], Tensor]]:
-        """The buffer of the ids, and the recorded work on it."""
+    def _recording(self, layout: Layout) -> tuple[Batch, Callable[[], Tensor]]:
+        """The batch whose ids change, and the recorded work on it. All of it must be kept: a graph reads positions and
+        borders where they were, whether they are still there or not."""
         first = self._network.config.first_position
         batch = Batch.of(np.zeros(layout.longest, np.int64), layout, first, self._device)
-        return batch.ids, self._record(lambda: self._network(batch))
+        with _RECORDING:
+            return batch, self._record(lambda: self._network(batch))
 
 
 class Recorder:
-    """Makes CUDA graphs, all in one pool of memory: one plays at a time, and what it made is copied before the next."""
+    """Makes CUDA graphs, all in one pool of memory: one plays at a time, and what it made is copied before the next.
+
+    They have a stream of their own: that of `torch.cuda.graph` belongs to the device on which it was used first, and
+    cuBLAS keeps a buffer for every stream that ever multiplied.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
+        with torch.cuda.device(device):
+            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def __call__(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
         with torch.cuda.device(self._device):
-            aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
                 for _ in range(WARM):
                     work()
-            torch.cuda.current_stream().wait_stream(aside)
+            torch.cuda.current_stream().wait_stream(self._stream)
             graph = torch.cuda.CUDAGraph()
             # thread_local: what other threads tell the GPU meanwhile is neither recorded nor an error
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 made = work()
 
         def play() -> Tensor:

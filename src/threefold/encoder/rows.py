@@ -13,7 +13,7 @@ from torch import Tensor
 
 from threefold.encoder.attention import Layout
 from threefold.encoder.heads import Heads, gather_multi, gather_sparse
-from threefold.encoder.transfer import OnTheWay, to_device
+from threefold.encoder.transfer import to_device
 from threefold.types import Bools, Floats, Ints, Output, Row
 
 #: What must be computed for an output: `sparse` is made of the weights of its tokens.
@@ -22,8 +22,8 @@ _MADE_OF: dict[Output, Output] = {"sparse": "weights"}
 Wanted = Sequence[Sequence[Output]]
 
 
-def head_arrays(heads: Heads, hidden: Tensor, layout: Layout, wanted: Wanted) -> dict[str, Floats]:
-    """The array of each output, over the texts that need it, in their order.
+def head_tensors(heads: Heads, hidden: Tensor, layout: Layout, wanted: Wanted) -> dict[str, Tensor]:
+    """The numbers of each output, over the texts that need it, in their order.
 
     hidden  (T, d) states of the last layer
     """
@@ -39,13 +39,13 @@ def head_arrays(heads: Heads, hidden: Tensor, layout: Layout, wanted: Wanted) ->
             found[name] = heads.sparse_weights(states)
         else:
             found[name] = heads.multi_vectors(states) if name == "multi" else states.float()
-    return OnTheWay(found).arrays()
+    return found
 
 
 def assemble(
     arrays: dict[str, Floats], ids: Ints, layout: Layout, wanted: Wanted, vocab: int, special: tuple[int, ...]
 ) -> list[Row]:
-    """The arrays of `head_arrays`, cut into one row per text.
+    """The arrays of `head_tensors`, cut into one row per text.
 
     ids  (T,) of the batch
     """

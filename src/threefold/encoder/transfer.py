@@ -33,8 +33,12 @@ class OnTheWay:
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._ready: torch.cuda.Event | None = None
+        self._finite: Tensor | None = None
         device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
         if device.type == "cuda":
+            # looked at by the GPU, which has nothing else to do with them; a core of the host would take as long as the
+            # GPU for a whole batch
+            self._finite = _pinned(torch.stack([tensor.isfinite().all() for tensor in tensors.values()]))
             self._host = {name: _pinned(tensor) for name, tensor in tensors.items()}
             self._ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._ready.record(torch.cuda.current_stream(device))
@@ -45,7 +49,15 @@ class OnTheWay:
         """The arrays, as soon as they are here. From a GPU they are in pinned memory: copy what is kept for long."""
         if self._ready is not None:
             self._ready.synchronize()
+            self._ready = None
         return {name: tensor.numpy() for name, tensor in self._host.items()}
+
+    def finite(self) -> bool:
+        """Whether every number of them is."""
+        arrays = self.arrays()
+        if self._finite is not None:
+            return bool(self._finite.all())
+        return all(np.isfinite(array).all() for array in arrays.values())
 
 
 def _pinned(tensor: Tensor) -> Tensor:
@@ -69,3 +81,14 @@ def ahead(
 def depth_of(device: torch.device) -> int:
     """Batches that are worth beginning early: the work of a CPU is done when a call returns."""
     return 1 if device.type == "cuda" else 0
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether the GPU can do nothing more for this process: after an illegal address or a failed assertion every call
+    fails, until the process ends (pytorch#2300). Out of memory is not such an error."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return False
+    named = getattr(torch, "AcceleratorError", None)  # since PyTorch 2.8
+    return (named is not None and isinstance(error, named)) or (
+        isinstance(error, RuntimeError) and "CUDA error:" in str(error)
+    )

@@ -150,6 +150,11 @@ def plan(
     return [batches[i] for i in rng.permutation(len(batches)) if len(batches[i]) >= least]
 
 
+def seed_of_pass(seed: int, epoch: int) -> int:
+    """What orders one pass over the data: no other pass, of a run with another seed either, has the same."""
+    return seed * 1_000_003 + epoch
+
+
 def without_batch(table: PairTable, batches: Sequence[Ints]) -> dict[int, int]:
     """{source: pairs} of the sources that no batch of a plan has: they are too small, or their share is 0."""
     used = np.unique(table.source[np.concatenate([np.zeros(0, np.int64), *batches])])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -14,13 +15,17 @@ from threefold.errors import CheckpointError
 from threefold.replacing import replacing
 from threefold.types import Ints
 
+#: Parts of a state that are JSON in the file: a number of NumPy among them could be written, but not read without code.
+_TABLES: Final = ("settings", "origin", "notes", "unreported")
+
 
 def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Write, then rename."""
+    tables = {name: json.dumps(state[name], sort_keys=True) for name in _TABLES if name in state}
     path.parent.mkdir(parents=True, exist_ok=True)
     drop_drafts(path)
     with replacing(path) as draft:
-        torch.save(dict(state), draft)
+        torch.save({**state, **tables}, draft)
 
 
 def drop_drafts(path: Path) -> None:
@@ -32,15 +37,23 @@ def drop_drafts(path: Path) -> None:
         left.unlink(missing_ok=True)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The state in the file; tensors on the CPU, no code is run."""
+def read_checkpoint(path: Path, needed: Sequence[str] = ()) -> dict[str, Any]:
+    """The state in the file, which must have the parts that are `needed`; tensors on the CPU, no code is run."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise ValueError(f"it holds {type(state).__name__}, not a state")
+        if missing := [name for name in needed if name not in state]:
+            raise ValueError(f"it has no {missing[0]}")
+        # cross-encoders had these as they are before
+        return state | {name: json.loads(state[name]) for name in _TABLES if isinstance(state.get(name), str)}
     except Exception as error:  # a damaged pickle fails in any way that it likes
-        raise CheckpointError(f"cannot resume from {path}: {error}") from error
-    if not isinstance(state, dict):
-        raise CheckpointError(f"cannot resume from {path}: it holds {type(state).__name__}, not a state")
-    return state
+        raise unusable(path, error) from error
+
+
+def unusable(path: Path, error: Exception) -> CheckpointError:
+    """What is said of a checkpoint that cannot be read, or does not fit."""
+    return CheckpointError(f"cannot resume from {path}: {error}. Delete it to begin again")
 
 
 def flat(table: Mapping[str, Any], path: str = "") -> dict[str, Any]:

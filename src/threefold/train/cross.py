@@ -6,6 +6,7 @@ table of settings -> tokens on disk -> candidates -> batches -> training -> fold
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
@@ -18,19 +19,23 @@ from threefold.encoder.checkpoint import load
 from threefold.encoder.cross_model import CrossConfig, CrossModel, load_cross
 from threefold.encoder.files import read_backbone
 from threefold.encoder.network import Network, NetworkConfig, initialise
+from threefold.encoder.precision import choose_device
 from threefold.encoder.sources import EMBEDDED, find
 from threefold.errors import ConfigError
 from threefold.export.cross import write_cross
 from threefold.export.hugging_face import is_bert
 from threefold.export.place import check_free, new_folder
 from threefold.text.tokenizer import Tokenizer
+from threefold.train.batches import seed_of_pass
 from threefold.train.checkpoints import flat
 from threefold.train.checks import check_numbers
 from threefold.train.cross_groups import Frame, Groups, candidates, group_plan
 from threefold.train.cross_loop import CrossSettings, CrossTrainer
+from threefold.train.reader import arithmetic
 from threefold.train.record import Record
 from threefold.train.shards import check_apart, prepare
 from threefold.train.tokenise import Limits
+from threefold.train.world import processes
 from threefold.types import Ints
 
 #: Settings that may change when a run goes on: where, not what. Model and data are compared by their contents, and
@@ -130,7 +135,11 @@ def train_cross(
     force   replace an earlier model of the output's name, and begin again where the checkpoint is of another run
     report  called with the means over the last `log_every` steps
     """
+    if processes() > 1:
+        raise ConfigError("a cross-encoder is trained by one process; start threefold train without torchrun")
     run = CrossRun.from_dict(settings, "train")
+    device = choose_device(run.device)
+    arithmetic(run.train.precision, device)  # refused now, not when the data have been read
     root = base or Path()
     output = root / run.output
     work = output.with_name(f"{output.name}.run")
@@ -143,7 +152,7 @@ def train_cross(
     frame = Frame.of(start.tokenizer, run.max_tokens)
     trainer = CrossTrainer(
         start.model, groups, _plan(run, groups), run.train, work, frame,
-        device=run.device, origin=_origin(run, start.hash, shards.key),
+        device=device, origin=_origin(run, start.hash, shards.key),
     )  # fmt: skip
     trainer.resume(anew=force)
     last = _trained(trainer, work, report)
@@ -153,20 +162,18 @@ def train_cross(
 
 
 def _trained(trainer: CrossTrainer, work: Path, report: Callable[[dict[str, float]], None]) -> dict[str, float]:
-    """Train to the end, with a record of it in the working folder; the last line of the log."""
+    """Train to the end, with a record in the working folder; the last line, or nothing where the run had ended."""
+    if trainer.finished:
+        return {}
     work.mkdir(parents=True, exist_ok=True)
-    record, last = Record(work, "cross", trainer.step), dict[str, float]()
+    with closing(Record(work, "cross", trainer.step)) as record:
 
-    def heard(line: dict[str, float]) -> None:
-        last.update(line)
-        record(line)
-        report(line)
+        def heard(line: dict[str, float]) -> None:
+            record(line)
+            report(line)
 
-    try:
         trainer.run(heard)
-    finally:
-        record.close()
-    return last
+    return record.last
 
 
 def _origin(run: CrossRun, model: str, data: str) -> dict[str, Any]:
@@ -178,14 +185,18 @@ def _origin(run: CrossRun, model: str, data: str) -> dict[str, Any]:
 
 
 def _plan(run: CrossRun, groups: Groups) -> list[Ints]:
-    """The batches of all passes."""
-    plan = [
-        rows
-        for epoch in range(run.epochs)
-        for rows in group_plan(groups, budget=run.data.budget, window=run.data.window, seed=run.seed + epoch)
-    ]
+    """The batches of all passes. Without a contrastive part, queries that no teacher has judged teach nothing."""
+    data, only_taught, plan = run.data, run.train.loss.contrast == "none", list[Ints]()
+    for epoch in range(run.epochs):
+        seed = seed_of_pass(run.seed, epoch)
+        plan += group_plan(groups, budget=data.budget, window=data.window, seed=seed, only_taught=only_taught)
+    if not plan and only_taught:
+        raise ConfigError(
+            f"{', '.join(data.files)}: no query has a teacher's scores of its positive and of a negative; "
+            "contrast none learns from nothing else"
+        )
     if not plan:
-        raise ConfigError(f"{', '.join(run.data.files)}: no query has a negative, and there are no others to draw from")
+        raise ConfigError(f"{', '.join(data.files)}: no query has a negative, and there are no others to draw from")
     return plan
 
 

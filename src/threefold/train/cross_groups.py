@@ -14,7 +14,7 @@ from threefold.errors import ConfigError
 from threefold.text.tokenizer import Tokenizer, Tokens
 from threefold.train.batches import PairTable
 from threefold.train.masks import Answers
-from threefold.types import Floats, Ints, offsets_of
+from threefold.types import Bools, Floats, Ints, offsets_of
 
 #: How often random passages are drawn again because some answer the query too, or are there already.
 _TRIES = 20
@@ -49,6 +49,13 @@ class Groups:
         sums = np.concatenate([[0], np.cumsum(lengths[self.passages])])[self.offsets]
         sizes: Ints = np.diff(sums) + np.diff(self.offsets) * self.table.query.lengths
         return sizes
+
+    @property
+    def taught(self) -> Bools:
+        """(n,) pairs of which a teacher has scored the positive and another candidate: one score alone says nothing."""
+        known = ~np.isnan(self.teacher)
+        taught: Bools = known[self.offsets[:-1]] & (np.diff(offsets_of(known)[self.offsets]) > 1)
+        return taught
 
 
 def candidates(table: PairTable, most: int, seed: int) -> Groups:
@@ -99,13 +106,17 @@ def _draw(table: PairTable, answers: Answers, row: int, wanted: int, hard: Ints,
     return list(drawn.values())[:wanted]
 
 
-def group_plan(groups: Groups, *, budget: int, window: int, seed: int) -> list[Ints]:
-    """Batches of one pass: rows of the table with at least one negative, of similar length, up to `budget` tokens."""
+def group_plan(groups: Groups, *, budget: int, window: int, seed: int, only_taught: bool = False) -> list[Ints]:
+    """Batches of one pass: rows of the table with at least one negative, of similar length, up to `budget` tokens.
+
+    only_taught  leave out what no teacher has judged (`Groups.taught`)
+    """
     if min(budget, window) < 1:
         raise ConfigError(f"budget and window must be at least 1; got {budget} and {window}")
     rng = np.random.default_rng(seed)
     sizes = groups.sizes
-    rows = rng.permutation(np.flatnonzero(np.diff(groups.offsets) > 1))
+    wanted = groups.taught if only_taught else np.diff(groups.offsets) > 1
+    rows = rng.permutation(np.flatnonzero(wanted))
     batches: list[Ints] = []
     for part in np.array_split(rows, max(1, -(-len(rows) // window))):
         part = part[np.argsort(sizes[part], kind="stable")]

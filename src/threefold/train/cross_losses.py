@@ -68,7 +68,7 @@ def pointwise(logits: Tensor) -> Tensor:
     """
     labels = torch.zeros_like(logits)
     labels[:, 0] = 1.0
-    there = torch.isfinite(logits)
+    there = logits != -torch.inf  # a logit that is not a number stays, and stops the run
     return binary_cross_entropy_with_logits(logits[there], labels[there])
 
 
@@ -93,7 +93,7 @@ def cross_loss(logits: Tensor, teacher: Tensor, w: CrossLoss) -> tuple[Tensor, d
         parts[w.contrast] = listwise(logits) if w.contrast == "listwise" else pointwise(logits)
     known = ~teacher.isnan()
     taught = known[:, 0] & (known.sum(dim=1) > 1)
-    total = logits.new_zeros(()) if w.contrast == "none" else parts[w.contrast]
+    total = parts[w.contrast] if w.contrast in parts else logits[:0].sum()  # 0, and there is something to differentiate
     if w.distil != "none" and bool(taught.any()):
         own, goal = logits[taught], teacher[taught]
         if w.distil == "kl":

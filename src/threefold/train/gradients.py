@@ -37,7 +37,7 @@ def backward(asked: Questions, reader: Reader, world: World, loss: Loss, sub_tok
     with torch.set_grad_enabled(not cached):
         made = [joined([reader(texts) for texts in pack]) for pack in packs]
     q, p = _leaves(made[0].tensors, made[0]), _gathered(made[1], asked, world)
-    loss(q, p).backward()  # type: ignore[no-untyped-call]
+    torch.autograd.backward(loss(q, p))
     wanted = [[_gradient(leaf) for leaf in q.tensors], _own_gradients(p, asked, world)]
     del q, p
     for side, pack, gradients in zip(made, packs, wanted, strict=True):

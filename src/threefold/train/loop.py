@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,7 +33,7 @@ __all__ = ["Report", "Targets", "Teacher", "TrainSettings", "Trainer", "Watch", 
 
 
 class Trainer(Updates):
-    """A model that learns from pairs.
+    """An embedder that learns from pairs.
 
     table, plan  the pairs, and which of them each step takes: of all devices together
     folder       for checkpoints
@@ -42,6 +43,8 @@ class Trainer(Updates):
     device       None: where the model is
     world        the processes that train together, each on its own device
     """
+
+    settings: TrainSettings
 
     def __init__(
         self,
@@ -81,8 +84,9 @@ class Trainer(Updates):
         super().__init__(modules, groups, plan, table.sizes, settings, folder, world, self.reader.dtype)
 
     def questions(self, rows: Ints) -> Questions:
-        """What this device reads and answers in this step."""
-        swapped = bool(self.table.symmetric[rows].all()) and self.rng().random() < 0.5
+        """What this device reads and answers in this step. Whether sides are exchanged is the same on every device."""
+        rng = np.random.default_rng((self.settings.seed, self.step))
+        swapped = bool(self.table.symmetric[rows].all()) and rng.random() < 0.5
         return ask(self.table, self.masks, rows, swapped=swapped, rank=self.world.rank, world=self.world.size)
 
     def loss(self, rows: Ints) -> tuple[Tensor, dict[str, float]]:
@@ -105,8 +109,7 @@ class Trainer(Updates):
 
         backward(asked, self.reader, self.world, loss, self.settings.sub_tokens)
         self.world.sum_gradients(self.trained())
-        values = self.world.sum(torch.stack([part.detach().double() for part in log.values()]))
-        return dict(zip(log, values.tolist(), strict=True))
+        return self.world.numbers(log)
 
     def _objective(self, asked: Questions, q: Side, p: Side) -> tuple[Tensor, dict[str, Tensor]]:
         aims = None if self.teacher is None else self.teacher(asked.pairs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ def add_adapters(model: Model, wanted: Lora, seed: int) -> None:
 def require_peft() -> None:
     """Say at once that the package is missing, not after the data have been read."""
     try:
-        import peft  # noqa: F401
+        import_module("peft")
     except ImportError as error:
         raise MissingExtraError("peft", "train", "LoRA") from error
 

@@ -5,6 +5,7 @@ Letters: Tq tokens of all queries, Tp tokens of all passages, P passages, k dime
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,8 +27,8 @@ def best_matches(rows: Tensor, passages: Tensor, layout: Layout, chunk: int = CH
     for each of Tq x P, where autograd would keep 4 for each of Tq x Tp (8.6 GB at 512 x 8,192 tokens, 8 queries and
     64 passages). The gradient of a maximum goes to the row that won, so the backward pass needs no similarities either.
     """
-    best: Tensor = _BestMatches.apply(rows, passages, layout, chunk)  # type: ignore[no-untyped-call]
-    return best
+    best: Callable[[Tensor, Tensor, Layout, int], Tensor] = _BestMatches.apply
+    return best(rows, passages, layout, chunk)
 
 
 class _BestMatches(torch.autograd.Function):

@@ -77,7 +77,7 @@ class Objective:
         device, t = q.dense.device, self.settings.loss.temperature
         targets = torch.from_numpy(asked.targets).to(device)
         forbidden = torch.from_numpy(asked.forbidden).to(device)
-        share = self.world.share(len(asked.pairs), device)
+        share = self.world.share(len(asked.pairs))
         scores = with_ensemble({head: _MATRIX[head](q, p) for head in self.heads}, self.settings.loss)
         joint, parts = joint_loss(scores, targets, forbidden, self.settings.loss)
         total = share * joint
@@ -93,8 +93,8 @@ class Objective:
         if aims is not None and (pull := self._pull(asked, q, own, aims)) is not None:
             log["teacher"] = pull
             total = total + self.settings.teacher * pull
-        fade = 1.0 - step / max(self.settings.idf_steps, 1)
-        if self.idf is not None and fade > 0 and "sparse" in self.heads:
+        if self.idf is not None and step < self.settings.idf_steps and "sparse" in self.heads:
+            fade = 1.0 - step / self.settings.idf_steps
             total = total + fade * IDF_PULL * self._idf(own)
         return total, log
 
@@ -111,7 +111,7 @@ class Objective:
     def _teacher_scores(self, scores: Scores, teacher: Tensor) -> Tensor:
         weights = self.settings.loss
         judged = ~teacher.isnan().all(dim=1)
-        share = self.world.share(int(judged.sum()), teacher.device)
+        share = self.world.share(int(judged.sum()))
         if not share:
             return teacher.new_zeros(())
         losses = {
@@ -125,9 +125,8 @@ class Objective:
         first, second = aims[::-1] if asked.swapped else aims
         places = [torch.from_numpy(at[aim.rows]) for at, aim in ((asked.query_at, first), (asked.passage_at, second))]
         ours = torch.cat([side.dense[place.to(q.dense.device)] for side, place in zip((q, own), places, strict=True)])
-        share = self.world.share(len(ours), q.dense.device)
-        total = self.world.sum(torch.tensor(share, device=q.dense.device))
-        if not total:
+        share = self.world.share(len(ours))
+        if not self.world.numbers({"share": torch.tensor(share)})["share"]:
             return None
         if not len(ours):
             return ours.new_zeros(())
@@ -144,7 +143,7 @@ class Objective:
     def _idf(self, own: Side) -> Tensor:
         assert self.idf is not None
         known = self.known(own.ids)
-        share = self.world.share(int(known.sum()), own.weights.device)
+        share = self.world.share(int(known.sum()))
         if not share:
             return own.weights.new_zeros(())
         wanted = self.idf[own.ids] * self.settings.idf_scale

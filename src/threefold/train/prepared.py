@@ -12,7 +12,7 @@ import numpy as np
 
 from threefold.errors import DataError
 from threefold.text.tokenizer import Tokenizer, Tokens
-from threefold.train.batches import PairTable, plan
+from threefold.train.batches import PairTable, plan, seed_of_pass
 from threefold.train.pool import read_corpus
 from threefold.train.recipe import Recipe, Stage
 from threefold.train.settings import TrainSettings
@@ -90,7 +90,7 @@ def _plan(
             shares=shares,
             budget=data.budget,
             window=data.window,
-            seed=settings.seed * 1_000_003 + epoch,
+            seed=seed_of_pass(settings.seed, epoch),
             memory=data.memory_mb * 1_000_000 or None,
             least=max(2, least),
         )

@@ -13,37 +13,64 @@ from torch.utils.checkpoint import checkpoint
 
 from threefold.encoder.attention import Layout
 from threefold.encoder.model import Model
-from threefold.encoder.network import Batch
+from threefold.encoder.network import Batch, Network
 from threefold.encoder.precision import choose_precision
 from threefold.errors import ConfigError
 from threefold.train.packed import Packed
 from threefold.train.scores import Side
 from threefold.train.words import word_vectors
-from threefold.types import Representation
+from threefold.types import Ints, Representation
 
 #: Arithmetic of the layers; parameters, heads and losses are float32. `auto` is bfloat16 where the device multiplies it
 #: fast, else float16 on a GPU and float32 on a CPU.
 TrainPrecision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
-def arithmetic(precision: TrainPrecision, device: torch.device) -> torch.dtype:
+def arithmetic(precision: str, device: torch.device) -> torch.dtype:
     """The numbers that the matrix products of the layers use."""
     if precision == "float16" and device.type == "cpu":
         raise ConfigError("precision float16 is for GPUs; use bfloat16 or float32 on a CPU")
-    if precision == "auto" and device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if precision == "auto":  # a CPU without the instructions emulates bfloat16, a hundred times slower than float32
-        precision = choose_precision("auto", device)  # type: ignore[assignment]  # it is bfloat16 or float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
+    chosen = choose_precision(precision, device)
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[chosen]
 
 
-class Reader:
-    """A model as training reads with it.
+class NetworkReader:
+    """A network as training reads with it.
 
-    heads      those whose representations are made; of the others a `Side` has zeros, or no dimensions
-    special    token ids without a sparse weight
     recompute  keep only the input of every layer and run the layers again in the backward pass (Chen et al. 2016,
                arXiv 1604.06174): memory of one layer, for a third more work
+    """
+
+    def __init__(self, network: Network, precision: str = "auto", *, recompute: bool = False) -> None:
+        self.network, self.recompute = network, recompute
+        self.device = network.words.weight.device
+        self.dtype = arithmetic(precision, self.device)
+
+    def batch(self, ids: Ints, layout: Layout, seconds: Ints | None = None) -> Batch:
+        """Texts (T,) end to end, on the device. `seconds` (n,): the place in each from which its type is 1."""
+        return Batch.of(ids, layout, self.network.config.first_position, self.device, seconds)
+
+    def states(self, batch: Batch) -> Tensor:
+        """(T, d) hidden states of the last layer, in the arithmetic of the surrounding `mixed`."""
+        network = self.network
+        again = self.recompute and torch.is_grad_enabled()
+        x = network.embed(batch, word_vectors(network.words.weight, batch.ids))
+        for layer in network.layers:
+            x = checkpoint(layer, x, batch.layout, use_reentrant=False) if again else layer(x, batch.layout)
+        return x
+
+    def mixed(self) -> AbstractContextManager[object]:
+        """Matrix products inside are done in `dtype`."""
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+
+class Reader(NetworkReader):
+    """A model as training reads with it.
+
+    heads    those whose representations are made; of the others a `Side` has zeros, or no dimensions
+    special  token ids without a sparse weight
     """
 
     def __init__(
@@ -51,18 +78,17 @@ class Reader:
         model: Model,
         special: Sequence[int],
         heads: Sequence[Representation],
-        precision: TrainPrecision = "auto",
+        precision: str = "auto",
         *,
         recompute: bool = False,
     ) -> None:
-        self.model, self.heads, self.recompute = model, tuple(heads), recompute
-        self.device = next(model.parameters()).device
-        self.dtype = arithmetic(precision, self.device)
+        super().__init__(model.network, precision, recompute=recompute)
+        self.model, self.heads = model, tuple(heads)
         self.special = torch.tensor(tuple(special), device=self.device)
 
     def __call__(self, texts: Packed) -> Side:
         layout = texts.layout
-        batch = Batch.of(texts.ids, layout, self.model.config.network.first_position, self.device)
+        batch = self.batch(texts.ids, layout)
         with self.mixed():
             hidden = self.states(batch)
         return self.side(hidden if self.dtype == torch.float32 else hidden.float(), batch.ids, layout)
@@ -80,21 +106,6 @@ class Reader:
     def known(self, ids: Tensor) -> Tensor:
         """(T,) bool: tokens that are not special."""
         return ~torch.isin(ids, self.special)
-
-    def states(self, batch: Batch) -> Tensor:
-        """(T, d) hidden states of the last layer, in the arithmetic of the surrounding `mixed`."""
-        network = self.model.network
-        again = self.recompute and torch.is_grad_enabled()
-        x = network.embed(batch, word_vectors(network.words.weight, batch.ids))
-        for layer in network.layers:
-            x = checkpoint(layer, x, batch.layout, use_reentrant=False) if again else layer(x, batch.layout)
-        return x
-
-    def mixed(self) -> AbstractContextManager[object]:
-        """Matrix products inside are done in `dtype`."""
-        if self.dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, self.dtype)
 
 
 def joined(sides: Sequence[Side]) -> Side:

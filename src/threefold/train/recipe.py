@@ -173,11 +173,16 @@ class Recipe(Settings):
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        if not self.data.files and not all(stage.files for stage in self.stages or (Stage(),)):
+        if not self.data.files and not all(stage.files for stage in self.chosen):
             raise ConfigError("data.files is required: what to train on")
         check_numbers(self, not_negative=("max_tokens",))
         for number, stage in enumerate(self.stages):
             self.settings_of(stage, f"stages[{number}].train")
+
+    @property
+    def chosen(self) -> tuple[Stage, ...]:
+        """The stages, or the one that is meant where none is named."""
+        return self.stages or (Stage(),)
 
     def settings_of(self, stage: Stage, path: str = "train") -> TrainSettings:
         """The settings of one stage: those of `train`, with its own on top."""
@@ -208,8 +213,7 @@ def _over(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in top.items():
         inner = merged.get(key)
-        both = isinstance(inner, Mapping) and isinstance(value, Mapping)
-        merged[key] = _over(inner, value) if both else value  # type: ignore[arg-type]
+        merged[key] = _over(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
     return merged
 
 

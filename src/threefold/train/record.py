@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,19 @@ class Record:
     """`log.jsonl` in a folder, one line per report, and `tensorboard/` beside it.
 
     stage  put into every line; lines of this stage after step `after` are dropped, since a resumed run makes them again
+    last   the last line of this stage, without its name; empty before the first
     """
 
     def __init__(self, folder: Path, stage: str, after: int) -> None:
         self.stage, self.path = stage, folder / "log.jsonl"
+        self.last: dict[str, float] = {}
         self._keep(after)
         self._file = self.path.open("a", encoding="utf-8")
         self._board = _board(folder / "tensorboard" / stage, after)
 
     def __call__(self, line: Mapping[str, float]) -> None:
         """Write one line, at once."""
+        self.last = dict(line)
         self._file.write(json.dumps({"stage": self.stage, **line}) + "\n")
         self._file.flush()
         if self._board is not None:
@@ -41,16 +45,18 @@ class Record:
     def _keep(self, after: int) -> None:
         if not self.path.is_file():
             return
-        lines = [line for line in self.path.read_text(encoding="utf-8").splitlines() if self._stays(line, after)]
+        kept = [entry for entry in _entries(self.path) if entry["stage"] != self.stage or entry["step"] <= after]
         with replacing(self.path) as draft:
-            draft.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+            draft.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
+        own = [entry for entry in kept if entry["stage"] == self.stage]
+        self.last = {name: value for name, value in own[-1].items() if name != "stage"} if own else {}
 
-    def _stays(self, line: str, after: int) -> bool:
-        try:
-            entry = json.loads(line)
-        except ValueError:  # the process was killed while it wrote this line
-            return False
-        return bool(entry["stage"] != self.stage or entry["step"] <= after)
+
+def _entries(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a log that are whole: the process may have been killed while it wrote the last."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with suppress(ValueError):
+            yield json.loads(line)
 
 
 def _board(folder: Path, after: int) -> Any:

@@ -21,11 +21,11 @@ from torch.utils.checkpoint import checkpoint
 
 from threefold.encoder.attention import Layout
 from threefold.encoder.model import Model
-from threefold.encoder.network import Batch, NetworkConfig, initialise
+from threefold.encoder.network import NetworkConfig, initialise
 from threefold.text.tokenizer import Tokens
 from threefold.train.packed import Packed, texts_of
 from threefold.train.parts import check_lengths, freeze, parameter_groups
-from threefold.train.reader import Reader
+from threefold.train.reader import NetworkReader
 from threefold.train.settings import TrainSettings
 from threefold.train.updates import Updates
 from threefold.train.world import World
@@ -113,13 +113,14 @@ class Decoder(nn.Module):
         k, v = self.key_value(keys).view(n, t, 2, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         a = scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None])  # (n, heads, t, d / heads)
         x = self.attended_norm(asked + self.attended(a.transpose(1, 2).reshape(n, t, d)))
-        return self.down_norm(x + self.down(gelu(self.up(x))))  # type: ignore[no-any-return]
+        states: Tensor = self.down_norm(x + self.down(gelu(self.up(x))))
+        return states
 
 
 def word_loss(states: Tensor, words: Tensor, ids: Tensor) -> Tensor:
     """Mean cross-entropy of the tokens `ids` (T,) from states (T, d), with the word table (v, d) as output layer."""
     if not len(ids):
-        return states.new_zeros(())
+        return states.sum()  # 0, and there is something to differentiate
     parts = [
         checkpoint(_summed, part, words, wanted, use_reentrant=False)
         for part, wanted in zip(torch.split(states, ROWS), torch.split(ids, ROWS), strict=True)
@@ -138,6 +139,8 @@ class RetroMAE(Updates):
     mask_id    what the encoder reads instead of a hidden token
     """
 
+    settings: TrainSettings
+
     def __init__(
         self,
         model: Model,
@@ -152,9 +155,10 @@ class RetroMAE(Updates):
     ) -> None:
         check_lengths(model, texts)
         self.model, self.texts, self.mask_id, self._special = model, texts, mask_id, np.array(special)
-        self.reader = Reader(model, special, ("dense",), settings.precision, recompute=settings.recompute)
-        self.decoder = Decoder(model.config.network).to(self.reader.device)
-        initialise(self.decoder, seed=settings.seed)
+        self.reader = NetworkReader(model.network, settings.precision, recompute=settings.recompute)
+        self.decoder = Decoder(model.config.network)
+        initialise(self.decoder, seed=settings.seed)  # here: a GPU takes no random numbers of the CPU
+        self.decoder.to(self.reader.device)
         freeze(model, settings)
         model.heads.requires_grad_(False)
         modules = {"model": model, "decoder": self.decoder}
@@ -170,20 +174,18 @@ class RetroMAE(Updates):
         rngs = [np.random.default_rng((self.settings.seed, self.step, int(row))) for row in mine]
         masks = draw_masks(packed.layout, known, rngs)
         counts = (int(masks.encoder.sum()), int(known.sum()))
-        shares = [self.world.share(count, self.device) for count in counts]
+        shares = [self.world.share(count) for count in counts]
         losses = [share * loss for share, loss in zip(shares, self.losses(packed, masks, known), strict=True)]
-        total = self.scaler.scale(torch.stack(losses).sum())
-        total.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(self.scaler.scale(torch.stack(losses).sum()))
         self.world.sum_gradients(self.trained())
-        values = self.world.sum(torch.stack(losses).detach().double())
-        return {"total": float(values.sum()), "encoder": float(values[0]), "decoder": float(values[1])}
+        log = self.world.numbers(dict(zip(("encoder", "decoder"), losses, strict=True)))
+        return {"total": sum(log.values()), **log}
 
     def losses(self, packed: Packed, masks: Masks, known: Bools) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy of the hidden tokens by the encoder, and of all known tokens by the decoder."""
         network, device, layout = self.model.network, self.device, packed.layout
         shown = np.where(masks.encoder, self.mask_id, packed.ids)
-        first = self.model.config.network.first_position
-        read, whole = (Batch.of(ids, layout, first, device) for ids in (shown, packed.ids))
+        read, whole = (self.reader.batch(ids, layout) for ids in (shown, packed.ids))
         hidden_at = torch.from_numpy(np.flatnonzero(masks.encoder)).to(device)
         known_at = torch.from_numpy(np.flatnonzero(known)).to(device)
         starts = layout.borders(device)[:-1]

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import torch
 
 from threefold.encoder.checkpoint import load, save
-from threefold.encoder.encoder import Encoder
 from threefold.encoder.precision import choose_device
 from threefold.encoder.sources import find
 from threefold.errors import ConfigError
@@ -25,14 +24,15 @@ from threefold.train.begun import Begun, read_json, write_json
 from threefold.train.checkpoints import drop_drafts
 from threefold.train.loop import Trainer
 from threefold.train.lora import add_adapters, merged, require_peft
-from threefold.train.parts import add_heads
+from threefold.train.parts import add_heads, trained_heads
 from threefold.train.positions import extend_positions
 from threefold.train.prepared import Prepared, idf_of, prepare_stage
-from threefold.train.recipe import Recipe, Stage
+from threefold.train.reader import arithmetic
+from threefold.train.recipe import Recipe
 from threefold.train.record import Record
 from threefold.train.retromae import RetroMAE
 from threefold.train.updates import Updates
-from threefold.train.validate import Validator
+from threefold.train.validate import Validator, beside
 from threefold.train.vectors import VectorTeacher
 from threefold.train.world import World
 
@@ -71,19 +71,19 @@ def train(
     """Run all stages that are not done yet and write the result.
 
     base   folder that relative paths begin from; None: the current one
-    force  begin again where the output is of another recipe, model or data
+    force  begin again where the output is of another recipe, model or data, or a checkpoint is damaged
     """
-    run = _Run(recipe, base or Path(), world or World(), listener or Listener())
+    run = _Run(recipe, base or Path(), world or World(), listener or Listener(), force=force)
     run.begun.is_other(recipe, {}, force=force)  # refused now, not when the data have been read
     stages = run.prepared()
-    run.begin(stages, force=force)
+    run.begin(stages)
     found = [run.stage(prepared) for prepared in stages]
     return Trained(run.finish(), found)
 
 
 class _Run:
-    def __init__(self, recipe: Recipe, base: Path, world: World, listener: Listener) -> None:
-        self.recipe, self.base, self.world, self.listener = recipe, base, world, listener
+    def __init__(self, recipe: Recipe, base: Path, world: World, listener: Listener, *, force: bool) -> None:
+        self.recipe, self.base, self.world, self.listener, self.force = recipe, base, world, listener, force
         self.output = base / recipe.output
         self.begun = Begun(self.output)
         if recipe.lora is not None:
@@ -96,6 +96,7 @@ class _Run:
         loaded = load(folder)
         self.tokenizer, self.model, self.hash = Tokenizer.load(folder), loaded.model, loaded.hash
         self._change_model()
+        self._check_stages()
         limits, most = recipe.data.limits, self.model.config.network.max_tokens
         for name in ("max_query", "max_passage"):
             if getattr(limits, name) > most:
@@ -129,25 +130,32 @@ class _Run:
             changes["matryoshka"] = recipe.matryoshka
         self.model.config = replace(self.model.config, **changes)
 
+    def _check_stages(self) -> None:
+        """What model or device cannot do is refused now, not when the stages before have been trained."""
+        for stage in self.recipe.chosen:
+            settings = self.recipe.settings_of(stage)
+            arithmetic(settings.precision, self.device)
+            if stage.kind != "retromae":
+                trained_heads(self.model, settings)
+
     # ---- before --------------------------------------------------------------------------------------
 
     def prepared(self) -> list[Prepared]:
         """The data of all stages; the first process reads them, the others find them in the cache."""
         if not self.world.first:
             self.world.wait()
-        chosen = self.recipe.stages or (Stage(),)
         stages = [
             prepare_stage(self.recipe, number, stage, self.tokenizer, self.base, self.world.size, self.listener.reading)
-            for number, stage in enumerate(chosen)
+            for number, stage in enumerate(self.recipe.chosen)
         ]
         if self.world.first:
             self.world.wait()
         return stages
 
-    def begin(self, stages: list[Prepared], *, force: bool) -> None:
+    def begin(self, stages: list[Prepared]) -> None:
         """From here on the output is of this run: its data are there, so the recipe was no slip of the pen."""
         marks = {"model": self.hash, **{stage.name: stage.key for stage in stages}}
-        other = self.begun.is_other(self.recipe, marks, force=force)
+        other = self.begun.is_other(self.recipe, marks, force=self.force)
         self.world.wait()  # until every process has looked
         if self.world.first:
             if other:
@@ -175,13 +183,11 @@ class _Run:
             add_adapters(self.model, self.recipe.lora, stage.settings.seed)
         self.model.to(self.device)
         run = self._updates(stage, folder)
-        run.resume()
+        run.resume(anew=self.force)
         self.listener.stage(stage.name, len(run.plan), run.step, stage.counts)
         record = Record(self.output, stage.name, run.step) if self.world.first else None
-        last: dict[str, float] = {}
 
         def report(line: dict[str, float]) -> None:
-            last.update(line)
             if record is not None:
                 record(line)
                 self.listener.line(stage.name, line)
@@ -195,6 +201,7 @@ class _Run:
             if record is not None:
                 record.close()
         self._keep(folder, best=watch is not None)
+        last = {} if record is None else record.last
         return {"stage": stage.name, "steps": run.step, "seconds": run.elapsed_s, "last": last, **run.notes}
 
     def _updates(self, stage: Prepared, folder: Path) -> Updates:
@@ -217,7 +224,7 @@ class _Run:
         if not self.recipe.teacher:
             return None
         assert stage.table is not None
-        encoder = Encoder(self._find(self.recipe.teacher), device=str(self.device))
+        encoder = beside(self._find(self.recipe.teacher), self.device)
         return VectorTeacher(encoder, self.tokenizer, stage.table)
 
     def _validator(self, stage: Prepared, folder: Path) -> Validator | None:
@@ -227,7 +234,7 @@ class _Run:
         def told(step: int, value: float) -> None:
             self.listener.figure(stage.name, step, value)
 
-        return Validator(self.recipe.validation, self.base, folder, self._write, str(self.device), told)
+        return Validator(self.recipe.validation, self.base, folder, self._write, self.device, told)
 
     # ---- after ---------------------------------------------------------------------------------------
 

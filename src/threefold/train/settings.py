@@ -1,4 +1,4 @@
-"""How to train: everything that one run of the loop is told."""
+"""How to train: what every loop is told, and what that of an embedder is told beside."""
 
 from __future__ import annotations
 
@@ -19,17 +19,40 @@ Part = Literal["words", "heads", "body"]
 #: learnt.
 CLOCKS: Final = frozenset({"minutes", "checkpoint_every", "log_every", "sub_tokens", "recompute"})
 
-_NOT_NEGATIVE: Final = (
-    "minutes", "body_lr", "word_lr", "head_lr", "weight_decay", "teacher", "idf_scale", "idf_steps", "matryoshka",
-    "sub_tokens", "seed",
-)  # fmt: skip
+
+@dataclass(frozen=True, slots=True)
+class LoopSettings(Settings):
+    """What the loop itself is told. Learning rates are peaks; all rise over `warmup` and fall linearly to a twentieth.
+
+    minutes            end of the schedule by the clock; 0: by the number of batches
+    warmup             part of the schedule
+    clip               longest gradient of a step; infinity: any
+    checkpoint_every, log_every  steps
+    """
+
+    minutes: float = 0.0
+    body_lr: float = 1e-4
+    head_lr: float = 1e-3
+    warmup: float = 0.03
+    clip: float = 1.0
+    weight_decay: float = 0.01
+    checkpoint_every: int = 200
+    log_every: int = 20
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup < 1:
+            raise ConfigError(f"warmup must be from 0 to below 1; got {self.warmup}")
+        if min(self.checkpoint_every, self.log_every) < 1:
+            raise ConfigError("checkpoint_every and log_every must be at least 1")
+        if not self.clip > 0:  # infinity is fine: no clipping
+            raise ConfigError(f"clip must be positive; got {self.clip}")
+        check_numbers(self, not_negative=("minutes", "body_lr", "head_lr", "weight_decay"))
 
 
 @dataclass(frozen=True, slots=True)
-class TrainSettings(Settings):
-    """How to train. Learning rates are peaks; all rise over `warmup` and fall linearly to a twentieth.
+class TrainSettings(LoopSettings):
+    """How to train an embedder.
 
-    minutes       end of the schedule by the clock; 0: by the number of batches
     word_lr       of the word table, which sees each row rarely
     loss          weights and temperatures of the objective
     teacher       weight of the distance to teacher vectors
@@ -46,13 +69,7 @@ class TrainSettings(Settings):
     recompute     run the layers again in the backward pass instead of keeping what they made
     """
 
-    minutes: float = 0.0
-    body_lr: float = 1e-4
     word_lr: float = 1e-3
-    head_lr: float = 1e-3
-    warmup: float = 0.03
-    clip: float = 1.0
-    weight_decay: float = 0.01
     loss: LossWeights = field(default_factory=LossWeights)
     teacher: float = 4.0
     idf_scale: float = 0.03
@@ -64,18 +81,12 @@ class TrainSettings(Settings):
     precision: TrainPrecision = "auto"
     sub_tokens: int = 0
     recompute: bool = False
-    checkpoint_every: int = 200
-    log_every: int = 20
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.warmup < 1:
-            raise ConfigError(f"warmup must be from 0 to below 1; got {self.warmup}")
-        if min(self.checkpoint_every, self.log_every) < 1:
-            raise ConfigError("checkpoint_every and log_every must be at least 1")
-        if not self.clip > 0:  # infinity is fine: no clipping
-            raise ConfigError(f"clip must be positive; got {self.clip}")
-        check_numbers(self, not_negative=_NOT_NEGATIVE)
+        LoopSettings.__post_init__(self)  # `super()` does not know the class that `slots` makes anew
+        weights = ("teacher", "idf_scale", "idf_steps", "matryoshka")
+        check_numbers(self, not_negative=("word_lr", *weights, "sub_tokens", "seed"))
         if min(self.multi_dims, default=1) < 1:
             raise ConfigError(f"multi_dims must be at least 1; got {min(self.multi_dims)}")
         if set(self.freeze) == set(get_args(Part)):

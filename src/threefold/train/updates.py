@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import torch
@@ -17,11 +16,13 @@ from threefold.errors import CheckpointError, ConfigError, NumericalError
 from threefold.train.checkpoints import (
     check_same_plan,
     check_same_settings,
+    flat,
     plan_digest,
     read_checkpoint,
+    unusable,
     write_checkpoint,
 )
-from threefold.train.settings import CLOCKS, TrainSettings, rate
+from threefold.train.settings import CLOCKS, LoopSettings, rate
 from threefold.train.words import clear_gradients
 from threefold.train.world import World
 from threefold.types import Ints
@@ -30,6 +31,10 @@ from threefold.types import Ints
 Report = Callable[[dict[str, float]], None]
 #: Called after every step; what it writes into `Updates.notes` is part of the checkpoint. True ends the run.
 Watch = Callable[["Updates"], bool]
+
+#: Decay rates of AdamW's two means, where a group has no others: RoBERTa's (Liu et al. 2019, arXiv 1907.11692, section
+#: 3.1).
+BETAS: Final = (0.9, 0.98)
 
 
 def progress(step: int, steps: int, elapsed_s: float, minutes: float) -> float:
@@ -53,7 +58,11 @@ class Updates(ABC):
     groups    of AdamW, each with its `peak` learning rate
     plan      what each step takes, of all devices together; sizes: tokens of each item that a plan names
     folder    for checkpoints
+    origin    what else decides the weights, by name: a checkpoint with another one is of another run
     """
+
+    #: What the log calls the items that a plan names.
+    items: ClassVar[str] = "pairs"
 
     def __init__(
         self,
@@ -61,22 +70,24 @@ class Updates(ABC):
         groups: list[dict[str, Any]],
         plan: Sequence[Ints],
         sizes: Ints,
-        settings: TrainSettings,
+        settings: LoopSettings,
         folder: Path,
         world: World,
         dtype: torch.dtype,
+        *,
+        origin: Mapping[str, Any] | None = None,
     ) -> None:
         if min(map(len, plan), default=world.size) < world.size:
             raise ConfigError(f"a batch has fewer items than there are devices; plan with least={world.size}")
         if not groups:
             raise ConfigError("nothing is left to train: every part is frozen or has no learning rate")
         self.modules, self.plan, self.sizes, self.settings = dict(modules), plan, sizes, settings
-        self.folder, self.world = folder, world
+        self.folder, self.world, self.origin = folder, world, dict(origin or {})
         self.device = next(p.device for group in groups for p in group["params"])
         self.step, self.elapsed_s = 0, 0.0
         self.unreported: list[dict[str, float]] = []  # what the steps since the last report logged
         self.notes: dict[str, Any] = {}
-        self.optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
+        self.optimiser = torch.optim.AdamW(groups, betas=BETAS, fused=True)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
 
     @abstractmethod
@@ -98,7 +109,7 @@ class Updates(ABC):
             self.step += 1
             log["seconds"] = time.perf_counter() - start
             self.unreported.append(log)
-            self.elapsed_s = self.world.from_first(self.elapsed_s + log["seconds"], self.device)
+            self.elapsed_s = self.world.from_first(self.elapsed_s + log["seconds"])
             if self.step % self.settings.log_every == 0:
                 self._report(report)
             if watch is not None and watch(self):
@@ -119,10 +130,6 @@ class Updates(ABC):
         """Part of the schedule that is done, by batches or by time, whichever is further."""
         return progress(self.step, len(self.plan), self.elapsed_s, self.settings.minutes)
 
-    def rng(self) -> np.random.Generator:
-        """Random numbers of this step: the same in a resumed run and on every device."""
-        return np.random.default_rng((self.settings.seed, self.step))
-
     def _update(self, rows: Ints) -> dict[str, float]:
         factor = rate(self.progress, self.settings.warmup)
         for group in self.optimiser.param_groups:
@@ -138,8 +145,10 @@ class Updates(ABC):
             raise NumericalError(f"the gradient of step {self.step} is {float(norm)}; the last checkpoint is intact")
         self.scaler.step(self.optimiser)  # in float16: nothing, if the gradient overflowed; the scale is lowered
         self.scaler.update()
-        sizes = {"tokens": int(self.sizes[rows].sum()), "pairs": len(rows)}
-        return log | sizes | {"norm": float(norm), "lr": factor * self.settings.body_lr}
+        log |= {"tokens": int(self.sizes[rows].sum()), self.items: len(rows), "lr": factor * self.settings.body_lr}
+        if torch.isfinite(norm):  # JSON has no number for one that overflowed
+            log["norm"] = float(norm)
+        return log
 
     def trained(self) -> list[Tensor]:
         """All parameters that are trained."""
@@ -169,32 +178,45 @@ class Updates(ABC):
                 "scaler": self.scaler.state_dict(),
                 "step": self.step,
                 "elapsed_s": self.elapsed_s,
-                "notes": json.dumps(self.notes),
-                "unreported": json.dumps(self.unreported),
-                "settings": json.dumps(self.settings.to_dict(), sort_keys=True),
+                "notes": self.notes,
+                "unreported": self.unreported,
+                "settings": self.settings.to_dict(),
+                "origin": self.origin,
                 "plan": plan_digest(self.plan),
             }
             write_checkpoint(self.checkpoint, state)
         self.world.wait()
 
-    def resume(self) -> bool:
-        """Continue from the checkpoint of `folder`, if there is one; refused when it is of another run."""
+    def resume(self, *, anew: bool = False) -> bool:
+        """Continue from the checkpoint of `folder`, if there is one; refused when it is of another run.
+
+        anew  where it is of another run, or damaged, begin again, instead of an error
+        """
         if not self.checkpoint.is_file():
             return False
-        state = read_checkpoint(self.checkpoint)
         try:
-            old, now = json.loads(state["settings"]), json.loads(json.dumps(self.settings.to_dict()))
-            check_same_settings(self.checkpoint, old, now, CLOCKS)
-            check_same_plan(self.checkpoint, state.get("plan"), plan_digest(self.plan))
+            state = read_checkpoint(self.checkpoint, (*self.modules, "optimiser", "step", "elapsed_s", "settings"))
+            self._check_same_run(state)
+        except CheckpointError:
+            if anew:
+                return False
+            raise
+        self._restore(state)
+        return True
+
+    def _check_same_run(self, state: Mapping[str, Any]) -> None:
+        check_same_settings(self.checkpoint, state.get("origin", {}), self.origin, frozenset())
+        check_same_settings(self.checkpoint, flat(state["settings"]), flat(self.settings.to_dict()), CLOCKS)
+        check_same_plan(self.checkpoint, state.get("plan"), plan_digest(self.plan))
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        try:
             for name, module in self.modules.items():
                 module.load_state_dict(state[name])
             self.optimiser.load_state_dict(state["optimiser"])
-            self.scaler.load_state_dict(state.get("scaler", {}))
-            self.notes = json.loads(state.get("notes", "{}"))
-            self.unreported = json.loads(state.get("unreported", "[]"))
+            if state.get("scaler"):  # empty from a device that needed no scale: here it begins where it begins
+                self.scaler.load_state_dict(state["scaler"])
+            self.notes, self.unreported = state.get("notes", {}), state.get("unreported", [])
             self.step, self.elapsed_s = int(state["step"]), float(state["elapsed_s"])
-        except CheckpointError:
-            raise
         except Exception as error:  # a state of another shape fails in any way that it likes
-            raise CheckpointError(f"cannot resume from {self.checkpoint}: {error}") from error
-        return True
+            raise unusable(self.checkpoint, error) from error

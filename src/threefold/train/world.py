@@ -3,12 +3,18 @@
 Every device holds the whole model. What they exchange is explicit: representations before the loss, their gradients
 after it, and the gradients of the parameters before the update. All sums are sums over the devices, so the result is
 that of one device with the whole batch.
+
+Tensors are exchanged by what is fastest on the device (NCCL or Gloo), numbers of the host always by Gloo: no device has
+to be waited for, and nobody gives up while the first process reads data or measures the model. NCCL would, after ten
+minutes.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
+from typing import Final
 
 import torch
 import torch.distributed as dist
@@ -16,26 +22,38 @@ from torch import Tensor
 
 from threefold.errors import ConfigError
 
+#: How long the others wait for the first process. One that ends is noticed at once.
+PATIENCE: Final = timedelta(days=7)
+
+
+def processes() -> int:
+    """How many processes `torchrun` started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
 
 class World:
-    """`size` processes, of which this is number `rank`."""
+    """`size` processes, of which this is number `rank`, on its machine number `local`.
 
-    def __init__(self, rank: int = 0, size: int = 1, local: int = 0) -> None:
-        self.rank, self.size, self.local = rank, size, local
+    hosts  the group in which they exchange numbers
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1, local: int = 0, hosts: dist.ProcessGroup | None = None) -> None:
+        self.rank, self.size, self.local, self._hosts = rank, size, local, hosts
 
     @classmethod
-    def from_environment(cls, device: torch.device | None = None) -> World:
-        """The processes of `torchrun` (RANK, WORLD_SIZE, LOCAL_RANK), or this one alone."""
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    def from_environment(cls, device: torch.device) -> World:
+        """The processes of `torchrun` (RANK, WORLD_SIZE, LOCAL_RANK), or this one alone; each on a device like this."""
+        if processes() == 1:
             return cls()
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
         missing = [name for name in names if name not in os.environ]
         if missing:
             raise ConfigError(f"WORLD_SIZE is set but {missing[0]} is not; start the processes with torchrun")
         if not dist.is_initialized():
-            on_gpu = torch.cuda.is_available() if device is None else device.type == "cuda"
-            dist.init_process_group("nccl" if on_gpu else "gloo")
-        return cls(*(int(os.environ[name]) for name in names))
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        hosts = dist.new_group(backend="gloo", timeout=PATIENCE)
+        rank, size, local = (int(os.environ[name]) for name in names)
+        return cls(rank, size, local, hosts)
 
     @property
     def first(self) -> bool:
@@ -50,7 +68,7 @@ class World:
     def wait(self) -> None:
         """Until every process is here."""
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(group=self._hosts)
 
     # ---- exchanges -----------------------------------------------------------------------------------
 
@@ -60,20 +78,28 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
-    def share(self, count: int, device: torch.device) -> float:
+    def numbers(self, parts: Mapping[str, Tensor]) -> dict[str, float]:
+        """The sums over all processes of numbers that tensors hold; one wait for the device."""
+        values = torch.stack([part.detach() for part in parts.values()]).cpu().double()
+        if self.size > 1:
+            dist.all_reduce(values, group=self._hosts)
+        return dict(zip(parts, values.tolist(), strict=True))
+
+    def share(self, count: int) -> float:
         """The part of a mean over all processes that `count` items of this one make: 1 for one process."""
         if self.size == 1:
             return 1.0 if count else 0.0
-        total = float(self.sum(torch.tensor(float(count), dtype=torch.float64, device=device)))
-        return count / total if total else 0.0
+        total = torch.tensor(float(count), dtype=torch.float64)
+        dist.all_reduce(total, group=self._hosts)
+        return count / float(total) if total else 0.0
 
-    def from_first(self, value: float, device: torch.device) -> float:
+    def from_first(self, value: float) -> float:
         """The first process's value, such as its clock: all must decide alike."""
         if self.size == 1:
             return value
-        tensor = torch.tensor(value, dtype=torch.float64, device=device)
-        dist.broadcast(tensor, 0)
-        return float(tensor)
+        number = torch.tensor(value, dtype=torch.float64)
+        dist.broadcast(number, 0, group=self._hosts)
+        return float(number)
 
     def gather(self, own: Tensor, rows: Sequence[int]) -> Tensor:
         """The tensors of all processes end to end. They have `rows` first dimensions, which every process knows."""
