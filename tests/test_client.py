@@ -228,7 +228,7 @@ class Scripted:
 
 def busy(status: int = 429, after: str | None = "7") -> httpx.Response:
     body = {"error": {"message": "full"}}
-    return httpx.Response(status, json=body, headers={"retry-after": after} if after else {})
+    return httpx.Response(status, json=body, headers=[(b"retry-after", after.encode("latin-1"))] if after else [])
 
 
 FINE = {"results": [{"index": 0, "relevance_score": 0.5}]}
@@ -335,9 +335,50 @@ def test_halves_come_in_order_and_one_text_that_is_too_large_is_an_error() -> No
     assert script.slept == []
 
 
+def test_what_is_too_large_is_known_by_its_code_and_not_by_its_words() -> None:
+    def refused(**error: Any) -> httpx.Response:
+        return httpx.Response(400, json={"error": {"type": "invalid_request_error", "param": None, **error}})
+
+    fine = {"embedding": "AACAPwAAAAA=", "tokens": 3, "truncated": False}
+    answers = [httpx.Response(200, json={"data": [fine]}) for _ in range(2)]
+    too_large = refused(message="zu viel", code="request_too_large")
+    script = Scripted(httpx.Response(200, json=CARD), too_large, *answers)
+    with script.client() as client:
+        assert len(client.embed(["a", "b"])) == 2
+    assert [json.loads(body)["input"] for body in script.sent[1:]] == [["a", "b"], ["a"], ["b"]]
+    other = refused(message="Send less at once", code="invalid_request_error")
+    script = Scripted(httpx.Response(200, json=CARD), other)
+    with script.client() as client, pytest.raises(InputError, match="Send less at once"):
+        client.embed(["a", "b"])
+    assert len(script.sent) == 2
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '"error"', '{"error": "x"}', '{"error": {"message": "m"}}', '{"error": {"status": "x"}}', '{"report": 5}',
+        '{"error": {"status": 1e999}}', '{"progress": 5}', "{}", '{"other": {}}', "null", "<html>",
+    ],
+)  # fmt: skip
+def test_a_line_that_is_none_of_ours_says_what_came(line: str) -> None:
+    script = Scripted(httpx.Response(200, text=line))
+    with script.client() as client, pytest.raises(ServeError, match="not one of `threefold serve`"):
+        client.collection("papers").add([])
+
+
+@pytest.mark.parametrize("k", [0, -1])
+def test_a_number_of_texts_below_one_is_refused(k: int) -> None:
+    script = Scripted()
+    with script.client() as client, pytest.raises(InputError, match=f"k must be at least 1; got {k}"):
+        client.rerank("a", ["b"], k=k)
+    assert script.sent == []
+
+
 @pytest.mark.parametrize(
     ("answer", "error", "message"),
     [
+        (busy(429, "²"), OverloadedError, "full"),
+        (httpx.Response(400, json={"error": None}), InputError, "the server answered 400"),
         (busy(429, "500"), OverloadedError, "full"),  # longer than the client waits
         (busy(429, None), OverloadedError, "full"),  # the server does not say when
         (busy(504, None), DeadlineError, "full"),

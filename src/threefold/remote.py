@@ -42,8 +42,8 @@ Progress = Callable[[Mapping[str, int]], None]
 _KIND: Mapping[Representation, str] = {"dense": "dense", "sparse": "sparse", "multi": "multi_vector"}
 
 
-#: What the server says of a request that has too many tokens; it has the status of any other bad request.
-_TOO_MANY_TOKENS = "Send less at once"
+#: The server's code for a request that is too large as a whole, whatever its status.
+_TOO_LARGE = "request_too_large"
 
 
 class TooLargeError(InputError):
@@ -215,7 +215,9 @@ def _rows(found: Any) -> Floats:
 
 
 def rerank(query: str, texts: Sequence[str], k: int | None, model: str | None) -> Ask[list[Ranked]]:
-    """Texts from the best on."""
+    """Texts from the best on; `k` of them, None: all."""
+    if k is not None and k < 1:  # the server would take 0 for all, as vLLM does
+        raise InputError(f"k must be at least 1; got {k}")
     said = clean_value({"query": query, "documents": list(texts)})  # as in `EmbedOptions.ask`
     body = said | {"top_n": k, "return_documents": False, "model": model}
 
@@ -309,16 +311,18 @@ def document_line(document: Document | Mapping[str, Any]) -> bytes:
 def event(line: str, progress: Progress | None) -> dict[str, Any] | None:
     """A line of the answer to added documents: the report if it is that, else None; progress is told, errors raised."""
     try:
-        found = json.loads(line)
-        kind = next(kind for kind in ("error", "report", "progress") if kind in found)
-    except (ValueError, TypeError, StopIteration) as error:
+        (kind, found), *_ = json.loads(line).items()
+        status = int(found.get("status", 0))
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise _not_ours(line.encode()) from error
-    if kind == "error":
-        raise error_of(found["error"]["status"], line.encode(), None)
+    if kind == "error" and status:
+        raise error_of(status, line.encode(), None)
     if kind == "report":
-        return _as_it_is(found["report"])
+        return _as_it_is(found)
+    if kind != "progress":
+        raise _not_ours(line.encode())
     if progress is not None:
-        progress(found["progress"])
+        progress(found)
     return None
 
 
@@ -327,8 +331,9 @@ def event(line: str, progress: Progress | None) -> dict[str, Any] | None:
 
 def error_of(status: int, body: bytes, retry_after: str | None) -> ServeError | InputError:
     """The error that an answer means; the same classes as in the library."""
-    message = _message(body) or f"the server answered {status}"
-    seconds = float(retry_after) if retry_after and retry_after.isdigit() else None
+    error = _error(body)
+    message = str(error.get("message") or "") or f"the server answered {status}"
+    seconds = float(retry_after) if retry_after and retry_after.isascii() and retry_after.isdigit() else None
     if status == 429:
         return OverloadedError(message, seconds)
     if status == 503:
@@ -337,7 +342,8 @@ def error_of(status: int, body: bytes, retry_after: str | None) -> ServeError | 
         return DeadlineError(message)
     if status >= 500:
         return ServeError(message)
-    return TooLargeError(message) if status == 413 or _TOO_MANY_TOKENS in message else InputError(message)
+    too_large = status == 413 or error.get("code") == _TOO_LARGE  # 413 also where a proxy says it
+    return TooLargeError(message) if too_large else InputError(message)
 
 
 def _not_ours(body: bytes) -> ServeError:
@@ -346,10 +352,11 @@ def _not_ours(body: bytes) -> ServeError:
     return ServeError(f"the answer is not one of `threefold serve`: {said!r}. Is base_url its address?")
 
 
-def _message(body: bytes) -> str:
+def _error(body: bytes) -> dict[str, Any]:
+    """The error inside a body of any dialect: its message, and perhaps more."""
     try:
         found = json.loads(body)
     except ValueError:
-        return body.decode("utf-8", "replace")[:200]
+        return {"message": body.decode("utf-8", "replace")[:200]}
     error = found.get("error", found) if isinstance(found, dict) else {}
-    return str(error.get("message", "")) if isinstance(error, dict) else str(error)
+    return error if isinstance(error, dict) else {"message": error}

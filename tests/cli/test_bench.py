@@ -32,7 +32,7 @@ def test_bench_compares_precisions_on_own_texts(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--precisions", "half"), "expected some of float32, bfloat16, int8"),
+        (("--precisions", "half"), "expected some of float32, bfloat16, float16, int8"),
         (("--precisions", ","), "--precisions is empty"),
         (("--price-per-hour", "0"), "--price-per-hour must be above 0"),
         (("--price-per-hour", "nan"), "--price-per-hour must be above 0 and finite; got nan"),

@@ -355,6 +355,7 @@ def _cuda(capability: tuple[int, int]) -> dict[str, Any]:
         "set_device": lambda device: None,
         "is_bf16_supported": lambda including_emulation=True: including_emulation or capability >= (8, 0),
         "get_device_capability": lambda device=None: capability,
+        "max_memory_reserved": lambda device=None: 2**20,
         "current_stream": lambda device=None: Stream(),
         "synchronize": lambda device=None: Gpu.here.waited("synchronize", Gpu.here.under_way),
         "Event": Event,

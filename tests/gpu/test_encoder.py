@@ -15,6 +15,7 @@ from tests.encoder.test_encoder import same_weights
 from tests.gpu.pretend import Far, Gpu
 
 from threefold import CrossEncoder, Encoder
+from threefold.encoder.bench import _Job, _measure, bench, fidelity, usual_precisions
 from threefold.errors import InputError
 from threefold.types import Encoded, Representation
 
@@ -191,6 +192,18 @@ def test_what_the_gpu_does_not_have_is_refused(gpu: Gpu, m3_folder: Path, capabi
         Encoder(m3_folder, budget=131_071)
     with pytest.raises(InputError, match="int8 runs on CPUs, and the device is cuda"):
         Encoder(m3_folder, precision="int8")
+
+
+def test_its_precisions_are_compared(gpu: Gpu, m3_folder: Path) -> None:
+    precisions = usual_precisions(torch.device("cuda"))
+    assert precisions == ("float32", "float16", "bfloat16")
+    found = [_measure(_Job(str(m3_folder), None, each, tuple(TEXTS), 1, "cuda", None)) for each in precisions]
+    for (measured, encoded), least in zip(found, (1 - 1e-6, 0.9999, 0.999), strict=True):
+        assert measured.peak_bytes == 2**20
+        assert measured.kernels == "PyTorch"
+        assert min(fidelity(found[0][1], encoded)[0].values()) > least
+    with pytest.raises(InputError, match="int8 runs on CPUs, and the device is cuda"):
+        next(bench(str(m3_folder), TEXTS, precisions=["float16", "int8"]))
 
 
 def test_one_gpu_is_one_type_of_device(gpu: Gpu) -> None:

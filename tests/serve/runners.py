@@ -25,7 +25,7 @@ class HeldRunner:
     layer    called in every layer with the first ids
     """
 
-    FAIL, DIE, DIE_ONCE = 900, 901, 902
+    FAIL, DIE, DIE_ONCE, LOSE = 900, 901, 902, 903
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []  # first ids
@@ -64,6 +64,8 @@ class HeldRunner:
             self.layer(firsts)
         if self.FAIL in firsts:
             raise RuntimeError("secret details of the backend")
+        if self.LOSE in firsts:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
         if self.DIE in firsts:
             raise Death("killed")
         if self.DIE_ONCE in firsts and self.DIE_ONCE not in self._died:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,12 +18,13 @@ import pytest
 from tests.serve.fakes import POISON, START_S, FakeCross, ServedEncoder, make_server, serving
 
 from threefold.cli.main import main
-from threefold.errors import ConfigError, OverloadedError, UnavailableError
+from threefold.errors import ConfigError, InputError, OverloadedError, UnavailableError
 from threefold.serve.accounts import Accounts
 from threefold.serve.errors import CreditError
 from threefold.serve.keys import Key, change_key, create_key, read_keys, usage_file_of
-from threefold.serve.ledger import UNIT, Amount, Ledger, Slot
-from threefold.serve.prices import Price
+from threefold.serve.ledger import UNIT, Amount, Balance, Ledger, Slot
+from threefold.serve.prices import MOST, Price
+from threefold.serve.reports import report
 from threefold.serve.settings import ServeConfig
 from threefold.text.tokenizer import Tokenizer
 
@@ -188,11 +191,96 @@ def test_credit_bounds_a_key_once_it_was_granted(accounts: Accounts, file: Path)
     accounts.check(key())
 
 
+def test_the_highest_price_can_be_written(file: Path, clock: Clock) -> None:
+    accounts = Accounts(file, {"m": Price(embed=MOST)}, clock)
+    accounts.use("k", "m", "/embed", "embed", 9_000_000)
+    accounts.write()
+    assert accounts.usage("2026-01-31", "2026-01-31")[0][1].picos == 9_000_000 * UNIT
+    accounts.close()
+
+
+def test_grants_beyond_64_bits_add_up(accounts: Accounts, file: Path) -> None:
+    with contextlib.closing(Ledger(file)) as cli:
+        for _ in range(10):
+            cli.grant("k", 1_000_000 * UNIT, int(NOON))
+        with pytest.raises(InputError, match="a grant is at most 1,000,000 at a time; got -1e"):
+            cli.grant("k", -(10**20), int(NOON))
+    assert accounts.balance("k").granted == 10_000_000 * UNIT
+    accounts.check(key())
+
+
+def test_use_is_not_lost_when_balances_are_read_again_just_then(
+    accounts: Accounts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the thread that writes does it: between finding a balance and spending from it, another takes its place."""
+    accounts.use("k", "m", "/embed", "embed", 10)
+    original = accounts.balance
+
+    def overtaken(name: str) -> Balance:
+        found = original(name)
+        accounts._keep({name: Balance(None, 0, 0, 0)})
+        return found
+
+    monkeypatch.setattr(accounts, "balance", overtaken)
+    accounts.use("k", "m", "/embed", "embed", 5)
+    assert original("k").day == 15
+
+
+def test_no_balance_of_the_day_before_is_kept(
+    accounts: Accounts, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that writes has just read one when the day changes, and keeps it a moment later."""
+    for name in ("k", "other"):
+        accounts.use(name, "m", "/embed", "embed", 10)
+    accounts.write()
+    has_read, turned, original = threading.Event(), threading.Event(), accounts._try_to_write
+
+    def read_again() -> None:
+        with accounts._writing:
+            fresh = {"other": accounts._ledger.balance("other", "2026-01-31")}
+            has_read.set()
+            turned.wait(0.2)
+            accounts._keep(fresh)
+
+    writer = threading.Thread(target=read_again)
+
+    def write_and_read_again() -> None:
+        original()
+        writer.start()
+        has_read.wait(START_S)
+
+    monkeypatch.setattr(accounts, "_try_to_write", write_and_read_again)
+    clock.now += 86_400
+    accounts.balance("k")
+    turned.set()
+    writer.join()
+    monkeypatch.setattr(accounts, "_try_to_write", original)
+    assert accounts.balance("other").day == 0
+
+
+def test_a_report_of_many_keys_reads_its_rows_once() -> None:
+    class Rows(list[tuple[Slot, Amount]]):
+        read = 0
+
+        def __iter__(self) -> Iterator[tuple[Slot, Amount]]:
+            self.read += 1
+            return super().__iter__()
+
+    ids = ["a", "b", "c"]
+    rows = Rows((Slot(id, day, "m", "/embed", "embed"), Amount(1, 2, 3)) for day in ("1", "2") for id in ids[:2])
+    found = report(rows, "1", "2", "USD", ids, {}, lambda id: Balance(None, 0, 0, 0))
+    assert [[one["day"] for one in key["usage"]] for key in found["keys"]] == [["1", "2"], ["1", "2"], []]
+    assert rows.read == 1
+
+
 def test_prices_are_checked() -> None:
     config = ServeConfig.from_dict({"prices": {"m": {"embed": 0.1}}})
     assert config.prices == {"m": Price(0.1, 0.0)}
-    with pytest.raises(ConfigError, match=r"prices\.m: embed must be a price of at least 0; got -1"):
-        ServeConfig.from_dict({"prices": {"m": {"embed": -1}}}, "serve")
+    for price in (-1, float("nan"), 2e6):
+        with pytest.raises(
+            ConfigError, match=r"prices\.m: embed must be a price from 0 to 1,000,000 per million tokens"
+        ):
+            ServeConfig.from_dict({"prices": {"m": {"embed": price}}}, "serve")
     with pytest.raises(ConfigError, match="unknown setting 'search'"):
         ServeConfig.from_dict({"prices": {"m": {"search": 1}}}, "serve")
 
@@ -267,6 +355,24 @@ def test_collections_are_counted_with_what_reranking_reads(world: World) -> None
     assert counted["/collections/{name}/search", "rerank"][1] > tokens
 
 
+def test_a_request_of_many_parts_is_one_request(world: World) -> None:
+    with serving(world.server) as url, httpx.Client(base_url=url, timeout=START_S) as client:
+        ranks = {"query": "a", "texts": ["a fox", "dog"]}
+        instances = [{"inputs": "a"}, {"inputs": "a fox"}, ranks, ranks]
+        assert client.post("/vertex", json={"instances": instances}, headers=world.mine).status_code == 200
+        rows = client.get("/v1/usage", headers=world.mine).json()["keys"][0]["usage"]
+        tokens = client.get("/v1/usage", headers=world.mine).json()["keys"][0]["total"]["tokens"]
+    assert {row["kind"]: row["requests"] for row in rows} == {"embed": 1, "rerank": 1}
+    assert tokens == world.server.embedder.tokenizer.count(["a", "a fox"]).sum() + 2 * _pairs_read(world)
+
+
+def _pairs_read(world: World) -> int:
+    """Tokens of `ranks` above, which the cross-encoder reads pair by pair: <s> query </s></s> text </s>."""
+    tokenizer = world.server.embedder.tokenizer
+    query, *texts = (len(tokenizer.pieces(text)) for text in ("a", "a fox", "dog"))
+    return sum(query + text + 4 for text in texts)
+
+
 def test_who_may_see_what(world: World) -> None:
     with serving(world.server) as url, httpx.Client(base_url=url, timeout=START_S) as client:
         embed(client, world)
@@ -277,6 +383,9 @@ def test_who_may_see_what(world: World) -> None:
         assert [found["key"] for found in one] == [world.key.id]
         other = client.get("/v1/usage", params={"key": world.admin_key.id}, headers=world.mine)
         assert other.status_code == 403
+        nobody = client.get("/v1/usage", params={"key": "key-x"}, headers=world.admin)
+        assert nobody.status_code == 404
+        assert nobody.json()["error"]["message"] == "there is no key 'key-x'"
         bad = client.get("/v1/usage", params={"from": "yesterday"}, headers=world.mine)
         assert bad.json()["error"]["message"] == "from must be a day such as 2026-01-31; got 'yesterday'"
         wrong = client.get("/v1/usage", params={"from": "2026-02-01", "to": "2026-01-01"}, headers=world.mine)
@@ -404,7 +513,7 @@ def test_usage_that_nobody_has_counted_is_not_nothing(tmp_path: Path) -> None:
     [
         (["--scopes", ""], "a key without scopes may do nothing; give some of embed"),
         (["--scopes", " , "], "a key without scopes"),
-        (["--namespace", "ü" * 33], "--namespace has 66 bytes, the limit is 64"),
+        (["--namespace", "ü" * 33], "namespace has 66 bytes, the limit is 64"),
     ],
 )
 def test_a_key_that_is_of_no_use_is_not_made(

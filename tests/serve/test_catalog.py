@@ -11,11 +11,13 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from starlette.requests import Request
 from tests.serve.fakes import START_S, FakeCross, ServedEncoder, serving
 
 from threefold.client import Client
 from threefold.errors import CheckpointError, ConfigError, InputError, UnavailableError
 from threefold.serve.catalog import BUSY_S, RETRY_S, Catalog, Model
+from threefold.serve.http import Call
 from threefold.serve.server import Server
 from threefold.serve.settings import ModelSettings, ServeConfig
 from threefold.text.tokenizer import Tokenizer
@@ -343,6 +345,36 @@ def test_a_wrong_request_loads_nothing_and_a_deadline_ends_the_wait(zoo: Zoo) ->
         assert embed(client, "small").status_code == 200
     assert late.status_code == 504
     assert "still loading after 0.03 s" in late.json()["error"]["message"]
+
+
+def test_a_request_that_ends_as_its_model_comes_gives_it_back(
+    served: ServedEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def life() -> None:
+        config = ServeConfig(models=(ModelSettings("other"),))
+        server = Server(config, lambda: served, None, lambda settings: served)
+        await server.start()
+        other, take = server.model_of("other"), server.catalog.take
+        call = Call(Request({"type": "http", "headers": []}, _silent), server, "/", "id", "openai")
+
+        async def last_moment(model: Model) -> Any:
+            service = await take(model)
+            asking.cancel()  # what a deadline does
+            return service
+
+        monkeypatch.setattr(server.catalog, "take", last_moment)
+        asking = asyncio.ensure_future(server.encoder(call, "other"))
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        server.released(call)
+        assert (other.state, other.requests) == ("ready", 0)
+        await server.stop()
+
+    asyncio.run(life())
+
+
+async def _silent() -> Any:
+    await asyncio.Event().wait()
 
 
 def test_settings_of_models() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from tests.serve.fakes import START_S, FakeCross, ServedEncoder, make_server, serving
 
 from threefold.collection import Collection
+from threefold.serve import wire
 from threefold.serve.collections import hit_dict
 from threefold.serve.keys import create_key
 from threefold.serve.library import Library
@@ -113,6 +115,22 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _rounded(item) for key, item in value.items()}
     return [_rounded(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def test_hits_and_documents_are_written_where_they_keep_nobody_waiting(
+    client: httpx.Client, papers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writing: list[str] = []
+
+    def noted(body: Any, *arguments: Any) -> Any:
+        writing.append(threading.current_thread().name)
+        return original(body, *arguments)
+
+    original = wire.json_response
+    monkeypatch.setattr(wire, "json_response", noted)
+    assert client.post(f"/collections/{papers}/search", json={"query": "a fox"}).status_code == 200
+    assert client.get(f"/collections/{papers}/documents").status_code == 200
+    assert [name.startswith("threefold-search") for name in writing] == [True, True]
 
 
 def test_retrievers_as_json_and_by_name(client: httpx.Client, papers: str) -> None:

@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 from tests.serve.fakes import ServedEncoder, make_server, serving
 
+from threefold import serve
+from threefold.serve import errors
 from threefold.serve.app import CONTRACTS
+from threefold.serve.errors import TOO_LARGE
 from threefold.serve.settings import ServeConfig
 
 GUIDE = (Path(__file__).parents[2] / "docs/server.md").read_text(encoding="utf-8")
@@ -52,3 +55,10 @@ def test_every_route_is_in_the_guide() -> None:
             continue
         tail = path.removeprefix("/collections/{name}")
         assert path in GUIDE or f"...{tail}" in GUIDE, f"{path} is not in docs/server.md"
+
+
+def test_every_code_of_an_error_is_in_the_guide() -> None:
+    sources = "".join(path.read_text(encoding="utf-8") for path in Path(serve.__path__[0]).glob("*.py"))
+    codes = {TOO_LARGE, *re.findall(r'code="(\w+)"', sources), *(code for _, code in errors._OPENAI.values())}
+    assert len(codes) > 10
+    assert [code for code in sorted(codes) if f"`{code}`" not in GUIDE] == []

@@ -88,7 +88,6 @@ def test_models(http: httpx.Client) -> None:
         ({"input": ["a", 1]}, "input", "input[1] must be a string; got a number"),
         ({"input": [[1], "a"]}, "input", "input[0] must be a string; got an array"),
         ({"input": None}, "input", "input must be a string or an array of strings"),
-        ({"input": ["a"] * 9}, "input", "batch size 9 > maximum allowed batch size 8"),
         ({}, "input", "input: Field required"),
         ({"input": "a", "encoding_format": "hex"}, "encoding_format", "encoding_format: Input should be"),
         ({"input": "a", "dimensions": 0}, "dimensions", "dimensions: Input should be greater than or equal to 1"),
@@ -105,6 +104,17 @@ def test_a_bad_field_is_named(http: httpx.Client, body: dict[str, Any], param: s
     assert error["param"] == param
     assert error["message"].startswith(message)
     assert error["type"] == error["code"] == "invalid_request_error"
+
+
+def test_too_many_texts_are_known_by_their_code(http: httpx.Client) -> None:
+    response = post(http, input=["a"] * 9)
+    assert response.status_code == 400
+    assert error_of(response) == {
+        "message": "batch size 9 > maximum allowed batch size 8",
+        "type": "invalid_request_error",
+        "param": "input",
+        "code": "request_too_large",
+    }
 
 
 @pytest.mark.parametrize("ids", [[1, 2, 3], [[1, 2], [3]]])
@@ -131,6 +141,18 @@ def test_the_limit_of_vllm_clients_cuts(http: httpx.Client, served: ServedEncode
         body = post(http, model="fake-m3", input="fox " * 200, truncate_prompt_tokens=limit).json()
         assert body["usage"]["total_tokens"] == tokens
         assert set(body["data"][0]) == {"object", "index", "embedding"}
+
+
+def test_a_limit_of_vllm_clients_is_cut_where_the_request_says(http: httpx.Client, served: ServedEncoder) -> None:
+    text = " ".join(["quick brown fox"] * 5 + ["lazy dog"] * 5)
+    for truncate in ("end", "start"):
+        expected = served.encode([text], max_tokens=8, truncate=truncate).dense
+        assert expected is not None
+        (item,) = post(http, input=text, truncate_prompt_tokens=8, truncate=truncate).json()["data"]
+        np.testing.assert_array_equal(np.array(item["embedding"], np.float32), expected[0])
+    refused = post(http, input=text, truncate_prompt_tokens=8, truncate="none")
+    assert refused.status_code == 400
+    assert "tokens, the limit is 8" in error_of(refused)["message"]
 
 
 def test_another_model_is_not_found(http: httpx.Client) -> None:
@@ -257,6 +279,20 @@ def test_all_three_from_one_request(http: httpx.Client, served: ServedEncoder) -
 def test_what_was_not_asked_for_is_not_there(http: httpx.Client) -> None:
     (item,) = post(http, input="a fox", embedding_types=["sparse"]).json()["data"]
     assert set(item) == {"object", "index", "sparse_embedding", "tokens", "truncated"}
+
+
+@pytest.mark.parametrize("types", [["sparse"], ["multi_vector"], ["sparse", "multi_vector"]])
+def test_dimensions_need_a_dense_vector(http: httpx.Client, types: list[str]) -> None:
+    refused = post(http, input="a fox", embedding_types=types, dimensions=8)
+    assert refused.status_code == 400
+    error = error_of(refused)
+    assert error["param"] == "dimensions"
+    assert error["message"] == (
+        "nothing of what was asked for can be cut to 8 dimensions: only dense vectors can. Leave `dimensions` out, or "
+        'add "dense" to `embedding_types`'
+    )
+    own = post(http, input="a fox", embedding_types=types, dimensions=16).status_code  # the size of token vectors
+    assert own == (400 if types == ["sparse"] else 200)
 
 
 def test_sparse_formats_say_the_same(http: httpx.Client) -> None:

@@ -18,10 +18,10 @@ import httpx
 import pytest
 from tests.serve.fakes import START_S, FakeCross, ServedEncoder, make_server, serving
 
-from threefold.serve import judges
+from threefold.serve import heads
 from threefold.serve.keys import create_key, revoke_key
 from threefold.serve.logs import FACTS, JsonLines, Lines
-from threefold.serve.models import Answer, Embedder, Read
+from threefold.serve.models import CLIP_CHARACTERS, Answer, Embedder, Read
 from threefold.serve.queue import Limits
 from threefold.serve.server import Server
 from threefold.serve.settings import ServeConfig
@@ -179,6 +179,10 @@ def test_limits_of_a_request(held: HeldEncoder) -> None:
         assert chunked.status_code == 413
         many = client.post("/embed", json={"inputs": ["fox " * 25] * 5})
         assert "the limit is 100" in many.json()["error"]
+        for types in (["dense"], ["multi_vector"]):
+            ours = {"model": "held", "input": ["fox " * 25] * 5, "embedding_types": types, "truncate": "end"}
+            whole = client.post("/v1/embeddings", json=ours)
+            assert (whole.status_code, whole.json()["error"]["code"]) == (400, "request_too_large")
         multi = client.post("/embed_all", json={"inputs": ["fox " * 25] * 2})
         assert "with a vector for each the limit is 40" in multi.json()["error"]
         assert client.get("/info").json()["max_input_length"] == 30
@@ -215,7 +219,7 @@ def test_token_vectors_of_queries_have_a_limit_and_those_of_texts_come_in_blocks
     body = {"query": "a fox", "texts": [*texts, texts[0]], "raw_scores": True}
     with client_of(make_server(held, ServeConfig(max_multi_tokens=60))) as client:
         whole = client.post("/rerank", json=body)
-        monkeypatch.setattr(judges, "BLOCK_TOKENS", 50)
+        monkeypatch.setattr(heads, "BLOCK_TOKENS", 50)
         parts = client.post("/rerank", json=body)
         assert len(whole.json()) == 9
         assert [one["index"] for one in parts.json()] == [one["index"] for one in whole.json()]
@@ -226,7 +230,7 @@ def test_token_vectors_of_queries_have_a_limit_and_those_of_texts_come_in_blocks
 
 
 def test_the_deadline_is_of_all_blocks_together(held: HeldEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judges, "BLOCK_TOKENS", 20)
+    monkeypatch.setattr(heads, "BLOCK_TOKENS", 20)
     body = {"query": "a fox", "texts": [f"{'fox ' * 12}{i}" for i in range(6)]}
     given = []
 
@@ -257,12 +261,64 @@ def test_tokenizing_has_the_limits_of_a_request(held: HeldEncoder) -> None:
         assert client.post("/tokenize", json={"prompt": "fox " * 60}).status_code == 400
 
 
+def test_what_is_too_long_to_be_told_is_counted_and_not_made(
+    held: HeldEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every token of an answer takes hundreds of bytes: a body of 16 MB would take gigabytes."""
+    with client_of(make_server(held, ServeConfig(max_request_tokens=20_000))) as client:
+        text = "a " * 19_990  # nearly as many as may be told
+        (whole,) = client.post("/tokenize", json={"inputs": text, "add_special_tokens": False}).json()
+        assert [piece["id"] for piece in whole] == [piece.id for piece in held.tokenizer.pieces(text)]
+        monkeypatch.setattr(Tokenizer, "pieces", None)
+        for body in ({"inputs": ["fox " * 50_000]}, {"prompt": "fox " * 50_000}):
+            refused = client.post("/tokenize", json=body)
+            assert 400 <= refused.status_code < 500
+            assert "the limit is 20,000" in refused.text
+
+
+def test_pairs_are_tokenized_in_pieces_and_never_more_than_is_read(
+    held: HeldEncoder, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    original = Tokenizer.encode_pairs
+
+    def noted(self: Tokenizer, queries: Sequence[str], texts: Sequence[str], **options: Any) -> Tokens:
+        sizes.append(sum(map(len, {*queries, *texts})))
+        return original(self, queries, texts, **options)
+
+    texts = ["fox " * 50_000, *(f"{'dog ' * 900}{i}" for i in range(12)), "a quick fox"]
+    with client_of(make_server(held, cross=FakeCross(tokenizer))) as client:
+        alone = [client.post("/rerank", json={"query": "a fox", "texts": [text]}).json()[0]["score"] for text in texts]
+        monkeypatch.setattr(Tokenizer, "encode_pairs", noted)
+        most = 64 * CLIP_CHARACTERS
+        for query in ("a fox", "a fox" + " " * 15_000):  # a long query is not cut into tokens for every text
+            sizes.clear()
+            found = client.post("/rerank", json={"query": query, "texts": texts}).json()
+            assert {one["index"]: one["score"] for one in found} == dict(enumerate(alone))
+            assert max(sizes) <= 2 * most
+            assert len(sizes) > 2
+            assert sum(sizes) <= 2 * (most + sum(map(len, texts[1:])) + len(query))
+        limited = client.post("/rerank", json={"query": "a fox", "texts": texts[:1], "truncate": False})
+        assert limited.json()["error"].startswith("pair 0 has ")
+
+
 @pytest.mark.parametrize(
     ("name", "path", "body"),
-    [("pieces", "/tokenize", {"inputs": "a fox"}), ("decode", "/decode", {"ids": [5, 6]})],
+    [
+        ("pieces", "/tokenize", {"inputs": "a fox"}),
+        ("decode", "/decode", {"ids": [5, 6]}),
+        ("encode", "/embed", {"inputs": "a fox"}),
+        ("encode", "/score", {"model": "held", "text_1": "a fox", "text_2": "a dog"}),
+        ("encode_pairs", "/score", {"model": "fake-cross", "text_1": "a fox", "text_2": "a dog"}),
+    ],
 )
-def test_tokenizing_keeps_nobody_waiting(
-    held: HeldEncoder, monkeypatch: pytest.MonkeyPatch, name: str, path: str, body: dict[str, Any]
+def test_tokenizing_keeps_nobody_waiting_and_has_the_deadline_of_the_request(
+    held: HeldEncoder,
+    tokenizer: Tokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    path: str,
+    body: dict[str, Any],
 ) -> None:
     began, free, original = threading.Event(), threading.Event(), getattr(Tokenizer, name)
 
@@ -271,7 +327,8 @@ def test_tokenizing_keeps_nobody_waiting(
         assert free.wait(START_S)
         return original(*arguments, **options)
 
-    with client_of(make_server(held)) as client, ThreadPoolExecutor() as pool:
+    cross = FakeCross(tokenizer) if name == "encode_pairs" else None
+    with client_of(make_server(held, cross=cross)) as client, ThreadPoolExecutor() as pool:
         monkeypatch.setattr(Tokenizer, name, slow)
         running = pool.submit(client.post, path, json=body)
         assert began.wait(START_S)

@@ -11,7 +11,7 @@ import socket
 import ssl
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,10 +23,13 @@ from tests.encoder.checkpoints import bge_m3
 
 from threefold.cli.main import main
 from threefold.encoder.encoder import Encoder
+from threefold.errors import WorkerError
 from threefold.serve.keys import create_key
 from threefold.serve.ledger import Ledger
 from threefold.serve.run import listen
 from threefold.serve.settings import ServeConfig
+
+Running = subprocess.Popen[str]
 
 WAIT_S = 90.0
 TEXTS = ["The quick brown fox", "搜索引擎把文档切成段落。"]
@@ -38,9 +41,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def process(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def process(*arguments: str, program: Sequence[str] = ("-m", "threefold")) -> Iterator[tuple[Running, str]]:
     """The command on a free port, and its address."""
-    command = [sys.executable, "-m", "threefold", "serve", "--port", "0", "--device", "cpu", *arguments]
+    command = [sys.executable, *program, "serve", "--port", "0", "--device", "cpu", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as running:
         assert running.stderr is not None
@@ -95,6 +98,35 @@ def test_sigterm_answers_what_is_running_and_ends_well(folder: Path) -> None:
         assert response.status_code == 200
         assert len(response.json()["data"]) == 12
         assert running.wait(WAIT_S) == 0
+
+
+#: A GPU that fails at the first text of more than 30 tokens, and then always.
+LOSES_ITS_GPU = """
+import sys
+from threefold.cli.main import main
+from threefold.encoder.encoder import Encoder
+encode_tokens, lost = Encoder.encode_tokens, []
+def broken(self, tokens, *rest, **options):
+    if lost or tokens.lengths.max(initial=0) > 30 and "w w w" in self.tokenizer.decode(tokens[0].tolist()):
+        lost.append(1)
+        raise RuntimeError("CUDA error: device-side assert triggered")
+    return encode_tokens(self, tokens, *rest, **options)
+Encoder.encode_tokens = broken
+sys.exit(main())
+"""
+
+
+def test_a_server_whose_gpu_is_lost_ends(folder: Path) -> None:
+    program = ("-c", LOSES_ITS_GPU)
+    with process("--model", str(folder), program=program) as (running, url), httpx.Client(base_url=url) as client:
+        assert client.post("/embed", json={"inputs": "fox"}).status_code == 200
+        answer = client.post("/embed", json={"inputs": "w " * 200})
+        assert answer.status_code == 503
+        assert "the GPU of this server failed" in answer.text
+        assert running.wait(WAIT_S) == WorkerError.exit_code
+        assert running.stderr is not None
+        said = running.stderr.read()
+    assert "the device is lost, and with it this process: CUDA error: device-side assert triggered" in said
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl, which makes the certificate, is not installed")

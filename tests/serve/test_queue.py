@@ -442,6 +442,28 @@ def test_a_model_on_which_everything_fails_is_loaded_again() -> None:
     run(test)
 
 
+def test_nothing_is_tried_again_on_a_gpu_that_is_lost() -> None:
+    """Not halved, so that no other text of the batch is blamed; not loaded again, which would fail for ever."""
+
+    async def test() -> None:
+        runner = HeldRunner()
+        async with started(runner) as engine:
+            first = await busy(engine, runner)
+            others = [await submitted(engine, 2), await submitted(engine, HeldRunner.LOSE), await submitted(engine, 3)]
+            runner.release()
+            await first
+            for each in others:
+                with pytest.raises(UnavailableError, match="the GPU of this server failed; it is being restarted"):
+                    await each
+            assert engine.problem() == "the device is lost"
+            assert engine.lost == "CUDA error: an illegal memory access was encountered"
+            with pytest.raises(UnavailableError, match="the device is lost"):
+                await engine.run([text(7)], ["w"])
+            assert (runner.loads, engine.restarts, len(runner.batches)) == (1, 0, 2)
+
+    run(test)
+
+
 def test_readiness_is_red_while_the_worker_is_dead_and_requests_wait_for_the_next() -> None:
     async def test() -> None:
         runner = HeldRunner()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
 import pytest
 
 from threefold.errors import ConfigError, InputError, OverloadedError
-from threefold.serve.keys import Key, Keys, create_key, hashed, read_keys, revoke_key
+from threefold.serve.keys import Key, Keys, change_key, create_key, hashed, read_keys, revoke_key
 from threefold.serve.load import load_config
 from threefold.serve.rates import Rates
 from threefold.serve.settings import ServeConfig
@@ -111,6 +112,25 @@ def test_a_running_server_sees_new_and_revoked_keys(tmp_path: Path) -> None:
     assert keys.find(first) is not None
 
 
+def test_a_change_within_a_tick_of_the_clock_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    secret, key = create_key(path, "a", ["embed"], tokens_per_day=100)
+    keys, before = Keys(path), path.stat()
+    change_key(path, key.id, tokens_per_day=200)  # as many bytes as before
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    found = keys.find(secret)
+    assert found is not None
+    assert found.tokens_per_day == 200
+
+
+def test_quotas_that_are_none_are_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    _, key = create_key(path, "a", ["embed"])
+    with pytest.raises(InputError, match="unknown quota 'hash'"):
+        change_key(path, key.id, hash=0)
+    assert read_keys(path) == (key,)
+
+
 def test_a_bucket_fills_with_time_and_a_debt_is_waited_off() -> None:
     now = [0.0]
     rates = Rates(lambda: now[0])
@@ -138,8 +158,19 @@ def test_wrong_keys_are_refused(tmp_path: Path) -> None:
         create_key(path, "a", ["root"])
     with pytest.raises(ConfigError, match="a namespace is letters"):
         create_key(path, "a", ["embed"], "../other")
+    with pytest.raises(InputError, match="the namespace has 66 bytes, the limit is 64"):
+        create_key(path, "a", ["embed"], "ü" * 33)
     with pytest.raises(InputError, match="a key needs a name"):
         create_key(path, " ", ["embed"])
+    with pytest.raises(InputError, match="a key without scopes may do nothing; give some of embed, search"):
+        create_key(path, "a", [])
+    with pytest.raises(InputError, match="scopes must be a list of scopes; got the text 'embed'"):
+        create_key(path, "a", "embed")
+    with pytest.raises(InputError, match="unknown quota 'tokens_per_week'; known are tokens_per_minute"):
+        create_key(path, "a", ["embed"], tokens_per_week=1)
+    for wrong in (1.5, True, "7"):  # the file could not be read again, and no key would be known any more
+        with pytest.raises(ConfigError, match="tokens_per_day: expected int"):
+            create_key(path, "a", ["embed"], tokens_per_day=wrong)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="tokens_per_minute must be at least 0"):
         create_key(path, "a", ["embed"], tokens_per_minute=-1)
     assert not path.exists()

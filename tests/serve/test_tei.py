@@ -5,19 +5,20 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-from tests.serve.fakes import START_S, ServedEncoder, make_server, serving
+from tests.serve.fakes import POISON, START_S, FakeCross, ServedEncoder, make_server, serving
 
 from threefold.score.fuse import TRAINING
 from threefold.score.multi import maxsim
-from threefold.text.tokenizer import Tokenizer
-from threefold.types import Ragged
+from threefold.serve import heads
+from threefold.text.tokenizer import Tokenizer, Tokens
+from threefold.types import Floats, Ragged
 
 TEXTS = ["The quick brown fox", "搜索引擎把文档切成段落。"]
 
@@ -139,6 +140,41 @@ def test_a_long_text_among_ids_is_named_by_its_place(http: httpx.Client) -> None
     assert refused.json()["error"].startswith("input 2 has ")
 
 
+def test_ids_that_cannot_be_read_are_named_by_their_place(http: httpx.Client) -> None:
+    for item, message in (
+        ([5, 10**9], "input 1 has ids outside the vocabulary"),
+        ([5] * 65, "input 1 has 65 token ids; from 1 to 64 are taken"),
+        ([], "`inputs[1]` cannot be empty"),
+        (["b"], "inputs[1] must be a string or an array of token ids"),
+        ([["b"]], "inputs[1] must be a string or an array of token ids"),
+    ):
+        refused = http.post("/embed", json={"inputs": [[0, 5, 2], item], "truncate": False})
+        assert refused.status_code == 422
+        assert refused.json()["error"].startswith(message)
+
+
+def test_similarity_names_what_the_request_has(http: httpx.Client) -> None:
+    for source, sentences, message in (
+        ("a", ["b", LONG], "sentences[1] has "),
+        (LONG, ["b"], "source_sentence has "),
+        ("a", ["b", POISON], "sentences[1]: the model failed"),
+        (POISON, ["b"], "source_sentence: the model failed"),
+        ("", ["b"], "`source_sentence` cannot be empty"),
+        ("a", ["b", ""], "`sentences[1]` cannot be empty"),
+    ):
+        inputs = {"source_sentence": source, "sentences": sentences}
+        refused = http.post("/similarity", json={"inputs": inputs, "parameters": {"truncate": False}})
+        assert refused.json()["error"].startswith(message)
+
+
+def test_rows_of_ids_that_are_none_are_refused_in_their_own_words(http: httpx.Client) -> None:
+    for ids in ([[5], []], [[5], "a"], "a", [5, "a"], [[[5]]]):
+        refused = http.post("/decode", json={"ids": ids})
+        assert refused.status_code == 422
+        assert refused.json()["error"].startswith("ids must be an array of token ids, or an array of such arrays")
+    assert http.post("/decode", json={"ids": [[5]] * 9}).json()["error"].startswith("batch size 9 > ")
+
+
 def test_each_dialect_says_how_a_long_text_is_cut(http: httpx.Client) -> None:
     advice = {
         'or send "truncate": true to cut it': http.post("/embed", json={"inputs": LONG, "truncate": False}),
@@ -217,6 +253,42 @@ def test_a_long_query_is_cut_as_a_long_text_is(http: httpx.Client) -> None:
 def test_a_text_that_is_too_long_has_its_place_in_the_request(http: httpx.Client) -> None:
     refused = http.post("/rerank", json={"query": "a", "texts": ["a", "a", LONG], "truncate": False})
     assert refused.json()["error"].startswith("text 2 has ")
+
+
+@pytest.mark.parametrize("block", [heads.BLOCK_TOKENS, 1])
+def test_a_text_that_breaks_the_model_has_its_place_in_the_request(
+    http: httpx.Client, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr(heads, "BLOCK_TOKENS", block)
+    why = "the model failed (RuntimeError)"
+    bad = f"five {POISON}"
+    for path, body, message in (
+        ("/rerank", {"query": "a", "texts": ["a", "a", "fox", bad]}, f"text 3: {why}"),
+        ("/rerank", {"query": bad, "texts": ["a", "a", "fox"]}, f"the query: {why}"),
+        ("/v1/rerank", {"query": "a", "documents": ["a", "a", "fox", bad]}, f"text 3: {why}"),
+        ("/score", {"text_1": "a", "text_2": ["a", "a", bad]}, f"text 2: {why}"),
+        ("/score", {"text_1": ["a", "a", bad], "text_2": ["a", "a", "a"]}, f"query 2: {why}"),
+    ):
+        assert message in http.post(path, json=body).text
+
+
+class Moody(FakeCross):
+    """Fails on a pair with a certain word."""
+
+    def score_tokens(self, tokens: Tokens, *, between: Callable[[], None] | None = None) -> Floats:
+        words = {piece.id for piece in self.tokenizer.pieces(POISON)} - {
+            piece.id for piece in self.tokenizer.pieces("a fox of five")
+        }
+        if words & set(tokens.ids.tolist()):
+            raise RuntimeError("secret details")
+        return super().score_tokens(tokens, between=between)
+
+
+def test_a_pair_that_breaks_the_model_has_its_place_in_the_request(served: ServedEncoder, tokenizer: Tokenizer) -> None:
+    server = make_server(served, cross=Moody(tokenizer))
+    with serving(server) as url, httpx.Client(base_url=url, timeout=START_S) as client:
+        refused = client.post("/rerank", json={"query": "a", "texts": ["a", "a", f"five {POISON}"]})
+    assert refused.json() == {"error": "pair 2: the model failed (RuntimeError)", "error_type": "Backend"}
 
 
 def test_rerank_keeps_the_end_where_it_is_told_to(http: httpx.Client, cross_http: httpx.Client) -> None:
@@ -299,4 +371,6 @@ def test_only_dense_vectors_can_be_cut(trained: httpx.Client) -> None:
         refused = pooled(task, dimensions)
         assert refused.status_code == 400
         assert refused.json()["error"]["param"] == "dimensions"
-        assert f"{task} gives nothing that can be cut to {dimensions}" in refused.json()["error"]["message"]
+        message = refused.json()["error"]["message"]
+        assert message.startswith(f"nothing of what was asked for can be cut to {dimensions} dimensions")
+        assert message.endswith('ask for the task "embed"')

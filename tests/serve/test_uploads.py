@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,12 +19,15 @@ import pytest
 from tests.serve.fakes import START_S, ServedEncoder, make_server, serving
 
 from threefold.collection import Collection
+from threefold.ingest import AddReport, Progress
 from threefold.serve import adding, server
 from threefold.serve.app import build
+from threefold.serve.keys import Key, change_key, create_key, revoke_key
 from threefold.serve.library import Library
 from threefold.serve.settings import ServeConfig
+from threefold.serve.threads import Threads
 from threefold.text.tokenizer import Tokenizer, Tokens
-from threefold.types import Output, Row
+from threefold.types import Document, Output, Row
 
 HEAD = b"POST /collections/%s/documents HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
 
@@ -217,3 +222,112 @@ def test_errors_of_the_store_do_not_name_folders_of_the_server(
         assert refused.status_code == 500
         assert refused.json()["error"]["message"].startswith("cc")
         assert str(tmp_path) not in refused.text
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (
+            lambda path, key: revoke_key(path, key.id),
+            {"message": "the API key is not known, or was revoked", "status": 401},
+        ),
+        (
+            lambda path, key: change_key(path, key.id, tokens_per_day=1),
+            {"message": "this API key has used its 1 tokens per day", "status": 429},
+        ),
+    ],
+    ids=["revoked", "used up"],
+)
+def test_an_upload_ends_when_its_key_may_do_nothing_more(
+    served: ServedEncoder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Path, Key], Key],
+    error: dict[str, Any],
+) -> None:
+    monkeypatch.setattr(adding, "BLOCK_LINES", 1)
+    keys = tmp_path / "keys.json"
+    reading, writing = (create_key(keys, scope, [scope]) for scope in ("search", "write"))
+    config = ServeConfig(collections=str(tmp_path / "all"), keys_file=str(keys))
+    with serving(make_server(served, config)) as url, httpx.Client(base_url=url, timeout=START_S) as client:
+        mine, other = ({"x-api-key": secret} for secret, _ in (writing, reading))
+        client.put("/collections/aa", headers=mine)
+
+        def stored() -> int:
+            found: int = httpx.get(f"{url}/collections/aa", headers=other, timeout=START_S).json()["documents"]
+            return found
+
+        def body() -> Iterator[bytes]:
+            yield b'{"id": "one", "text": "a fox"}\n'
+            while not stored():
+                pass
+            change(keys, writing[1])
+            yield b'{"id": "two", "text": "a dog"}\n'
+
+        answer = client.post("/collections/aa/documents", content=body(), headers=mine)
+        assert json.loads(answer.text.splitlines()[-1])["error"] == error
+        assert stored() == 1
+
+
+class Parts:
+    """A request whose body comes in these parts, from a client that stays."""
+
+    def __init__(self, parts: Sequence[bytes]) -> None:
+        self._parts = list(reversed(parts))
+
+    async def receive(self) -> dict[str, Any]:
+        if not self._parts:
+            await asyncio.Event().wait()
+        part = self._parts.pop()
+        return {"type": "http.request", "body": part, "more_body": bool(self._parts)}
+
+
+async def added(parts: Sequence[bytes]) -> tuple[list[Document], dict[str, Any]]:
+    """What a body adds, and the last line of the answer."""
+    found: list[Document] = []
+
+    def add(documents: Iterable[Document], progress: Progress) -> AddReport:
+        found.extend(documents)
+        return AddReport()
+
+    request, limits, threads = Parts(parts), adding.BodyLimits(16 * 2**20, START_S), Threads("test", 1)
+    running = adding.Adding(add, request, limits, lambda: None, lambda tokens: None, threads)  # type: ignore[arg-type]
+    lines = [json.loads(line) async for line in running.run()]
+    threads.close()
+    return found, lines[-1]
+
+
+def test_lines_may_be_cut_anywhere() -> None:
+    body = b"".join(
+        json.dumps({"id": id, "text": "ein Füchslein"}, ensure_ascii=False).encode() + b"\n" for id in "abc"
+    )
+    for size in (1, 2, 7, len(body)):
+        for end in (len(body), len(body) - 1):  # the last line may have no end
+            found, last = asyncio.run(added([body[i : min(i + size, end)] for i in range(0, end, size)]))
+            assert [document.id for document in found] == ["a", "b", "c"]
+            assert {document.text for document in found} == {"ein Füchslein"}
+            assert "report" in last
+
+
+def test_a_long_line_in_small_parts_does_not_keep_the_server_busy() -> None:
+    """Read again with every part, a line of some megabytes that comes byte by byte takes a core of everybody else."""
+    start, end = b'{"id": "a", "text": "', b'"}'
+    began = time.process_time()
+    found, _ = asyncio.run(added([start, b"x" * 4_000_000, *[b"y"] * 2_000, end]))
+    assert time.process_time() - began < 1.0
+    assert len(found[0].text) == 4_002_000
+
+
+def test_a_collection_of_the_same_name_may_come_and_go_while_the_last_one_is_still_being_deleted(
+    served: ServedEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = Library(tmp_path, served)
+    with monkeypatch.context() as slow:
+        slow.setattr(shutil, "rmtree", lambda path, **options: None)  # as if it took very long
+        for _ in range(3):
+            library.create("default", "aa", None, None)
+            library.delete("default", "aa")
+    assert len(list((tmp_path / "default").iterdir())) == 3
+    assert library.names("default") == []
+    Library(tmp_path, served)  # the next server ends what was begun
+    assert not list((tmp_path / "default").iterdir())

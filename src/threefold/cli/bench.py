@@ -5,18 +5,22 @@ from __future__ import annotations
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
-from rich.table import Table
 
 from threefold.cli import options
 from threefold.cli.encode import file_rows
-from threefold.cli.show import err, note, out, print_json
+from threefold.cli.show import err, note, print_json, print_table
 from threefold.errors import InputError
+from threefold.types import REPRESENTATIONS
+
+if TYPE_CHECKING:
+    from threefold.encoder.checkpoint import Form
 
 #: The bars of the project: a mean cosine to float32 below this is said aloud (docs/speed.md).
-_BARS = {"bfloat16": 0.9995, "int8": 0.995}
+_BARS = {"bfloat16": 0.9995, "float16": 0.9995, "int8": 0.995}
+_KNOWN = ("float32", *_BARS)
 
 
 def bench(
@@ -27,26 +31,27 @@ def bench(
     text_field: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
     precisions: Annotated[
         str,
-        typer.Option(help="What to compare: float32, bfloat16, int8. Default: what this processor does not emulate."),
+        typer.Option(help="Of float32, bfloat16, float16, int8. Default: what the device does not emulate."),
     ] = "",
     rounds: Annotated[int, typer.Option(help="Passes over the texts; the median counts.")] = 3,
     price_per_hour: Annotated[float | None, typer.Option(help="What this machine costs per hour.")] = None,
+    device: options.Device = "auto",
     threads: Annotated[int | None, typer.Option(help="Threads of each run. Default: all cores.")] = None,
     revision: options.Revision = None,
     as_json: options.Json = False,
 ) -> None:
     """Compare the precisions of a model on this machine: speed, latency, memory, distance to float32, cost.
 
-    Each runs in a process of its own on the CPU. Nothing else should be running.
+    Each runs in a process of its own. Nothing else should be running.
     """
     from threefold.encoder import bench as library
     from threefold.encoder.precision import Precision
 
     names = [name.strip() for name in precisions.split(",") if name.strip()]
-    if unknown := [name for name in names if name not in ("float32", "bfloat16", "int8")]:
-        raise InputError(f"--precisions {unknown[0]!r}: expected some of float32, bfloat16, int8")
+    if unknown := [name for name in names if name not in _KNOWN]:
+        raise InputError(f"--precisions {unknown[0]!r}: expected some of {', '.join(_KNOWN)}")
     if precisions and not names:
-        raise InputError("--precisions is empty; give some of float32, bfloat16, int8")
+        raise InputError(f"--precisions is empty; give some of {', '.join(_KNOWN)}")
     if price_per_hour is not None and not 0 < price_per_hour < math.inf:
         raise InputError(f"--price-per-hour must be above 0 and finite; got {price_per_hour}")
     bad: list[str] = []
@@ -58,6 +63,7 @@ def bench(
             precisions=cast("list[Precision]", names),
             rounds=rounds,
             revision=revision,
+            device=device,
             threads=threads,
             progress=lambda precision: status.update(f"measuring {precision}"),
         )
@@ -67,8 +73,8 @@ def bench(
         print_json({"model": model or "threefold-mini", "precisions": measured, "skipped": bad})
         return
     _show(rows, price_per_hour is not None)
-    if not names and "bfloat16" not in library.usual_precisions():
-        note("bfloat16 was not measured: this processor has no instructions for it")
+    if not names and "bfloat16" not in {measured.precision for measured, _ in rows}:
+        note("bfloat16 was not measured: there are no instructions for it here")
     for reason in bad:
         note(f"skipped: {reason}")
 
@@ -80,40 +86,28 @@ def _cost(measured: Any, price_per_hour: float | None) -> dict[str, float]:
 
 
 def _show(rows: list[tuple[Any, dict[str, float]]], with_cost: bool) -> None:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    heads = [
-        "precision",
-        "tokens/s",
-        "query p50",
-        "p95",
-        "opening",
-        "weights",
-        "peak memory",
-        "dense",
-        "sparse",
-        "multi",
-    ]
-    for head in [*heads, *(["per million tokens"] if with_cost else [])]:
-        table.add_column(head, justify="left" if head == "precision" else "right")
-    for measured, cost in rows:
-        cosines = [measured.cosines.get(name) for name in ("dense", "sparse", "multi")]
-        table.add_row(
-            measured.precision,
-            f"{measured.tokens_per_second:,.0f}",
-            f"{1e3 * measured.p50:.1f} ms",
-            f"{1e3 * measured.p95:.1f} ms",
-            f"{measured.opening:.2f} s",
-            f"{measured.weight_bytes / 2**20:,.0f} MiB",
-            f"{measured.peak_bytes / 2**20:,.0f} MiB" if measured.peak_bytes else "",
-            *("" if cosine is None else f"{cosine:.5f}" for cosine in cosines),
-            *(f"{value:.4f}" for value in cost.values()),
-        )
-    out.print(table)
+    head = ["precision", "tokens/s", "query p50", "p95", "opening", "weights", "peak memory", *REPRESENTATIONS]
+    print_table([*head, *(["per million tokens"] if with_cost else [])], [_cells(*row) for row in rows])
     note("dense, sparse, multi: mean cosine to float32 over the first texts")
     for measured, _ in rows:
         bar = _BARS.get(measured.precision, 0.0)
         if low := [name for name, cosine in measured.cosines.items() if cosine < bar]:
             note(f"{measured.precision}: {', '.join(low)} below {bar}; compare rankings before you use it")
+
+
+def _cells(measured: Any, cost: dict[str, float]) -> list[str]:
+    cosines = [measured.cosines.get(name) for name in REPRESENTATIONS]
+    return [
+        measured.precision,
+        f"{measured.tokens_per_second:,.0f}",
+        f"{1e3 * measured.p50:.1f} ms",
+        f"{1e3 * measured.p95:.1f} ms",
+        f"{measured.opening:.2f} s",
+        f"{measured.weight_bytes / 2**20:,.0f} MiB",
+        f"{measured.peak_bytes / 2**20:,.0f} MiB" if measured.peak_bytes else "",
+        *("" if cosine is None else f"{cosine:.5f}" for cosine in cosines),
+        *(f"{value:.4f}" for value in cost.values()),
+    ]
 
 
 def convert(
@@ -135,9 +129,10 @@ def convert(
 
     if precision not in ("float32", "bfloat16", "int8"):
         raise InputError(f"--precision {precision!r}: expected bfloat16, int8 or float32")
+    options.require_unicode(output)
     if output.is_dir() and any(output.iterdir()) and not force:
         raise InputError(f"{output} is not empty; choose another folder, or say --force")
-    size = run(model, output, precision, revision=revision, pooling=pooling)  # type: ignore[arg-type]
+    size = run(model, output, cast("Form", precision), revision=revision, pooling=pooling)
     if as_json:
         print_json({"folder": str(output), "precision": precision, "bytes": size})
     else:

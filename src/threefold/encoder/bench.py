@@ -12,16 +12,19 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
+import torch
 
 from threefold.encoder.encoder import Encoder
 from threefold.encoder.memory import peak_bytes
-from threefold.encoder.precision import Precision
+from threefold.encoder.precision import Precision, choose_device, choose_precision, cuda_bfloat16
 from threefold.encoder.products import fast_bfloat16, has_int8
 from threefold.errors import InputError, WorkerError
 from threefold.types import Encoded, Floats, Sparse
 
+EXACT: Final[Precision] = "float32"
 #: So many texts are compared with float32, representation by representation.
 COMPARED = 32
 #: Passages of the built-in workload have lognormal lengths about this median, in characters (about 100 tokens).
@@ -51,12 +54,14 @@ class Measured:
     p50, p95           seconds of one short query, dense only
     opening            seconds until the model could encode
     weight_bytes       the weights as they are held; parts of them in pages of a file that processes share
-    peak_bytes         most memory that the process ever had, Python and its libraries included; 0 where unknown
+    peak_bytes         most memory that the process ever had, Python and its libraries included; of a GPU, what it
+                       took of the GPU's; 0 where unknown
+    kernels            what ran the layers: "native" or "PyTorch"
     cosines            to float32, per representation: mean over the texts
     lowest             the lowest of those
     """
 
-    precision: str
+    precision: Precision
     tokens: int
     tokens_per_second: float
     p50: float
@@ -66,6 +71,7 @@ class Measured:
     peak_bytes: int
     cosines: dict[str, float]
     lowest: dict[str, float]
+    kernels: str = ""
 
     def cost_per_million_tokens(self, price_per_hour: float) -> float:
         """What a million tokens cost on a machine of this price, in its currency."""
@@ -85,8 +91,12 @@ def passages(count: int = 64, seed: int = 0) -> list[str]:
     return texts
 
 
-def usual_precisions() -> tuple[Precision, ...]:
-    """What is worth measuring on this CPU: emulated bfloat16 is a hundred times slower than float32."""
+def usual_precisions(device: torch.device | None = None) -> tuple[Precision, ...]:
+    """What is worth measuring there (None: on this CPU): emulated bfloat16 is a hundred times slower than float32."""
+    if device is not None and device.type == "cuda":
+        return ("float32", "float16", "bfloat16") if cuda_bfloat16(device) else ("float32", "float16")
+    if device is not None and device.type == "mps":
+        return ("float32", "float16")
     possible: dict[Precision, bool] = {"float32": True, "bfloat16": fast_bfloat16(), "int8": has_int8()}
     return tuple(name for name, has in possible.items() if has)
 
@@ -98,12 +108,13 @@ def bench(
     precisions: Sequence[Precision] = (),
     rounds: int = 3,
     revision: str | None = None,
+    device: str = "auto",
     threads: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Iterator[Measured]:
-    """Measure every precision in turn on the CPU. float32 runs first, for the others are compared with it.
+    """Measure every precision in turn on one device. float32 runs first, for the others are compared with it.
 
-    precisions  none: those that this processor does not have to emulate
+    precisions  none: those that this device does not have to emulate
     threads     of each process; None: all cores
     progress    called with each precision before it begins
     """
@@ -112,12 +123,15 @@ def bench(
         raise InputError(f"a measurement needs texts and rounds; got {len(texts)} texts and {rounds} rounds")
     if threads is not None and threads < 1:
         raise InputError(f"threads must be at least 1; got {threads}")
-    wanted = list(dict.fromkeys(precisions or usual_precisions()))
+    place = choose_device(device)
+    wanted = list(dict.fromkeys(precisions or usual_precisions(place)))
+    for precision in wanted:
+        choose_precision(precision, place)  # refused now, not after the others were measured
     exact: Encoded | None = None
-    for precision in dict.fromkeys(["float32", *wanted]):
+    for precision in dict.fromkeys([EXACT, *wanted]):
         if progress is not None:
             progress(precision)
-        measured, encoded = _in_own_process(_Job(model, revision, precision, tuple(texts), rounds, threads))
+        measured, encoded = _in_own_process(_Job(model, revision, precision, tuple(texts), rounds, str(place), threads))
         exact = encoded if exact is None else exact
         if precision in wanted:
             mean, low = fidelity(exact, encoded)
@@ -170,9 +184,10 @@ def _sparse_cosines(a: Sparse, b: Sparse) -> Floats:
 class _Job:
     model: str | None
     revision: str | None
-    precision: str
+    precision: Precision
     texts: tuple[str, ...]
     rounds: int
+    device: str
     threads: int | None
 
 
@@ -185,12 +200,10 @@ def _in_own_process(job: _Job) -> tuple[Measured, Encoded]:
 
 
 def _measure(job: _Job) -> tuple[Measured, Encoded]:
-    import torch
-
     if job.threads is not None:
         torch.set_num_threads(job.threads)
     start = time.perf_counter()
-    encoder = Encoder(job.model, device="cpu", revision=job.revision, precision=job.precision)  # type: ignore[arg-type]
+    encoder = Encoder(job.model, device=job.device, revision=job.revision, precision=job.precision)
     opening = time.perf_counter() - start
     compared = encoder.encode(job.texts[:COMPARED])  # warms up, too
     seconds, tokens = [], 0
@@ -212,8 +225,13 @@ def _measure(job: _Job) -> tuple[Measured, Encoded]:
         p95=float(np.percentile(waits, 95)),
         opening=opening,
         weight_bytes=encoder.weight_bytes,
-        peak_bytes=peak_bytes(),
+        peak_bytes=_most_bytes(encoder.device),
+        kernels=encoder.kernels.split(" ")[0],
         cosines={},
         lowest={},
     )
     return measured, compared
+
+
+def _most_bytes(device: torch.device) -> int:
+    return int(torch.cuda.max_memory_reserved(device)) if device.type == "cuda" else peak_bytes()

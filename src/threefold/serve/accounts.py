@@ -82,10 +82,11 @@ class Accounts:
         """Count what was answered; gives its cost in picos."""
         amount = Amount(requests, tokens, self._prices.get(model, FREE).picos(kind, tokens))
         slot = Slot(key, self._today(), model, route, kind)
-        balance = self.balance(key)
+        self.balance(key)
         with self._lock:
             self._pending.setdefault(slot, Amount()).add(amount)
-            _spend(balance, amount)
+            if key in self._balances:  # looked up here: the writer's thread may have put another one there
+                _spend(self._balances[key], amount)
         return amount.picos
 
     def check(self, key: Key) -> None:
@@ -169,7 +170,7 @@ class Accounts:
         if today == self._day:
             return
         self._try_to_write()
-        with self._lock:
+        with self._writing, self._lock:  # no balance that is read just now is kept from the day before
             self._day = today
             self._balances.clear()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from starlette.types import Receive, Scope, Send
 from threefold.errors import ThreefoldError
 from threefold.ingest import AddReport, Progress
 from threefold.serve.errors import RequestError, problem_of
+from threefold.serve.lines import Total
 from threefold.serve.threads import Threads
 from threefold.types import Document
 
@@ -31,10 +32,6 @@ BLOCK_LINES, BLOCK_BYTES = 256, 1_000_000
 PAUSE_S = 0.2
 #: Seconds between two lines of progress, at least.
 PROGRESS_S = 0.5
-#: Reasons for what was not taken that the report names one by one.
-NAMED = 1_000
-
-_FIELDS = {"id": str, "text": str, "title": str, "source": str, "language": str, "metadata": dict}
 
 log = logging.getLogger(__name__)
 
@@ -56,66 +53,6 @@ class _StoppedError(Exception):
     """The client is gone, or its body broke off: the thread is to end."""
 
 
-class _Total:
-    """What has become of the blocks so far. A line or document that was not taken has a reason."""
-
-    def __init__(self) -> None:
-        self.documents = self.chunks = self.tokens = self.skipped = 0
-        self.reasons: list[dict[str, Any]] = []
-        self._added = self._replaced = self._unchanged = self._truncated = 0
-        self._lines = 0
-        self._ids: set[str] = set()
-        self._began = time.monotonic()
-
-    def documents_of(self, lines: Iterable[bytes]) -> Iterator[Document]:
-        """The documents of the next lines."""
-        for line in lines:
-            self._lines += 1
-            if not line.strip():
-                continue
-            try:
-                document = _document(line)
-                if document.id in self._ids:
-                    raise ValueError(f"the id {document.id!r} occurred before in this upload")
-            except ValueError as error:
-                self._skip({"line": self._lines, "reason": str(error)})
-            else:
-                if document.text.strip():  # else it is not taken
-                    self._ids.add(document.id)
-                yield document
-
-    def add(self, report: AddReport) -> None:
-        """A block was added."""
-        self._added += report.added
-        self._replaced += report.replaced
-        self._unchanged += report.unchanged
-        self._truncated += report.truncated
-        self.documents += report.added + report.replaced + report.unchanged + len(report.skipped)
-        self.chunks += report.chunks
-        self.tokens += report.tokens
-        for one in report.skipped:
-            self._skip({"id": one.path, "reason": one.reason})
-
-    def _skip(self, why: dict[str, Any]) -> None:
-        self.skipped += 1
-        if len(self.reasons) < NAMED:
-            self.reasons.append(why)
-
-    def plain(self) -> dict[str, Any]:
-        """The report."""
-        return {
-            "added": self._added,
-            "replaced": self._replaced,
-            "unchanged": self._unchanged,
-            "skipped": self.skipped,
-            "reasons": self.reasons,
-            "chunks": self.chunks,
-            "tokens": self.tokens,
-            "truncated": self._truncated,
-            "seconds": round(time.monotonic() - self._began, 3),
-        }
-
-
 class LineStream(Response):
     """A streamed answer that leaves the request alone: its body is still being read while the answer begins."""
 
@@ -135,11 +72,18 @@ class Adding:
     """One request that adds documents. Use once."""
 
     def __init__(
-        self, add: Add, request: Request, limits: BodyLimits, charge: Callable[[int], None], threads: Threads
+        self,
+        add: Add,
+        request: Request,
+        limits: BodyLimits,
+        check: Callable[[], None],
+        charge: Callable[[int], None],
+        threads: Threads,
     ) -> None:
         self._add = add  # to the collection, in a thread
         self._request = request
         self._limits = limits
+        self._check = check  # before each block: raises where the client may not go on
         self._charge = charge  # told the tokens, on the event loop, as they are used
         self._charged = 0
         self._threads = threads
@@ -148,7 +92,7 @@ class Adding:
         self._blocks: asyncio.Queue[list[bytes] | Exception | None] = asyncio.Queue()
         self._room = asyncio.Semaphore()  # for one block, beside the one that is gathered
         self._events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        self._total = _Total()
+        self._total = Total()
         self._said = time.monotonic()
         self._stopped = False
 
@@ -190,17 +134,19 @@ class Adding:
             self._stop()
 
     async def _gather(self) -> None:
-        rest = b""
+        begun = bytearray()  # a line of which more is to come; it is not looked at again with every part
         async for part in self._parts():
-            *lines, rest = (rest + part).split(b"\n")
-            for line in lines:
-                await self._take(line)
+            *ends, rest = part.split(b"\n")
+            for end in ends:
+                await self._take(bytes(begun) + end)
+                begun.clear()
+            begun += rest
             if not part:
                 await self._hand_over()
-            if len(rest) > self._limits.line_bytes:
+            if len(begun) > self._limits.line_bytes:
                 raise RequestError(f"a line is longer than {self._limits.line_bytes:,} bytes")
-        if rest:
-            await self._take(rest)
+        if begun:
+            await self._take(bytes(begun))
 
     async def _parts(self) -> AsyncIterator[bytes]:
         """The body as it comes; an empty part where nothing has come for a moment."""
@@ -242,6 +188,7 @@ class Adding:
             while (block := await self._blocks.get()) is not None:
                 if isinstance(block, Exception):
                     raise block
+                self._check()
                 await self._threads.run(partial(self._add_block, block))
                 self._room.release()
             self._use(self._total.tokens)
@@ -273,23 +220,3 @@ class Adding:
 
     def _tell(self, event: dict[str, Any]) -> None:
         self._loop.call_soon_threadsafe(self._events.put_nowait, event)
-
-
-def _document(line: bytes) -> Document:
-    """One line, or a ValueError that says what is wrong with it."""
-    try:
-        given = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error}") from None
-    if not isinstance(given, dict):
-        raise ValueError("not a JSON object")
-    unknown = sorted(set(given) - set(_FIELDS))
-    if unknown:
-        raise ValueError(f"unknown field {unknown[0]!r}; known are {', '.join(_FIELDS)}. Others belong into metadata")
-    for name, kind in _FIELDS.items():
-        if name in given and not isinstance(given[name], kind):
-            raise ValueError(f"{name} must be {'an object' if kind is dict else 'text'}")
-    missing = [name for name in ("id", "text") if not given.get(name)]
-    if missing:
-        raise ValueError(f"{missing[0]} is missing or empty")
-    return Document(**given)

@@ -14,7 +14,20 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.routing import Route
 
-from threefold.serve import about, cohere, collections, openai, openapi, pooling, rerank, tei, usage, vertex, wire
+from threefold.serve import (
+    about,
+    cohere,
+    collections,
+    openai,
+    openapi,
+    pooling,
+    rerank,
+    tei,
+    tokens,
+    usage,
+    vertex,
+    wire,
+)
 from threefold.serve.errors import Dialect
 from threefold.serve.http import Call, Handler, endpoint, no_route
 from threefold.serve.keys import SELF
@@ -59,16 +72,16 @@ CONTRACTS: tuple[Contract, ...] = (
     Contract("POST", "/embed_all", tei.embed_all, "tei", "embed", (tei.InputsBody,)),
     Contract("POST", "/similarity", tei.similarity, "tei", "embed", (tei.SimilarityBody,)),
     Contract("POST", "/predict", tei.predict, "tei", "embed", (tei.PredictBody,)),
-    Contract("POST", "/tokenize", tei.tokenize, "tei", "embed", (tei.TokenizeBody, tei.VllmTokenizeBody)),
-    Contract("POST", "/decode", tei.decode, "tei", "embed", (tei.DecodeBody,)),
-    Contract("GET", "/info", tei.info, "tei", "embed"),
-    Contract("GET", "/health", tei.health, "tei", None),
-    Contract("GET", "/", tei.health, "tei", None),
-    Contract("GET", "/ping", tei.health, "tei", None),
-    Contract("GET", "/health/live", tei.alive, "tei", None),
+    Contract("POST", "/tokenize", tokens.tokenize, "tei", "embed", (tokens.TokenizeBody, tokens.VllmTokenizeBody)),
+    Contract("POST", "/decode", tokens.decode, "tei", "embed", (tokens.DecodeBody,)),
+    Contract("GET", "/info", about.info, "tei", "embed"),
+    Contract("GET", "/health", about.health, "tei", None),
+    Contract("GET", "/", about.health, "tei", None),
+    Contract("GET", "/ping", about.health, "tei", None),
+    Contract("GET", "/health/live", about.alive, "tei", None),
     Contract("GET", "/openapi.json", openapi_json, "openai", None),
     Contract("GET", "/card", about.card, "openai", "embed", query=("model",)),
-    Contract("GET", "/metrics", tei.metrics, "tei", "metrics"),
+    Contract("GET", "/metrics", about.metrics, "tei", "metrics"),
     # rerank: TEI, vLLM, Cohere, Jina
     Contract("POST", "/rerank", rerank.tei_or_vllm, "tei", "embed", (rerank.TeiRerankBody, rerank.RerankBody)),
     Contract("POST", "/v1/rerank", rerank.v1, "cohere", "embed", (rerank.RerankBody,)),

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from threefold.errors import OverloadedError
-from threefold.serve.judges import CrossJudge
+from threefold.serve.cross import CrossJudge
 from threefold.serve.ledger import Work
 from threefold.serve.models import Embedder
 from threefold.serve.schedule import Lane

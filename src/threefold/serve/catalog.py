@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from threefold.errors import ConfigError, ThreefoldError, UnavailableError
-from threefold.serve.judges import CrossJudge
+from threefold.serve.cross import CrossJudge
 from threefold.serve.memory import trim
 from threefold.serve.models import Embedder
 

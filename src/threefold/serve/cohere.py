@@ -18,6 +18,7 @@ from threefold.serve.encoding import Encoding, cut_dense
 from threefold.serve.errors import RequestError
 from threefold.serve.http import Call
 from threefold.serve.inputs import texts_of
+from threefold.serve.long import rows_response
 from threefold.serve.models import Answer
 from threefold.text.tokenizer import Truncate
 from threefold.types import Floats
@@ -47,15 +48,14 @@ async def v1(call: Call) -> Response:
     body = await call.read(EmbedTextsBody)
     texts, vectors, answer = await _embed(call, body)
     kinds = body.embedding_types
-    return wire.json_response(
-        {
-            "id": call.id,
-            "response_type": "embeddings_floats" if kinds is None else "embeddings_by_type",
-            "embeddings": _as("float", vectors) if kinds is None else _by_type(kinds, vectors),
-            "texts": texts,
-            "meta": _meta("1", answer),
-        }
-    )
+    said = {
+        "id": call.id,
+        "response_type": "embeddings_floats" if kinds is None else "embeddings_by_type",
+        "embeddings": _as("float", vectors) if kinds is None else _by_type(kinds, vectors),
+        "texts": texts,
+        "meta": _meta("1", answer),
+    }
+    return rows_response(said, answer.rows)
 
 
 async def v2(call: Call) -> Response:
@@ -66,7 +66,8 @@ async def v2(call: Call) -> Response:
             raise RequestError(f"{name}: Field required", param=name)
     texts, vectors, answer = await _embed(call, body)
     embeddings = _by_type(body.embedding_types or ["float"], vectors)
-    return wire.json_response({"id": call.id, "embeddings": embeddings, "texts": texts, "meta": _meta("2", answer)})
+    said = {"id": call.id, "embeddings": embeddings, "texts": texts, "meta": _meta("2", answer)}
+    return rows_response(said, answer.rows)
 
 
 async def _embed(call: Call, body: EmbedTextsBody) -> tuple[list[str], list[Floats], Answer]:

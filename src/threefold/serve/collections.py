@@ -9,6 +9,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -185,15 +186,19 @@ async def add(call: Call) -> Response:
         call.server.charge(call, call.server.embedder.name, tokens, requests=next(requests, 0))
 
     limits = BodyLimits(config.max_body_bytes, config.body_s)
-    adding = Adding(store, call.request, limits, charge, call.server.adding)
+    check = partial(call.server.authorize_again, call, "write")
+    adding = Adding(store, call.request, limits, check, charge, call.server.adding)
     call.notes["collection"] = name
     return LineStream(adding.run())
 
 
 async def documents(call: Call) -> Response:
     """`GET /collections/{name}/documents`."""
-    found = await _with(call, Collection.documents)
-    return wire.json_response({"documents": [one.to_dict() for one in found]})
+
+    def listed(collection: Collection) -> Response:  # written in the thread: of many it takes seconds
+        return wire.json_response({"documents": [one.to_dict() for one in collection.documents()]})
+
+    return await _with(call, listed)
 
 
 async def delete(call: Call) -> Response:
@@ -220,14 +225,19 @@ async def search(call: Call) -> Response:
     """`POST /collections/{name}/search`."""
     body = await call.read(SearchBody)
     options = _options(body)
+
+    def found(collection: Collection) -> tuple[int, Response]:  # written in the thread: of many it takes a while
+        hits = collection.search(body.query, **options)
+        return len(hits), wire.json_response({"hits": [hit_dict(hit) for hit in hits]})
+
     with metered() as uses:
         async with by_deadline(call) as seconds:
             with within(seconds):
-                hits = await call.wait_for(_with(call, lambda collection: collection.search(body.query, **options)))
+                count, response = await call.wait_for(_with(call, found))
     for one in uses:
         call.use(one.model, one.kind, one.tokens)
-    call.notes.update(collection=call.request.path_params["name"], hits=len(hits))
-    return wire.json_response({"hits": [hit_dict(hit) for hit in hits]})
+    call.notes.update(collection=call.request.path_params["name"], hits=count)
+    return response
 
 
 def _options(body: SearchBody) -> dict[str, Any]:

@@ -6,7 +6,7 @@ as the client likes, so that a few thousand such clients would use up the file d
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -28,8 +28,8 @@ class Connection(H11Protocol):
         """The protocol with this limit."""
         return type("Connection", (cls,), {"head_s": head_s})
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(cast(asyncio.Transport, transport))
         self._watch()
 
     def data_received(self, data: bytes) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from threefold.errors import InputError, MissingHeadError
-from threefold.serve.errors import RequestError
+from threefold.serve.errors import TOO_LARGE, RequestError
 from threefold.serve.models import Answer, Embedder, Read
 from threefold.serve.queue import ends_within
 from threefold.serve.schedule import Lane
@@ -35,9 +35,10 @@ class Encoding:
     async def read(
         self, texts: Sequence[str], *, truncate: Truncate, prompt_name: str | None = None, max_tokens: int | None = None
     ) -> Read:
-        """Tokens of the texts of a request."""
+        """Tokens of the texts of a request, before its deadline: of megabytes it takes seconds."""
         prompt = self.prompt(prompt_name)
-        return await self.embedder.read(texts, truncate=truncate, prompt=prompt, max_tokens=max_tokens)
+        async with by_deadline(self._call):
+            return await self.embedder.read(texts, truncate=truncate, prompt=prompt, max_tokens=max_tokens)
 
     def prompt(self, name: str | None) -> str:
         """What is put before a text."""
@@ -65,10 +66,24 @@ class Encoding:
             if head != "hidden" and head not in card.representations:
                 raise MissingHeadError(f"{card.name} has no {head} head; it has {', '.join(card.representations)}")
 
-    def check_dimensions(self, dimensions: int | None) -> None:
-        """Refuse dimensions for which the model was not trained."""
+    def check_dimensions(
+        self, dimensions: int | None, outputs: Sequence[Output] = ("dense",), instead: str = ""
+    ) -> None:
+        """Refuse dimensions for which the model was not trained. Only dense vectors can be cut: those of tokens have
+        the size that they have, and weights none; `instead` says how to ask for dense ones.
+        """
         card = self.embedder.card
-        if dimensions is None or dimensions == card.dense_dim or dimensions in card.matryoshka:
+        if dimensions is None:
+            return
+        if "dense" not in outputs:
+            if "multi" in outputs and dimensions == card.multi_dim:
+                return
+            raise RequestError(
+                f"nothing of what was asked for can be cut to {dimensions} dimensions: only dense vectors can. Leave "
+                f"`dimensions` out, or {instead}",
+                param="dimensions",
+            )
+        if dimensions == card.dense_dim or dimensions in card.matryoshka:
             return
         allowed = ", ".join(map(str, dict.fromkeys((card.dense_dim, *card.matryoshka))))
         why = "" if card.matryoshka else " (it was not trained for shorter vectors)"
@@ -83,7 +98,8 @@ def check_size(call: Call, tokens: int, outputs: Sequence[Output] = ()) -> None:
     call.size += tokens
     if call.size > config.max_request_tokens:
         raise RequestError(
-            f"the request has {call.size:,} tokens, the limit is {config.max_request_tokens:,}. Send less at once"
+            f"the request has {call.size:,} tokens, the limit is {config.max_request_tokens:,}. Send less at once",
+            code=TOO_LARGE,
         )
     if not {"multi", "hidden"} & set(outputs):
         return
@@ -91,7 +107,8 @@ def check_size(call: Call, tokens: int, outputs: Sequence[Output] = ()) -> None:
     if call.multi_size > config.max_multi_tokens:
         raise RequestError(
             f"the request has {call.multi_size:,} tokens; with a vector for each the limit is "
-            f"{config.max_multi_tokens:,}. Send less at once"
+            f"{config.max_multi_tokens:,}. Send less at once",
+            code=TOO_LARGE,
         )
 
 

@@ -34,6 +34,10 @@ Dialect = Literal["openai", "tei", "cohere", "vllm"]
 TeiKind = Literal["Unhealthy", "Backend", "Overloaded", "Tokenizer", "Empty", "Validation"]
 
 
+#: The code of a request with too many texts, tokens or bytes: it may be sent as several. Our client goes by it.
+TOO_LARGE = "request_too_large"
+
+
 class RequestError(InputError):
     """A request that cannot be taken as it is.
 
@@ -132,7 +136,7 @@ _OPENAI = {
     405: ("invalid_request_error", "method_not_allowed"),
     408: ("invalid_request_error", "timeout"),
     409: ("invalid_request_error", "conflict"),
-    413: ("invalid_request_error", "request_too_large"),
+    413: ("invalid_request_error", TOO_LARGE),
     429: ("rate_limit_error", "rate_limit_exceeded"),
 }
 

@@ -10,7 +10,8 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -79,6 +80,13 @@ class Call:
         self.notes.update(model=model, tokens=self.notes.get("tokens", 0) + tokens)
         if texts:
             self.notes["texts"] = self.notes.get("texts", 0) + texts
+
+    def used(self) -> Mapping[tuple[str, Work], int]:
+        """Its tokens by model and kind of work: a request counts once, however many parts it has."""
+        totals: Counter[tuple[str, Work]] = Counter()
+        for model, kind, tokens in self.uses:
+            totals[model, kind] += tokens
+        return totals
 
     def trace(self, tokenize_s: float, queue_s: float, run_s: float) -> None:
         """Note where the time of a model's answer, which is just there, has gone."""

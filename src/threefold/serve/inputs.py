@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from threefold.serve.errors import RequestError
+from threefold.serve.errors import TOO_LARGE, RequestError
 
 #: The reason for arrays of numbers, in the words that solve it: where clients send those of OpenAI, ...
 TOKENS_REFUSED = (
@@ -36,12 +36,11 @@ def inputs_of(value: Any, field: str, most: int, *, ids_allowed: bool, refusal: 
         raise RequestError(f"{field} must be a string or an array of strings", param=field)
     if not value:
         raise RequestError(f"`{field}` cannot be empty", param=field, tei="Empty")
-    if _is_ids(value):
+    if is_ids(value):
         _check_ids(ids_allowed, field, refusal)
         return Inputs([], [value], True)
-    if len(value) > most:
-        raise RequestError(f"batch size {len(value)} > maximum allowed batch size {most}", param=field)
-    if all(isinstance(item, list) and item and _is_ids(item) for item in value):
+    check_count(len(value), most, field)
+    if all(isinstance(item, list) and item and is_ids(item) for item in value):
         _check_ids(ids_allowed, field, refusal)
         return Inputs([], value, False)
     return Inputs([_text(item, field, i) for i, item in enumerate(value)], [], False)
@@ -54,7 +53,15 @@ def texts_of(value: Any, field: str, most: int) -> list[str]:
     return inputs_of(value, field, most, ids_allowed=False).texts
 
 
-def _is_ids(value: list[Any]) -> bool:
+def check_count(count: int, most: int, field: str) -> None:
+    """Refuse more texts than one request may have, in the words of TEI."""
+    if count > most:
+        message = f"batch size {count} > maximum allowed batch size {most}"
+        raise RequestError(message, param=field, code=TOO_LARGE)
+
+
+def is_ids(value: list[Any]) -> bool:
+    """Whether an array holds whole numbers alone."""
     return all(type(item) is int for item in value)
 
 

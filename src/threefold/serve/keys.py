@@ -12,7 +12,7 @@ import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,8 @@ SCOPES = ("embed", "search", "write", "metrics", "admin")
 SELF = "self"
 
 PREFIX = "tf-"
+#: Bytes of a namespace, which is a folder of the server.
+LONGEST_NAMESPACE = 64
 #: Seconds that a change waits for another.
 LOCK_S = 10.0
 #: How much a key may use.
@@ -81,7 +83,7 @@ class Keys:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._stamp: tuple[int, int] | None = None
+        self._stamp: tuple[int, int, int] | None = None
         self._by_hash: dict[str, Key] = {}
         self._refresh()
 
@@ -100,7 +102,7 @@ class Keys:
             facts = self._path.stat()
         except OSError as error:
             raise ConfigError(f"{self._path}: the file of API keys cannot be read: {error.strerror}") from error
-        stamp = (facts.st_mtime_ns, facts.st_size)
+        stamp = (facts.st_mtime_ns, facts.st_size, facts.st_ino)  # a change may have the time of the last one
         if stamp != self._stamp:
             self._by_hash = {key.hash: key for key in read_keys(self._path)}
             self._stamp = stamp
@@ -123,14 +125,34 @@ def create_key(
     path: Path, name: str, scopes: Sequence[str], namespace: str = "default", **quotas: int
 ) -> tuple[str, Key]:
     """A new key in the file (made if needed); returns the secret, which is kept nowhere. `quotas`: see `QUOTAS`."""
-    if not name.strip():
-        raise InputError("a key needs a name, so that it can be told from others")
+    if isinstance(scopes, str):
+        raise InputError(f"scopes must be a list of scopes; got the text {scopes!r}")
+    _check_quotas(quotas)
     secret = PREFIX + secrets.token_urlsafe(32)
-    id = "key-" + secrets.token_hex(4)
-    key = Key(id, name, hashed(secret), tuple(scopes), namespace, int(time.time()), **quotas)
+    made = {"id": "key-" + secrets.token_hex(4), "hash": hashed(secret), "created": int(time.time())}
+    given = {"name": name, "scopes": list(scopes), "namespace": namespace, **quotas}
+    key = Key.from_dict(made | given)  # as it is read: a wrong type in the file would stop every key
+    _check_use(key)
     with _alone(path):
         _write(path, (*(read_keys(path) if path.exists() else ()), key))
     return secret, key
+
+
+def _check_use(key: Key) -> None:
+    """Refuse a key that would be of no use. Not where a file is read: one such key must not stop the others."""
+    if not key.name.strip():
+        raise InputError("a key needs a name, so that it can be told from others")
+    if not key.scopes:
+        raise InputError(f"a key without scopes may do nothing; give some of {', '.join(SCOPES)}")
+    if (size := len(key.namespace.encode())) > LONGEST_NAMESPACE:
+        limit = f"the limit is {LONGEST_NAMESPACE}: it is the name of a folder"
+        raise InputError(f"the namespace has {size} bytes, {limit}")
+
+
+def _check_quotas(quotas: Mapping[str, int]) -> None:
+    unknown = [name for name in quotas if name not in QUOTAS]
+    if unknown:
+        raise InputError(f"unknown quota {unknown[0]!r}; known are {', '.join(QUOTAS)}")
 
 
 def revoke_key(path: Path, id: str) -> Key:
@@ -143,6 +165,7 @@ def revoke_key(path: Path, id: str) -> Key:
 
 def change_key(path: Path, id: str, **quotas: int) -> Key:
     """Give a key other quotas; a running server sees them at once."""
+    _check_quotas(quotas)
     with _alone(path):
         changed = Key.from_dict(find_key(path, id).to_dict() | quotas)
         _write(path, tuple(changed if key.id == id else key for key in read_keys(path)))

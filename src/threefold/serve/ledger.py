@@ -19,12 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from threefold.errors import ConfigError, UnavailableError
+from threefold.errors import ConfigError, InputError, UnavailableError
 
 Work = Literal["embed", "rerank"]
 
 #: Picos of one unit of the currency.
 UNIT = 10**12
+#: Most credit in one grant: a row counts its picos in 64 bits.
+MOST_GRANT = 1_000_000 * UNIT
 #: Seconds that a writer waits for another one.
 PATIENCE_S = 1.0
 #: Errors of opening that waiting does not mend: the path is wrong, or what lies there.
@@ -142,6 +144,8 @@ class Ledger:
 
     def grant(self, key: str, picos: int, at: int, note: str = "") -> None:
         """Give credit; less than 0 takes it back."""
+        if abs(picos) > MOST_GRANT:
+            raise InputError(f"a grant is at most {MOST_GRANT // UNIT:,} at a time; got {picos / UNIT:,g}")
         with self._transaction():
             self._db.execute("INSERT INTO grants VALUES (?, ?, ?, ?)", (key, at, picos, note))
 
@@ -155,13 +159,14 @@ class Ledger:
     def balance(self, key: str, day: str) -> Balance:
         """Where a key stands on a day (`2026-01-31`)."""
         with self._explained():
-            granted = self._db.execute("SELECT SUM(picos) FROM grants WHERE key = ?", (key,)).fetchone()[0]
+            grants = self._db.execute("SELECT picos FROM grants WHERE key = ?", (key,)).fetchall()
             spent = self._db.execute("SELECT SUM(picos) FROM accounts WHERE key = ?", (key,)).fetchone()[0]
             today, month = self._db.execute(
                 "SELECT SUM(CASE WHEN day = ? THEN tokens END), SUM(tokens) FROM usage "
                 "WHERE key = ? AND day BETWEEN ? AND ?",
                 (day, key, f"{day[:7]}-01", f"{day[:7]}-31"),
             ).fetchone()
+        granted = sum(picos for (picos,) in grants) if grants else None  # here: SQLite's sum ends at 64 bits
         return Balance(granted, spent or 0, today or 0, month or 0)
 
     def usage(self, first: str, last: str, key: str | None = None) -> list[tuple[Slot, Amount]]:

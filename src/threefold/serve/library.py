@@ -13,6 +13,7 @@ import shutil
 import threading
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from threefold.collection import Collection, CollectionInfo
 from threefold.config import Chunking, MultiStorage
@@ -80,9 +81,8 @@ class Library:
             opened = self._open.pop(folder, None)
             if opened is not None:
                 opened.close()
-            grave = folder.with_name(_GRAVE + name)  # gone at once, even if deleting takes long or is interrupted
-            shutil.rmtree(grave, ignore_errors=True)
-            folder.rename(grave)
+            grave = folder.with_name(f"{_GRAVE}{name}-{uuid4().hex}")  # the last one of this name may still be there
+            folder.rename(grave)  # gone at once, even if deleting takes long or is interrupted
         shutil.rmtree(grave)
 
     def close(self) -> None:

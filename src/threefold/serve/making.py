@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from threefold.errors import ConfigError
 from threefold.serve.catalog import Kind, Model, Service
-from threefold.serve.judges import CrossJudge, PairEncoder
+from threefold.serve.cross import CrossJudge, PairEncoder
 from threefold.serve.meters import Meters
 from threefold.serve.models import Embedder, RowEncoder
 from threefold.serve.queue import BatchReport

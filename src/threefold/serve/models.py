@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from threefold.errors import InputError
-from threefold.serve.queue import BatchReport, Engine, Limits
+from threefold.serve.queue import BatchReport, Engine, Limits, TextFailedError
 from threefold.serve.schedule import Lane
 from threefold.serve.threads import Threads
 from threefold.text.protocol import ModelCard
@@ -45,6 +46,18 @@ class TooLongError(InputError):
     def of(self, what: str) -> TooLongError:
         """The same of a text that the client knows by another name."""
         return TooLongError(what, self.index, *self._size)
+
+
+@contextmanager
+def named(name_of: Callable[[int], str], first: int = 0) -> Iterator[None]:
+    """A text that is too long, or on which the model fails, has its place in the request, not among what was read.
+
+    first  the place of the first one that is read
+    """
+    try:
+        yield
+    except (TooLongError, TextFailedError) as error:
+        raise error.of(name_of(first + error.index)) from None
 
 
 class RowEncoder(Protocol):
@@ -206,9 +219,12 @@ class Embedder:
         cut = [bool(short) or len(text) > most for short, text in zip(tokens.truncated, texts, strict=True)]
         return tokens, cut
 
-    def take(self, rows: Sequence[Sequence[int]]) -> Read:
-        """Token ids that the caller made with this model's own tokenizer, special tokens included."""
-        for i, ids in enumerate(rows):
+    def take(self, rows: Sequence[Sequence[int]], first: int = 0) -> Read:
+        """Token ids that the caller made with this model's own tokenizer, special tokens included.
+
+        first  the place of the first row in the request, for messages
+        """
+        for i, ids in enumerate(rows, first):
             if not 1 <= len(ids) <= self.max_tokens:
                 raise InputError(f"input {i} has {len(ids):,} token ids; from 1 to {self.max_tokens:,} are taken")
             if min(ids) < 0 or max(ids) >= self.tokenizer.vocab:

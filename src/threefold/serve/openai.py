@@ -17,6 +17,7 @@ from threefold.serve.encoding import Encoding, cut_dense
 from threefold.serve.errors import RequestError
 from threefold.serve.http import Call
 from threefold.serve.inputs import TOKENS_REFUSED, Inputs, inputs_of
+from threefold.serve.long import rows_response
 from threefold.serve.models import Answer, Read
 from threefold.serve.schedule import Lane
 from threefold.text.tokenizer import Truncate
@@ -62,18 +63,18 @@ async def embeddings(call: Call) -> Response:
     most = call.server.config.max_inputs
     given = inputs_of(body.input, "input", most, ids_allowed=allowed, refusal=TOKENS_REFUSED)
     encoding = await call.server.encoder(call, body.model)
-    encoding.check_dimensions(body.dimensions)
     kinds: list[Kind] = body.embedding_types or ["dense"]
-    answer = await call.wait_for(_embed(encoding, body, given, [_OUTPUT[kind] for kind in dict.fromkeys(kinds)]))
+    outputs = [_OUTPUT[kind] for kind in dict.fromkeys(kinds)]
+    encoding.check_dimensions(body.dimensions, outputs, 'add "dense" to `embedding_types`')
+    answer = await call.wait_for(_embed(encoding, body, given, outputs))
     tokens = answer.read.tokens
-    return wire.json_response(
-        {
-            "object": "list",
-            "data": [_item(encoding, body, answer, i) for i in range(len(answer.rows))],
-            "model": body.model,
-            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-        }
-    )
+    said = {
+        "object": "list",
+        "data": [_item(encoding, body, answer, i) for i in range(len(answer.rows))],
+        "model": body.model,
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }
+    return rows_response(said, answer.rows)
 
 
 async def _embed(encoding: Encoding, body: EmbeddingsBody, given: Inputs, outputs: list[Output]) -> Answer:
@@ -82,7 +83,7 @@ async def _embed(encoding: Encoding, body: EmbeddingsBody, given: Inputs, output
     else:
         prompt = {None: None, "query": "query"}.get(body.input_type, "document")
         most = body.truncate_prompt_tokens
-        how = body.truncate if most is None else "end"
+        how = body.truncate if most is None or "truncate" in body.model_fields_set else "end"
         read = await encoding.read(given.texts, truncate=how, prompt_name=prompt, max_tokens=at_most(most))
     return await encoding.embed(read, outputs, lane=body.priority)
 

@@ -9,7 +9,6 @@ plugin          sparse vectors by id, as the BGE-M3 plugin of vLLM's tests says 
 
 from __future__ import annotations
 
-import base64
 import time
 from typing import Annotated, Any, Literal
 
@@ -23,6 +22,7 @@ from threefold.serve.errors import RequestError
 from threefold.serve.http import Call, parse, parse_any
 from threefold.serve.inputs import TOKENS_NEED_A_SETTING, Inputs, inputs_of
 from threefold.serve.judges import Cutting, Pair
+from threefold.serve.long import rows_response
 from threefold.serve.models import Answer
 from threefold.serve.openai import at_most, take_ids
 from threefold.serve.schedule import Lane
@@ -95,36 +95,21 @@ async def pooling(call: Call) -> Response:
         return await _plugin(call, parse(PluginBody, raw))
     body = parse(PoolingBody, raw)
     encoding, inputs = await _given(call, body, body.input)
-    _check_dimensions(encoding, body)
+    encoding.check_dimensions(body.dimensions, [_OUTPUT[body.task]], 'ask for the task "embed"')
     answer = await call.wait_for(_embed(encoding, body, inputs, _OUTPUT[body.task]))
     data = [
         {"index": i, "object": "pooling", "data": _encoded(body, _vectors(body, row))}
         for i, row in enumerate(answer.rows)
     ]
-    return wire.json_response(
-        {
-            "id": f"pool-{call.id}",
-            "object": "list",
-            "created": int(time.time()),
-            "model": body.model or encoding.embedder.name,
-            "data": data,
-            "usage": _usage(answer.read.tokens),
-        }
-    )
-
-
-def _check_dimensions(encoding: Encoding, body: PoolingBody) -> None:
-    """Only dense vectors were trained to be cut: those of tokens have the size that they have, and weights none."""
-    if body.task == "embed":
-        return encoding.check_dimensions(body.dimensions)
-    has = encoding.embedder.card.multi_dim if body.task == "token_embed" else None
-    if body.dimensions not in (None, has):
-        raise RequestError(
-            f"{body.task} gives nothing that can be cut to {body.dimensions} dimensions. Leave `dimensions` out, or "
-            'ask for the task "embed"',
-            param="dimensions",
-        )
-    return None
+    said = {
+        "id": f"pool-{call.id}",
+        "object": "list",
+        "created": int(time.time()),
+        "model": body.model or encoding.embedder.name,
+        "data": data,
+        "usage": _usage(answer.read.tokens),
+    }
+    return rows_response(said, answer.rows)
 
 
 async def _plugin(call: Call, body: PluginBody) -> Response:
@@ -171,8 +156,9 @@ def _vectors(body: PoolingBody, row: Row) -> Floats:
 def _encoded(body: PoolingBody, array: Floats) -> Any:
     if body.encoding_format == "float":
         return wire.floats(array, as_base64=False)
-    order = {"native": "=", "little": "<", "big": ">"}[body.endianness]
-    return base64.b64encode(bytes(np.ascontiguousarray(array, order + _DTYPES[body.embed_dtype]))).decode()
+    dtype = {"native": "=", "little": "<", "big": ">"}[body.endianness] + _DTYPES[body.embed_dtype]
+    rows = array if array.ndim == 2 else array[np.newaxis]
+    return wire.Base64(rows, lambda part: bytes(np.ascontiguousarray(part, dtype)))
 
 
 def _usage(tokens: int) -> dict[str, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from threefold.config import Settings
@@ -11,6 +10,8 @@ from threefold.serve.ledger import UNIT, Work
 
 #: The number of tokens that a price is for.
 PRICED_TOKENS = 1_000_000
+#: The highest price: at it, what is written in one go may have nine million tokens before 64 bits are full.
+MOST = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +27,10 @@ class Price(Settings):
 
     def __post_init__(self) -> None:
         for name in ("embed", "rerank"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"{name} must be a price of at least 0; got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) <= MOST:  # true for NaN
+                raise ConfigError(
+                    f"{name} must be a price from 0 to {MOST:,} per million tokens; got {getattr(self, name)}"
+                )
 
     def picos(self, kind: Work, tokens: int) -> int:
         """The cost of so many tokens: a whole number, exact to a millionth of the currency per million tokens."""

@@ -30,7 +30,7 @@ from threefold.errors import (
     ThreefoldError,
     UnavailableError,
 )
-from threefold.serve.runner import Runner
+from threefold.serve.runner import DeviceLost, Runner
 from threefold.serve.schedule import Item, Lane, Pace, Schedule
 from threefold.serve.worker import Job, Shared, Worker
 from threefold.types import Ints
@@ -59,6 +59,22 @@ async def ends_within(deadline_s: float | None) -> AsyncIterator[None]:
     except TimeoutError:
         assert deadline_s is not None
         raise too_late(deadline_s) from None
+
+
+class TextFailedError(InputFailedError):
+    """The model failed on one text. What the client calls it, each contract says in its own words.
+
+    index  its place among the rows that were run
+    """
+
+    def __init__(self, what: str, index: int, why: str) -> None:
+        super().__init__(f"{what}: {why}")
+        self.index = index
+        self._why = why
+
+    def of(self, what: str) -> TextFailedError:
+        """The same of a text that the client knows by another name."""
+        return TextFailedError(what, self.index, self._why)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +141,7 @@ class Engine(Generic[R]):
         self.limits = limits or Limits()
         self.pace = Pace()
         self.restarts = 0
+        self.lost: str | None = None  # why no worker of this process can ever run again
         self._make = make
         self._observer = observer
         self._clock = clock
@@ -172,6 +189,8 @@ class Engine(Generic[R]):
 
     def problem(self) -> str | None:
         """Why the engine is not ready; None when it is."""
+        if self.lost is not None:
+            return "the device is lost"
         if self._state != "ready":
             return {"starting": "the model is loading", "restarting": "the worker died and is being restarted"}.get(
                 self._state, "the server is shutting down"
@@ -271,7 +290,7 @@ class Engine(Generic[R]):
             assert isinstance(job, Job)
             if isinstance(outcome, Exception):
                 failed += 1
-                self._fail(job, InputFailedError(f"input {item.index}: {_said(outcome)}"))
+                self._fail(job, TextFailedError(f"input {item.index}", item.index, _said(outcome)))
             elif not job.future.done():
                 job.results[item.index] = outcome
                 job.left -= 1
@@ -298,6 +317,9 @@ class Engine(Generic[R]):
             self._state = "stopped"
             self._first.set_exception(error if isinstance(error, Exception) else UnavailableError(repr(error)))
             return
+        if isinstance(error, DeviceLost):
+            self._give_up(error)
+            return
         log.error("the worker died: %r; a new one starts in %g s", error, self._next_restart_s)
         for item in running:
             item.tries += 1
@@ -314,6 +336,13 @@ class Engine(Generic[R]):
         self._state = "restarting" if self._state == "ready" else self._state
         self._restart = self._loop.call_later(self._next_restart_s, self._respawn)
         self._next_restart_s = min(2 * self._next_restart_s, RESTART_MOST_S)
+
+    def _give_up(self, error: DeviceLost) -> None:
+        """No new worker would fare better: the process has to end (`run.serve` sees to it)."""
+        log.critical("the device is lost: %s", error)
+        self.lost, self._state = str(error), "stopped"
+        for job in list(self._jobs):
+            self._fail(job, UnavailableError("the GPU of this server failed; it is being restarted"))
 
     def _respawn(self) -> None:
         self.restarts += 1

@@ -41,12 +41,15 @@ def report(
     balance: Callable[[str], Balance],
 ) -> dict[str, Any]:
     """The JSON of a report; money in units of the currency."""
+    of_key: dict[str, list[tuple[Slot, Amount]]] = {}
+    for row in rows:
+        of_key.setdefault(row[0].key, []).append(row)
     return {
         "object": "usage",
         "from": first,
         "to": last,
         "currency": currency,
-        "keys": [_of_key(id, known.get(id), balance(id), [row for row in rows if row[0].key == id]) for id in ids],
+        "keys": [_of_key(id, known.get(id), balance(id), of_key.get(id, [])) for id in ids],
     }
 
 

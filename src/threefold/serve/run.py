@@ -1,6 +1,7 @@
 """Run a server until it is told to stop: load the models, listen, drain.
 
-SIGTERM and SIGINT: no new connections, running requests get `drain_s` seconds, exit status 0.
+SIGTERM and SIGINT: no new connections, running requests get `drain_s` seconds, exit status 0. A GPU that is lost ends
+it too, with an error: only a new process can use it again.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import uvicorn
 from threefold.encoder.cross import CrossEncoder
 from threefold.encoder.encoder import Encoder
 from threefold.encoder.precision import Precision
-from threefold.errors import ConfigError, InputError
+from threefold.errors import ConfigError, InputError, WorkerError
 from threefold.serve import logs
 from threefold.serve.app import build
 from threefold.serve.connection import http_options
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 #: Connections that the system holds before they are taken.
 BACKLOG = 2_048
+#: Seconds between two looks at the devices.
+LOOK_S = 1.0
 
 
 def make_server(config: ServeConfig) -> Server:
@@ -104,7 +107,18 @@ async def _serve(server: Server, on_ready: Callable[[Server, str], None]) -> Non
         on_ready(server, f"{'https' if config.tls_cert else 'http'}://{host}:{port}")
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)  # uvicorn repeats it when it is done; by then it is answered
+        watch = asyncio.create_task(_end_when_lost(server, inside))
         await inside.serve([listener])
+        watch.cancel()
+    if (why := server.lost()) is not None:
+        raise WorkerError(f"the device is lost, and with it this process: {why}. Start the server again")
+
+
+async def _end_when_lost(server: Server, inside: uvicorn.Server) -> None:
+    """A GPU that failed works again in a new process only: whoever started this one starts the next."""
+    while server.lost() is None:
+        await asyncio.sleep(LOOK_S)
+    inside.should_exit = True
 
 
 def listen(config: ServeConfig) -> socket.socket:

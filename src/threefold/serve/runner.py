@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
+from threefold.encoder.transfer import is_lost
 from threefold.errors import ThreefoldError
 from threefold.serve.schedule import Item
 from threefold.types import Ints
@@ -37,6 +38,10 @@ class BrokenWorker(BaseException):
     """The model is unusable and must be loaded again."""
 
 
+class DeviceLost(BrokenWorker):
+    """No model will ever run on this device again, in this process."""
+
+
 def outcomes_of(
     runner: Runner[R], batch: Sequence[Item], between: Callable[[], None] | None = None
 ) -> list[R | Exception]:
@@ -44,6 +49,8 @@ def outcomes_of(
     try:
         results = list(runner.run([item.ids for item in batch], [item.wanted for item in batch], between))
     except Exception as error:  # a model may raise anything
+        if is_lost(error):  # whatever runs next would fail too, and be blamed
+            raise DeviceLost(str(error)) from error
         if len(batch) == 1:
             log.error("the model failed on a text of %d tokens", batch[0].tokens, exc_info=error)
             return [error]

@@ -7,21 +7,22 @@ Every contract is a thin reading and writing of the same two calls: `encoder`, f
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from threefold.errors import ConfigError, DeadlineError, InputError, UnavailableError
+from threefold.errors import ConfigError, DeadlineError, InputError
+from threefold.serve.access import key_of, reading_keys
 from threefold.serve.accounts import Accounts
 from threefold.serve.bridge import QueuedEncoder, QueuedReranker
 from threefold.serve.catalog import MB, Catalog, Kind, Model, Service
-from threefold.serve.encoding import Encoding, check_size, deadline_of
+from threefold.serve.cross import CrossJudge
+from threefold.serve.encoding import Encoding, by_deadline, check_size, deadline_of
 from threefold.serve.errors import RequestError
-from threefold.serve.judges import WHOLE, CrossJudge, Cutting, HeadsJudge, Judge, Judgement, Pair
+from threefold.serve.heads import HeadsJudge
+from threefold.serve.judges import WHOLE, Cutting, Judge, Judgement, Pair
 from threefold.serve.keys import SELF, Key, Keys, usage_file_of
 from threefold.serve.ledger import UNIT, Work
 from threefold.serve.library import Library
@@ -38,13 +39,9 @@ if TYPE_CHECKING:
     from threefold.serve.http import Call
     from threefold.serve.traces import Traces
 
-log = logging.getLogger(__name__)
-
 #: Threads that search collections, that add to them, and that delete; more requests wait. What writes waits for
 #: whoever writes to the same collection, so it must not take the threads of what reads.
 SEARCHING, ADDING, CHANGING = 16, 8, 8
-#: Seconds after which to ask again where the file of keys cannot be read.
-KEYS_AGAIN_S = 5.0
 
 
 class Server:
@@ -108,14 +105,17 @@ class Server:
     async def _take(self, call: Call, model: Model) -> Service:
         """The model, loaded, for as long as the request takes."""
         if model.state == "ready":
-            service = await self.catalog.take(model)
-        else:
-            deadline = deadline_of(call) or self.config.limits.deadline_s
-            try:
-                async with asyncio.timeout(deadline):
-                    service = await call.wait_for(self.catalog.take(model))
-            except TimeoutError:
-                raise DeadlineError(f"{model.name} is still loading after {deadline:g} s; ask again later") from None
+            return await self._hold(call, model)
+        deadline = deadline_of(call) or self.config.limits.deadline_s
+        try:
+            async with asyncio.timeout(deadline):
+                return await call.wait_for(self._hold(call, model))
+        except TimeoutError:
+            raise DeadlineError(f"{model.name} is still loading after {deadline:g} s; ask again later") from None
+
+    async def _hold(self, call: Call, model: Model) -> Service:
+        """Noted in the same step: a request that ends just then could not give back what it never got."""
+        service = await self.catalog.take(model)
         call.held.append(model)
         return service
 
@@ -173,30 +173,36 @@ class Server:
         """Why the server is not ready; None when it is."""
         return self.catalog.problem()
 
+    def lost(self) -> str | None:
+        """Why the device of a model will never work again in this process; None while it does."""
+        services = [model.service for model in self.catalog.models if model.service is not None]
+        return next((why for service in services if (why := service.engine.lost) is not None), None)
+
     # ---- who and what ------------------------------------------------------------------------------------
 
     def authorize(self, call: Call, scope: str) -> None:
         """Refuse who may not call. Without a file of keys everybody may."""
         if self.keys is None:
             return
-        secret = _secret(call)
-        if secret is None:
-            raise RequestError("no API key: send the header Authorization: Bearer <key>", status=401)
-        with _reading_keys():
-            call.key = self.keys.find(secret)
-        if call.key is None:
-            raise RequestError("the API key is not known, or was revoked", status=401)
-        if scope == SELF:
-            return
-        if scope not in call.key.scopes:
-            raise RequestError(f"this API key may not {scope}; it may {', '.join(call.key.scopes)}", status=403)
-        self.rates.check(call.key)
+        key = key_of(call, self.keys, scope)
+        if scope != SELF:
+            self.rates.check(key)
+            self._check_account(key)
+
+    def authorize_again(self, call: Call, scope: str) -> None:
+        """Refuse to go on with a request that may have no end, once its key was revoked or has used up its credit,
+        day or month. What it may use per minute is waited for before the next request.
+        """
+        if self.keys is not None:
+            self._check_account(key_of(call, self.keys, scope))
+
+    def _check_account(self, key: Key) -> None:
         if self.accounts is not None:
-            self.accounts.check(call.key)
+            self.accounts.check(key)
 
     def known_keys(self) -> tuple[Key, ...]:
         """Every key, oldest first; none without a file of keys."""
-        with _reading_keys():
+        with reading_keys():
             return self.keys.all() if self.keys is not None else ()
 
     def begun(self, call: Call) -> None:
@@ -214,7 +220,7 @@ class Server:
         seconds = time.perf_counter() - call.began
         self.meters.request(call.route, status, seconds)
         if status < 300:
-            for model, kind, tokens in call.uses:
+            for (model, kind), tokens in call.used().items():
                 self.charge(call, model, tokens, kind)
         who = {"id": call.id} | ({"key": call.key.id} if call.key else {})
         facts = {"method": call.request.method, "route": call.route, "status": status, "ms": round(1000 * seconds, 1)}
@@ -260,9 +266,9 @@ class Server:
     ) -> Judgement:
         """Scores of pairs of texts, within the limits of a request."""
         scorer = await self._scorer(call, model)
-        check, deadline = partial(check_size, call), deadline_of(call) or self.config.limits.deadline_s
-        work = scorer.judge(pairs, cutting=cutting, check=check, lane=lane, deadline_s=deadline)
-        judgement = await call.wait_for(work)
+        async with by_deadline(call) as deadline:  # of all of it; the queue has it too, to refuse what would be late
+            work = scorer.judge(pairs, cutting=cutting, check=partial(check_size, call), lane=lane, deadline_s=deadline)
+            judgement = await call.wait_for(work)
         call.use(scorer.name, "rerank", judgement.tokens, texts=len(pairs))
         call.trace(judgement.tokenize_s, judgement.queue_s, judgement.run_s)
         return judgement
@@ -274,21 +280,3 @@ class Server:
             return self.scorer
         service = await self._take(call, model)
         return HeadsJudge(service) if isinstance(service, Embedder) else service
-
-
-@contextmanager
-def _reading_keys() -> Iterator[None]:
-    """Who calls is not known yet, and need not know where the keys are; the log does."""
-    try:
-        yield
-    except ConfigError as error:
-        log.error("%s", error)
-        raise UnavailableError("the API keys cannot be read", KEYS_AGAIN_S) from error
-
-
-def _secret(call: Call) -> str | None:
-    """The key of a request: `Authorization: Bearer ...`, or `x-api-key`."""
-    kind, _, secret = call.request.headers.get("authorization", "").partition(" ")
-    if kind.lower() == "bearer" and secret:
-        return secret.strip()
-    return call.request.headers.get("x-api-key")

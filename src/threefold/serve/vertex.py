@@ -9,8 +9,8 @@ from pydantic import Field
 from starlette.responses import Response
 
 from threefold.serve import wire
-from threefold.serve.errors import RequestError
 from threefold.serve.http import Call, parse
+from threefold.serve.inputs import check_count, is_ids
 from threefold.serve.rerank import TeiRerankBody, ranked
 from threefold.serve.tei import EmbedBody, TeiBody, embedded
 
@@ -24,10 +24,7 @@ class VertexBody(TeiBody):
 async def vertex(call: Call) -> Response:
     """`POST /vertex`: one prediction per instance."""
     body = await call.read(VertexBody)
-    most = call.server.config.max_inputs
-    size = sum(map(_size, body.instances))
-    if size > most:
-        raise RequestError(f"batch size {size} > maximum allowed batch size {most}", param="instances")
+    check_count(sum(map(_size, body.instances)), call.server.config.max_inputs, "instances")
     tasks = [asyncio.ensure_future(_prediction(call, instance)) for instance in body.instances]
     try:
         return wire.json_response({"predictions": await asyncio.gather(*tasks)})
@@ -40,7 +37,7 @@ async def vertex(call: Call) -> Response:
 def _size(instance: dict[str, Any]) -> int:
     """How many texts it has; one that is wrong counts as one, and is refused when it is read."""
     given = instance.get("texts", instance.get("inputs"))
-    if not isinstance(given, list) or all(type(item) is int for item in given):
+    if not isinstance(given, list) or is_ids(given):
         return 1
     return len(given)
 
