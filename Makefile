@@ -4,19 +4,22 @@
 # make bench  the benchmarks that fit a laptop; JSON into results/
 #
 # Each target makes its own .venv first. PYTHON chooses the interpreter: make demo PYTHON=python3.12
+# TORCH_INDEX is an index with builds of PyTorch for CPUs (its installation page names one). Without it pip takes what the
+# usual index has for this system, on Linux often a build with 2.7 GB of CUDA.
 
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+TORCH_INDEX ?=
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test test-all check format bench clean
 
-# torch first and by version: a plain `torch` would bring several gigabytes of CUDA to machines without a GPU.
+# torch first and by version, so that nothing after it chooses another.
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade "pip>=25"
-	$(PIP) torch==2.13.0
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml hatch_build.py src/threefold/encoder/compiling.py $(wildcard src/threefold/encoder/c/*.[ch])

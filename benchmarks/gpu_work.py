@@ -8,7 +8,7 @@ host must tell one by one, and how often it stands still until the GPU has finis
 
 The network has the layers of bge-m3 and a sixteenth of its width; FLOPs are scaled to the width of bge-m3, products by
 256 and attention by 16. Attention counts as one operation for all contenders, and by the FLOPs of its products, padding
-included. Views move nothing and do not count. The workloads are those of `encode.py`.
+included. Views move nothing and do not count. The workloads are those of `encode.py`, with a shorter document C.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def counted(name: str, folder: str, texts: list[str], outputs: tuple[str, ...]) 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--passages", type=int, default=256)
-    options.add_argument("--longest", type=int, default=8192)
+    options.add_argument("--longest", type=int, default=2048)
     options.add_argument("--output", type=Path, default=ROOT / "results" / "gpu-work.json")
     args = options.parse_args()
     folder = str(checkpoint(SIZE))
@@ -116,6 +116,7 @@ def main() -> None:
         if ON_GPU[name].missing:
             print(f"{name}: {ON_GPU[name].missing}")
             continue
+        print(f"{name} ...", file=sys.stderr, flush=True)
         result["work"][name] = {
             f"{key} {'all' if len(outputs) > 1 else 'dense'}": counted(name, folder, texts, outputs)
             for key, texts in jobs.items()

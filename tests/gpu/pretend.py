@@ -248,7 +248,20 @@ def _varlen_backward(gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Ten
     return tuple(torch.cat(each, 1).transpose(0, 1).to(q.dtype) for each in zip(*found, strict=True))
 
 
+def _product(func: Any) -> Callable[..., Tensor]:
+    """Sums of products of 16 bits have 32, as they have on a GPU. (And for float16 a CPU is a hundred times slower.)"""
+
+    def run(*args: Any, **kwargs: Any) -> Tensor:
+        dtype = args[-1].dtype
+        wide = [each.float() if isinstance(each, Tensor) else each for each in args]
+        made: Tensor = func(*(args if dtype.itemsize > 2 else wide), **kwargs)
+        return made.to(dtype)
+
+    return run
+
+
 _KERNELS: dict[str, Callable[..., Any]] = {
+    **{str(func): _product(func) for func in (aten.mm.default, aten.addmm.default, aten.bmm.default)},
     "torch_attn._varlen_attn.default": _varlen,
     "torch_attn._varlen_attn_backward.default": _varlen_backward,
 }

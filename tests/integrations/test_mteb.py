@@ -10,9 +10,9 @@ import pytest
 from tests.fakes import FakeEncoder
 from tests.retrieve.test_experiment import make_task
 
-from threefold.errors import EvaluationError, InputError
+from threefold.errors import EvaluationError, InputError, OfflineError
 from threefold.evaluate.task import Task
-from threefold.integrations.mteb import MtebEncoder, MtebSearch, from_mteb
+from threefold.integrations.mteb import MtebEncoder, MtebSearch, from_mteb, load_mteb
 from threefold.retrieve.experiment import Protocol, run_task
 from threefold.text.tokenizer import Tokenizer
 
@@ -109,6 +109,13 @@ def test_tasks_of_mteb_as_ours(tmp_path: Path) -> None:
     assert (found.documents, found.queries, found.qrels) == (ours.documents, ours.queries, ours.qrels)
     with pytest.raises(EvaluationError, match="mteb's Local has no split 'dev'; it has test"):
         list(from_mteb(mteb_task(ours), split="dev"))
+
+
+def test_tasks_are_not_downloaded_where_that_is_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THREEFOLD_OFFLINE", "1")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with pytest.raises(OfflineError, match="mteb downloads NFCorpus, and THREEFOLD_OFFLINE forbids it"):
+        next(load_mteb("NFCorpus"))
 
 
 def test_reranking_scores_exactly_the_given_documents(encoder: FakeEncoder) -> None:

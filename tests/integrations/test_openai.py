@@ -16,7 +16,7 @@ from tests.fakes import FakeEncoder
 from threefold.errors import InputError, MissingHeadError, NumericalError, OfflineError
 from threefold.evaluate.task import Task
 from threefold.integrations.openai import ATTEMPTS, RemoteEncoder
-from threefold.retrieve.experiment import Protocol, run_task
+from threefold.retrieve.experiment import Protocol, available_modes, run_task
 
 
 class Endpoint(BaseHTTPRequestHandler):
@@ -96,8 +96,11 @@ def test_it_can_be_evaluated(endpoint: type[Endpoint]) -> None:
     with connect(endpoint, dimensions=16) as remote:
         rows = run_task(task, remote, Protocol(modes=("dense", "bm25-words"))).rows
         assert [row.values["nDCG@10"] for row in rows] == [1.0, 1.0]
+        sent = len(endpoint.asked)
         with pytest.raises(InputError, match="no tokenizer to offer"):
-            run_task(task, remote, Protocol(modes=("bm25",)))
+            run_task(task, remote, Protocol(modes=("bm25", "dense")))
+        assert len(endpoint.asked) == sent  # nothing was sent, and nothing paid for
+        assert available_modes(remote.card) == ("dense",)
         with pytest.raises(InputError, match="mode 'sparse' needs sparse"):
             run_task(task, remote, Protocol(modes=("sparse",)))
     assert endpoint.asked[0]["dimensions"] == 16

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from threefold.errors import CheckpointError, InputError, MissingHeadError
+from threefold.errors import CheckpointError, InputError, MissingHeadError, OfflineError
 from threefold.evaluate.task import Task
 from threefold.retrieve.experiment import Protocol, run_task
 
@@ -99,3 +99,23 @@ def test_a_model_that_is_not_there(pair: tuple[Any, Any]) -> None:
 
     with pytest.raises(CheckpointError, match="sentence-transformers cannot load /nonexistent/x: "):
         SentenceTransformerEncoder("/nonexistent/x")
+
+
+def test_nothing_is_downloaded_where_that_is_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sentence_transformers
+
+    from threefold.integrations.sentence_transformers import SentenceTransformerEncoder
+
+    asked: list[dict[str, Any]] = []
+
+    def load(name: str, **options: Any) -> None:
+        asked.append(options)
+        raise OSError("not in the cache")
+
+    monkeypatch.setattr(sentence_transformers, "SentenceTransformer", load)
+    monkeypatch.setenv("THREEFOLD_OFFLINE", "1")
+    with pytest.raises(
+        OfflineError, match="acme/mini is not in the local cache, and THREEFOLD_OFFLINE forbids"
+    ):
+        SentenceTransformerEncoder("acme/mini", device="cpu")
+    assert asked == [{"local_files_only": True, "device": "cpu"}]

@@ -8,13 +8,15 @@ Titles are joined with their texts by a newline, as in the BGE-M3 paper; mteb it
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from threefold.errors import EvaluationError, InputError, MissingExtraError
+from threefold.errors import EvaluationError, InputError, MissingExtraError, OfflineError
 from threefold.evaluate.beir import TEMPLATE
+from threefold.evaluate.hub import offline
 from threefold.evaluate.task import Task
 from threefold.retrieve.exact import Exact
 from threefold.retrieve.experiment import Protocol, encode_task
@@ -104,6 +106,10 @@ class MtebSearch:
 
 def load_mteb(name: str, *, split: str | None = None) -> Iterator[Task]:
     """The subsets of a retrieval task of mteb as our tasks, `mteb:NAME/SUBSET`; mteb downloads them."""
+    if offline() and not os.environ.get("HF_HUB_OFFLINE"):  # which mteb heeds by itself
+        raise OfflineError(
+            f"mteb downloads {name}, and THREEFOLD_OFFLINE forbids it. HF_HUB_OFFLINE=1 makes mteb read its own cache"
+        )
     task = _mteb().get_task(name)
     if task.metadata.type != "Retrieval":
         raise EvaluationError(f"mteb's {name} is a task of kind {task.metadata.type}; only Retrieval can be run here")
@@ -172,5 +178,5 @@ def _mteb() -> Any:
     try:
         import mteb
     except ImportError as error:
-        raise MissingExtraError("mteb", "peers", "a task or model of mteb") from error
+        raise MissingExtraError("mteb", "mteb", "a task or model of mteb") from error
     return mteb

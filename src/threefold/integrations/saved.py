@@ -34,6 +34,7 @@ class SavedVectors:
         both = [name for name in self._documents.has if name in self._queries.has]
         self.card = dataclasses.replace(
             ours,
+            tokenizer_hash="",
             dense_dim=ours.dense_dim if "dense" in both else 0,
             vocab=ours.vocab if "sparse" in both else 0,
             multi_dim=ours.multi_dim if "multi" in both else 0,

@@ -8,13 +8,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from operator import index
+from pathlib import Path
 from threading import Lock
 from typing import Any, get_args
 
 import numpy as np
 from tokenizers import Tokenizer as Backend
 
-from threefold.errors import CheckpointError, InputError, MissingExtraError, MissingHeadError
+from threefold.errors import CheckpointError, InputError, MissingExtraError, MissingHeadError, OfflineError
+from threefold.evaluate.hub import offline
 from threefold.integrations.texts import cleaned
 from threefold.text.protocol import ModelCard
 from threefold.text.tokenizer import Tokenizer, Truncate
@@ -166,8 +168,10 @@ def _load(name: str, options: dict[str, Any]) -> Any:
     except ImportError as error:
         raise MissingExtraError("sentence-transformers", "evaluate", "a sentence-transformers model") from error
     try:
-        return SentenceTransformer(name, **options)
+        return SentenceTransformer(name, **{"local_files_only": offline(), **options})
     except (OSError, ValueError) as error:  # no such folder or name, no connection, files of something else
+        if offline() and not Path(name).is_dir():
+            raise OfflineError(f"{name} is not in the local cache, and THREEFOLD_OFFLINE forbids downloads") from error
         raise CheckpointError(f"sentence-transformers cannot load {name}: {error}") from error
 
 

@@ -51,11 +51,11 @@ def run_task(
     recent  one for all calls with this encoder: texts that several tasks share are encoded once
     """
     protocol = protocol or Protocol()
+    tokenizer = encoder.tokenizer if "bm25" in protocol.modes else None  # an error, if there is none, before any work
     clock = time.perf_counter
     start = clock()
     documents, queries = encode_task(task, encoder, protocol, cache=cache, stream=stream, recent=recent)
     encoded = clock()
-    tokenizer = encoder.tokenizer if "bm25" in protocol.modes else None
     runs = Exact(task, protocol, documents, queries).runs(tokenizer)
     scored = clock()
     judgements = {mode: judge_task(task, runs[mode], protocol.measures) for mode in protocol.modes}

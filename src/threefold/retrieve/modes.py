@@ -122,5 +122,6 @@ class Protocol(Settings):
 
 
 def available_modes(card: ModelCard) -> tuple[Mode, ...]:
-    """Those of the default modes that a model can run."""
-    return tuple(mode for mode in DEFAULT_MODES if set(Protocol().needs(mode)) <= set(card.representations))
+    """Those of the default modes that a model can run; bm25 is over the tokens of its tokenizer, if it has one."""
+    possible = [mode for mode in DEFAULT_MODES if set(Protocol().needs(mode)) <= set(card.representations)]
+    return tuple(mode for mode in possible if mode != "bm25" or card.tokenizer_hash)

@@ -19,7 +19,7 @@ class ModelCard:
 
     name            as the user named it
     hash            fingerprint of the weights
-    tokenizer_hash  fingerprint of the tokenizer
+    tokenizer_hash  fingerprint of the tokenizer; empty where there is none to be had
     dense_dim       dimensions of the dense vector; 0 when the model has none
     multi_dim       dimensions of a token vector; 0 when the model has none
     vocab           size of the sparse vocabulary; 0 when the model has no sparse head
