@@ -10,11 +10,9 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, Self, Union, get_args, get_origin
 
 from threefold.errors import ConfigError
-
-T = TypeVar("T")
 
 
 class Settings:
@@ -23,11 +21,13 @@ class Settings:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], path: str = "") -> Self:
         """Build from a dictionary. `path` is where it stands in a larger file, for error messages."""
-        return _build(cls, data, path)
+        built: Self = _build(cls, data, path)
+        return built
 
     def to_dict(self) -> dict[str, Any]:
         """The inverse of `from_dict`."""
-        return _plain(self)  # type: ignore[no-any-return]
+        plain: dict[str, Any] = _plain(self)
+        return plain
 
 
 def _plain(value: Any) -> Any:
@@ -40,11 +40,12 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _build(cls: type[T], data: Any, path: str) -> T:
+def _build(cls: Any, data: Any, path: str) -> Any:
+    """An instance of the dataclass `cls`."""
     where = path or cls.__name__
     if not isinstance(data, Mapping):
         raise ConfigError(f"{where}: expected a table of settings, got {data!r}")
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = {f.name: f for f in dataclasses.fields(cls)}
     unknown = sorted(set(data) - set(fields), key=str)
     if unknown:
         raise ConfigError(f"{where}: unknown setting {unknown[0]!r}; known are {', '.join(sorted(fields))}")
@@ -78,8 +79,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         return {key: _convert(get_args(hint)[1], item, f"{path}.{key}") for key, item in value.items()}
     if origin is not None:
         raise ConfigError(f"{path}: {value!r} has the wrong type")
-    if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else _build(hint, value, path)  # type: ignore[arg-type]
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else _build(hint, value, path)
     return _convert_scalar(hint, value, path)
 
 

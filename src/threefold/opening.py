@@ -16,13 +16,21 @@ from threefold.text.protocol import TextEncoder
 
 def home() -> Path:
     """Where threefold keeps things: `$THREEFOLD_HOME`, by default `~/.threefold`."""
-    return Path(os.environ.get("THREEFOLD_HOME") or "~/.threefold").expanduser()
+    return _expanded(os.environ.get("THREEFOLD_HOME") or "~/.threefold")
+
+
+def _expanded(path: str | Path) -> Path:
+    """With the folder of a user in the place of `~` or `~name`."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{path}: {error} Write the whole path") from error
 
 
 def collection_folder(path_or_name: str | Path) -> Path:
     """A bare name is a folder of `$THREEFOLD_HOME/collections` (default `~/.threefold`); anything else is a path."""
     if isinstance(path_or_name, Path) or os.sep in path_or_name or "/" in path_or_name:
-        return Path(path_or_name).expanduser()
+        return _expanded(path_or_name)
     if path_or_name in ("", ".", ".."):
         raise InputError(
             f"{path_or_name!r} is not a name of a collection. Use a word like papers, or a path like ./papers"
@@ -79,10 +87,10 @@ def _refuse_foreign_files(folder: Path) -> None:
 
 def open_cluster(url: str, api_key: str | None, name: str, manifest: Manifest, create: bool) -> Store:
     """A collection on a Qdrant server."""
-    from threefold.store.qdrant import QdrantStore, connect  # late: an extra
+    from threefold.store.qdrant import QdrantStore, connect, exists  # late: an extra
 
     client = connect(url, api_key=api_key)
-    if create and not client.collection_exists(name):
+    if create and not exists(client, name):
         return QdrantStore.create(client, name, manifest)
     return QdrantStore.open(client, name)
 
@@ -91,12 +99,12 @@ def check_settings(
     has: Manifest, wanted: Manifest, chunking: Chunking | None, multi_storage: MultiStorage | None
 ) -> None:
     """Refuse another model, and settings that the collection was not built with."""
-    if has.multi_storage == "none":
-        wanted = dataclasses.replace(wanted, multi_dim=has.multi_dim)
-    check_model(has, wanted)
     for name, asked in (("chunking", chunking), ("multi_storage", multi_storage)):
         if asked is not None and getattr(has, name) != asked:
             raise ConfigError(
                 f"the collection was built with {name} {getattr(has, name)!r}, not {asked!r}. "
                 "Leave the option out, or build a new collection"
             )
+    if has.multi_storage == "none":
+        wanted = dataclasses.replace(wanted, multi_dim=has.multi_dim)
+    check_model(has, wanted)

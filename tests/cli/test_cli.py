@@ -22,6 +22,9 @@ from threefold.opening import collection_folder
 from threefold.serve.keys import create_key
 from threefold.text.tokenizer import Tokenizer
 
+#: A name of a file as Python reads it where its bytes are no UTF-8.
+NOT_UTF_8 = os.fsdecode(b"caf\xe9")
+
 
 @pytest.fixture(scope="module")
 def model(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -150,6 +153,7 @@ def test_evaluate_a_folder_in_beir_layout(use: Path, tmp_path: Path, capsys: pyt
         (["info", "--precision", "float8"], 2, "unknown precision 'float8'"),
         (["info", "--device", "abacus"], 2, "unknown device 'abacus'"),
         (["encode", "absent.txt", "-o", "x.parquet"], 2, "absent.txt is not a file"),
+        (["serve", "--set", "=1", "--show-config"], 2, "--set =1: expected name=value"),
         (["evaluate", "absent"], 5, "absent"),
     ],
 )
@@ -328,8 +332,9 @@ def test_two_folders_with_files_of_one_name(use: Path, tmp_path: Path, capsys: p
         (tmp_path / name).mkdir()
         (tmp_path / name / "readme.md").write_text(f"The fox of folder {name}.")
     assert run_json(capsys, "index", tmp_path / "one", "--into", "both")["added"] == 1
-    skipped = run_json(capsys, "index", tmp_path / "two", "--into", "both")["skipped"]
-    assert "--prefix" in skipped[0]["reason"]
+    code, out, _ = run(capsys, "index", tmp_path / "two", "--into", "both", "--json")
+    assert code == 1  # nothing was taken, whatever was there before
+    assert "--prefix" in json.loads(out)["skipped"][0]["reason"]
     assert run_json(capsys, "index", tmp_path / "two", "--into", "both", "--prefix", "two")["added"] == 1
 
 
@@ -351,14 +356,20 @@ def test_one_damaged_collection_does_not_hide_the_others(
         (["search", "x", "--in", "FILE"], 4, "no collection here"),
         (["index", "TEXTS", "--into", "a" * 300], 2, "File name too long"),
         (["index", "TEXTS", "--into", "x", "--multi", "foo"], 2, "multi_storage 'foo'"),
+        (["index", "TEXTS", "no-such-file", "--into", "x"], 2, "no-such-file does not exist"),
+        (["convert", "MODEL", "-o", "BELOW"], 2, "fox.md/model: Not a directory"),
+        (["convert", "MODEL", "-o", NOT_UTF_8], 2, "the name is not UTF-8"),
+        (["export", "MODEL", "-o", NOT_UTF_8], 2, "the name is not UTF-8"),
+        (["encode", "FILE", "-o", NOT_UTF_8], 2, "the name is not UTF-8"),
+        (["choose", "TEXTS", "--cache", "FILE"], 2, "is a file; give the name of a folder"),
         (["search", "x", "--in", "mine", "-k", str(2**70)], 2, "k must be at most"),
         (["search", "x", "--in", "mine", "--where", '{"": 1}'], 2, "needs the name of a field"),
         (["keys", "create", "ann", "--file", "nowhere/keys.json"], 2, "the folder nowhere does not exist"),
-        (["keys", "credit", "key-1", "--file", "KEYS", "--amount", "nan"], 2, "--amount nan"),
+        (["keys", "credit", "key-1", "--file", "KEYS", "--make", "--amount", "nan"], 2, "--amount nan"),
     ],
 )
 def test_what_nobody_meant_is_one_line_too(
-    arguments: list[str], status: int, message: str, use: Path, texts: Path, tmp_path: Path,
+    arguments: list[str], status: int, message: str, use: Path, texts: Path, model: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     run(capsys, "index", texts, "--into", "mine")
@@ -366,6 +377,7 @@ def test_what_nobody_meant_is_one_line_too(
     keys.write_text(json.dumps({"keys": [], "version": 1}))
     _, key = create_key(tmp_path / "own.json", "ann", ["embed"])
     places = {"TEXTS": texts, "FILE": texts / "fox.md", "KEYS": tmp_path / "own.json", "key-1": key.id}
+    places |= {"MODEL": model, "BELOW": texts / "fox.md/model", NOT_UTF_8: tmp_path / NOT_UTF_8}
     code, _, err = run(capsys, *(places.get(one, one) for one in arguments))
     assert code == status
     assert message in err.replace("\n", " ")

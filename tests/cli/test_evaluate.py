@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from tests.encoder.cross_checkpoints import bge_reranker
 from tests.evaluate import copies
+from tests.fakes import FakeEncoder
 from tests.retrieve.test_choose import own_data
 
 from threefold.cli.main import main
@@ -137,6 +138,10 @@ def test_tune_refuses_before_it_encodes(beir: Path, tmp_path: Path, capsys: pyte
     assert run(capsys, "tune", *given, tmp_path / "absent", "--split", "dev", "-o", weights)[0] == 5
     code, _, err = run(capsys, "tune", *given, "-o", weights)
     assert (code, "'test' is the split that figures are reported on" in err) == (2, True)
+    code, _, err = run(capsys, "tune", "mldr:hi", "miracl:sw", "--split", "dev", "-o", weights)
+    assert (code, "miracl:sw: 'dev' is the split that figures" in err) == (2, True)
+    code, _, err = run(capsys, "tune", beir, "--split", "dev", "-o", weights, "--cache", beir / "queries.jsonl")
+    assert (code, "is a file; give the name of a folder" in err) == (2, True)
     corpus = beir / "corpus.jsonl"
     before = corpus.read_bytes()
     code, _, err = run(capsys, "tune", *given, "--split", "dev", "-o", corpus)
@@ -148,10 +153,12 @@ def test_tune_refuses_before_it_encodes(beir: Path, tmp_path: Path, capsys: pyte
 
 
 def test_saved_vectors_instead_of_a_model(beir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, texts in (("docs", DOCUMENTS), ("queries", QUERIES)):
-        copies.write(tmp_path / f"{name}.jsonl", copies.json_lines([{"text": text} for text in texts]))
-        run_json(capsys, "encode", tmp_path / f"{name}.jsonl", "-o", tmp_path / f"{name}.parquet")
-    saved = f"{tmp_path / 'docs.parquet'},{tmp_path / 'queries.parquet'}"
+    rows = [{"_id": f"d{i}", "title": f"T{i}" * (i % 2), "text": text} for i, text in enumerate(DOCUMENTS)]
+    copies.write(beir / "corpus.jsonl", copies.json_lines(rows))
+    for name in ("corpus", "queries"):
+        fields = ["--title-field", "title", "--id-field", "_id"]
+        run_json(capsys, "encode", beir / f"{name}.jsonl", *fields, "-o", tmp_path / f"{name}.parquet")
+    saved = f"{tmp_path / 'corpus.parquet'},{tmp_path / 'queries.parquet'}"
     (theirs,) = run_json(capsys, "evaluate", beir, "--modes", "dense", "--vectors", saved)["rows"]
     (ours,) = run_json(capsys, "evaluate", beir, "--modes", "dense")["rows"]
     assert theirs["values"] == ours["values"]
@@ -204,6 +211,29 @@ def test_documents_by_mcls(beir: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "(MCLS 4)" in err
 
 
+def test_a_report_does_not_say_what_an_endpoint_keeps_to_itself(
+    beir: Path,
+    tokenizer: Tokenizer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its precision, and the lengths that a benchmark sets and an endpoint does not apply."""
+    copies.miracl(tmp_path / "data")
+    there = FakeEncoder(tokenizer, heads=["dense"], name="theirs")
+    monkeypatch.setattr("threefold.integrations.openai.RemoteEncoder", lambda *_, **__: there)
+    one = ["evaluate", "miracl:sw", beir, "--data", tmp_path / "data", "--modes", "dense", "--measures", "nDCG@10"]
+    ours = run_json(capsys, *one)["about"]
+    theirs = run_json(capsys, *one, "--endpoint", "http://host/v1", "--model", "theirs")["about"]
+    lengths = {"max_tokens", "max_query_tokens"}
+    assert theirs["model"] == "theirs"
+    assert ours.keys() - theirs.keys() == {"precision"}
+    for name in ("miracl", "given"):
+        assert ours["protocol"][name].keys() - theirs["protocol"][name].keys() == lengths
+    _, _, err = run(capsys, *one, "--endpoint", "http://host/v1", "--model", "theirs")
+    assert err.splitlines()[-1] == "theirs; figures in percent"
+
+
 def test_named_weights(beir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for text, said in (("mldr", "dense 0.15, sparse 0.5, multi 0.35"), ("model", "dense 1, sparse 0.3, multi 1")):
         (row,) = run_json(capsys, "evaluate", beir, "--modes", "hybrid", "--weights", text)["rows"]
@@ -225,6 +255,13 @@ def never(*_: object, **__: object) -> None:
         (["PETS", "--measures", "nDCG@2000"], 2, "nDCG@2000 looks at more than the 1,000 results that are kept"),
         (["PETS", "--measures", ","], 2, "names none; give some, such as nDCG@10"),
         (["PETS", "--measures", "answer@20"], 5, "answer@20 cannot be measured"),
+        (["mkqa:th", "miracl:sw", "--measures", "answer@20"], 5, "miracl/sw is judged by judgements"),
+        (["miracl:sw,xx"], 5, "miracl has no 'xx'"),
+        (["miracl:sw,sw"], 5, "two sets are named 'miracl/sw'"),
+        (["miracl:sw", "mkqa:th", "--split", "dev"], 5, "mkqa/th has no split 'dev'"),
+        (["PETS", "--cache", "FILE"], 2, "is a file; give the name of a folder"),
+        (["PETS", "--rerank", ","], 2, "--rerank names no mode"),
+        (["PETS", "--rerank", "dense", "--rerank-depth", "0"], 2, "--rerank-depth must be at least 1; got 0"),
         (["PETS", "--modes", "dense", "--rerank", "bm25", "--reranker", "CROSS"], 2, "'bm25' is not run and cannot be"),
     ],
 )
@@ -264,6 +301,19 @@ def test_a_comparison_that_cannot_be_made_does_not_cost_the_report(
     run_json(capsys, "evaluate", beir, "--modes", "bm25", "--runs", tmp_path / "runs")
     assert run(capsys, *one)[0] == 0
     assert json.loads(report.read_text())["comparisons"][0]["difference"] == 0
+
+
+def test_an_earlier_report_is_replaced_in_one_step(
+    beir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A full disk, or a file that may not be written to, must not cost both of them."""
+    for name in ("--save", "--html"):
+        report, other = tmp_path / f"report{name}", tmp_path / f"other{name}"
+        report.write_text("earlier")
+        other.hardlink_to(report)
+        assert run(capsys, "evaluate", beir, "--modes", "bm25", name, report)[0] == 0
+        assert "bm25" in report.read_text()
+        assert other.read_text() == "earlier"
 
 
 def test_half_a_character_in_a_text_reaches_the_page(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tests.encoder.checkpoints import bge_m3, sentence_transformer
 from tests.fakes import CORPUS, unigram_tokenizer
@@ -274,6 +275,18 @@ def test_the_model_and_what_holds_it_are_no_target(models: dict[str, Path], tmp_
     for name in (None, "threefold-mini"):
         with pytest.raises(InputError, match="is the model itself"):
             check_target(name, embedded_folder())
+
+
+def test_a_full_disk_is_said_in_one_line(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("threefold.export.hugging_face.save_file", full)
+    with pytest.raises(InputError, match=r"out cannot be written: Error while serializing: .*No space left"):
+        export(models["mini"], tmp_path / "out", to="sentence-transformers")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failure_keeps_the_earlier_model(models: dict[str, Path], tmp_path: Path) -> None:

@@ -162,8 +162,9 @@ def test_margins_by_hand() -> None:
     assert Margin.parse(" 5% ").limit(0.8) == pytest.approx(0.76)  # TopK-PercPos at 95 %
     assert Margin.parse("5%").limit(-2.0) == pytest.approx(-2.1)  # below, though the score is negative
     assert Margin().limit(3.0) == 3.0
-    with pytest.raises(ConfigError, match="margin 'much'"):
-        Margin.parse("much")
+    for text in ("much", "nan", "inf%"):
+        with pytest.raises(ConfigError, match=f"margin '{text}'"):
+            Margin.parse(text)
 
 
 @pytest.mark.parametrize("mode", ["dense", "sparse", "multi", "dense+sparse", "hybrid", "dense@4"])

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from threefold.cli import judged, options
-from threefold.cli.show import err, out, print_json, progress_bar
+from threefold.cli.show import err, out, print_json, print_table, progress_bar
 from threefold.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,6 +34,7 @@ def choose(
     names: list[str | None] = list(models) if models else [os.environ.get("THREEFOLD_MODEL") or None]
     if len(set(names)) != len(names):
         raise InputError("a model is named twice")
+    options.require_no_file(cache)
     data = OwnData.load(folder)
     portraits: list[Portrait] = []
     with progress_bar("judging", total=len(names), quiet=as_json) as bar:
@@ -79,10 +79,11 @@ def _plain(against: dict[str, dict[str, Comparison]]) -> dict[str, dict[str, dic
 
 
 def _show_criteria(portraits: list[Portrait]) -> None:
-    table = _table("criterion", [one.model for one in portraits])
-    for name in dict.fromkeys(name for one in portraits for name in one.criteria):
-        table.add_row(name, *(_figure(name, one.criteria.get(name)) for one in portraits))
-    out.print(table)
+    names = dict.fromkeys(name for one in portraits for name in one.criteria)
+    print_table(
+        ["criterion", *(one.model for one in portraits)],
+        [[name, *(_figure(name, one.criteria.get(name)) for one in portraits)] for name in names],
+    )
 
 
 def _show_sources(portraits: list[Portrait]) -> None:
@@ -90,19 +91,11 @@ def _show_sources(portraits: list[Portrait]) -> None:
     if not sets:
         return
     modes = [(one, mode) for one in portraits for mode in next(iter(one.retrieval.values()), {})]
-    table = _table("nDCG@10 by source", [f"{one.model}\n{mode}" for one, mode in modes])
-    for name in sets:
-        table.add_row(name, *(f"{100 * one.retrieval[name][mode]:.1f}" for one, mode in modes))
     out.print()
-    out.print(table)
-
-
-def _table(first: str, rest: list[str]) -> Table:
-    table = Table(header_style="bold", box=None, pad_edge=False)
-    table.add_column(first)
-    for name in rest:
-        table.add_column(name, justify="right")
-    return table
+    print_table(
+        ["nDCG@10 by source", *(f"{one.model}\n{mode}" for one, mode in modes)],
+        [[name, *(f"{100 * one.retrieval[name][mode]:.1f}" for one, mode in modes)] for name in sets],
+    )
 
 
 def _figure(name: str, value: float | None) -> str:

@@ -10,12 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from threefold.cli import options
 from threefold.cli.inspect import show_reasons
-from threefold.cli.show import complain, err, named, note, out, print_json, progress_bar, shorten, visible
+from threefold.cli.show import (
+    complain,
+    err,
+    named,
+    note,
+    one_line,
+    out,
+    print_json,
+    print_table,
+    progress_bar,
+    shorten,
+)
 from threefold.config import Chunking, MultiStorage
 from threefold.errors import InputError, StoreError
 
@@ -60,6 +70,9 @@ def index(
     from threefold.collection import Collection
     from threefold.text.documents import Loading
 
+    for path in paths:
+        if not path.exists():  # before a collection is made for it
+            raise InputError(f"{path} does not exist")
     given = {"max_tokens": max_tokens, "overlap": overlap}
     chunking = (
         Chunking(**{key: value for key, value in given.items() if value is not None})
@@ -84,7 +97,7 @@ def index(
         print_json({**dataclasses.asdict(report), "collection": into, "total_chunks": total})
     else:
         _show_report(report, into, total, encoder.card.precision)
-    if not total:
+    if not total or not (report.added or report.replaced or report.unchanged or report.deleted):
         raise typer.Exit(1)
 
 
@@ -158,12 +171,11 @@ def list_collections(as_json: options.Json = False) -> None:
     if as_json:
         print_json(found)
     else:
-        table = Table(box=None, header_style="bold", pad_edge=False)
-        for name in ("name", "model", "MB", "multi"):
-            table.add_column(name)
-        for facts in found:
-            table.add_row(facts["name"], facts["model"], f"{facts['size_bytes'] / 1e6:,.1f}", facts["multi_storage"])
-        out.print(table)
+        print_table(
+            ("name", "model", "MB", "multi"),
+            [(one["name"], one["model"], f"{one['size_bytes'] / 1e6:,.1f}", one["multi_storage"]) for one in found],
+            left=4,
+        )
         note(f"{len(found)} collections in {home() / 'collections'}")
     for reason in damaged:
         complain(reason)
@@ -214,8 +226,8 @@ def show_hit(rank: int, hit: Hit) -> None:
     head = Text.assemble(
         (f"{rank}. ", "dim"),
         (f"{hit.score:.3f} ", "bold green"),
-        (visible(hit.chunk.title or hit.chunk.document_id), "bold"),
-        (visible(f"  {hit.chunk.document_id}:{hit.chunk.start}-{hit.chunk.end}"), "dim"),
+        (one_line(hit.chunk.title or hit.chunk.document_id), "bold"),
+        (one_line(f"  {hit.chunk.document_id}:{hit.chunk.start}-{hit.chunk.end}"), "dim"),
     )
     out.print(head)
     out.print("   " + shorten(hit.text, 220))
@@ -252,7 +264,7 @@ def _show_report(report: AddReport, into: str, total: int, precision: str) -> No
     if report.truncated:
         note(f"{report.truncated:,} chunks were longer than the model reads and were cut")
     for skipped in report.skipped[:NAMED]:
-        note(f"skipped {skipped.path}: {skipped.reason}")
+        note(f"skipped {one_line(skipped.path)}: {skipped.reason}")
     if len(report.skipped) > NAMED:
         note(f"... and {len(report.skipped) - NAMED:,} more; --json names them all")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -27,6 +27,9 @@ def encode(
     outputs: Annotated[str, typer.Option(help="Some of dense,sparse,multi. Default: all that the model has.")] = "",
     text_field: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
     id_field: Annotated[str, typer.Option(help="Column that holds the id; the row number where it is absent.")] = "id",
+    title_field: Annotated[
+        str, typer.Option(help="Column with a title, put before the text as `evaluate` does. Default: none is.")
+    ] = "",
     max_tokens: Annotated[int | None, typer.Option(help="Longest text in tokens. Default: the model's.")] = None,
     truncate: Annotated[str, typer.Option(help="What longer texts keep: end (cut there), start, none.")] = "end",
     model: options.Model = None,
@@ -40,10 +43,11 @@ def encode(
     from threefold.shards import write_parquet
 
     options.require_folder_of(output, file)
+    options.require_unicode(output)
     if truncate not in ("end", "start", "none"):
         raise InputError(f"--truncate {truncate!r}: expected end, start or none")
     bad: list[str] = []
-    rows = file_rows(file, text_field, id_field, bad)
+    rows = file_rows(file, text_field, id_field, bad, title_field)
     with (
         options.opened_encoder(model, revision, device, precision, devices) as encoder,
         progress_bar(f"encoding {file.name}", quiet=as_json) as bar,
@@ -84,16 +88,18 @@ def _outputs(text: str) -> tuple[Representation, ...] | None:
     return cast("tuple[Representation, ...]", names) or None
 
 
-def file_rows(file: Path, text_field: str, id_field: str, bad: list[str]) -> Iterator[tuple[str, str]]:
+def file_rows(
+    file: Path, text_field: str, id_field: str, bad: list[str], title_field: str = ""
+) -> Iterator[tuple[str, str]]:
     """(id, text) of every row; what cannot be read is added to `bad`."""
     if not file.is_file():
         raise InputError(f"{file} is not a file")
     if file.suffix.lower() not in ROW_SUFFIXES:
         return ((str(i), line.rstrip("\r\n")) for i, line in enumerate(read_lines(file), start=1) if line.strip())
-    return _records(file, text_field, id_field, bad)
+    return _records(file, text_field, id_field, bad, title_field)
 
 
-def _records(file: Path, text_field: str, id_field: str, bad: list[str]) -> Iterator[tuple[str, str]]:
+def _records(file: Path, text_field: str, id_field: str, bad: list[str], title_field: str) -> Iterator[tuple[str, str]]:
     for number, row in read_rows(file, text_field):
         if isinstance(row, BadRow):
             bad.append(f"{file.name}, row {number}: {row.reason}")
@@ -104,4 +110,10 @@ def _records(file: Path, text_field: str, id_field: str, bad: list[str]) -> Iter
             if isinstance(id, dict | list):
                 bad.append(f"{file.name}, row {number}: the field {id_field!r} is neither text nor a number")
             else:
-                yield str(number if id is None else id), row[text_field]
+                yield str(number if id is None else id), _titled(row.get(title_field), row[text_field])
+
+
+def _titled(title: Any, text: str) -> str:
+    from threefold.evaluate.beir import TEMPLATE
+
+    return TEMPLATE.format(title=title, text=text) if isinstance(title, str) and title else text

@@ -6,12 +6,11 @@ import dataclasses
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from threefold import __version__
 from threefold.cli import options
-from threefold.cli.show import named, note, out, print_json
+from threefold.cli.show import named, note, out, print_json, print_table
 from threefold.types import TermMatch, TokenMatch
 
 
@@ -33,13 +32,8 @@ def compare(
     if as_json:
         print_json(dataclasses.asdict(found))
         return
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name, side in (("score", "left"), ("value", "right"), ("weight", "right")):
-        table.add_column(name, justify=side)  # type: ignore[arg-type]
-    for representation, score in found.scores.items():
-        table.add_row(representation, f"{score:.4f}", f"{found.weights[representation]:g}")
-    table.add_row("fused", f"{found.fused:.4f}", "")
-    out.print(table)
+    rows = [(name, f"{score:.4f}", f"{found.weights[name]:g}") for name, score in found.scores.items()]
+    print_table(("score", "value", "weight"), [*rows, ("fused", f"{found.fused:.4f}", "")])
     show_reasons(found.terms, found.pairs)
     if found.truncated:
         note(f"a text was longer than {encoder.card.max_tokens:,} tokens and was cut")
@@ -73,9 +67,12 @@ def info(
     if as_json:
         print_json(facts)
         return
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for name, value in facts.items():
-        table.add_row(Text(name, style="bold"), f"{value:,}" if isinstance(value, int) else str(value))
-    out.print(table)
+    print_table(
+        (),
+        [
+            (Text(name, style="bold"), f"{value:,}" if isinstance(value, int) else str(value))
+            for name, value in facts.items()
+        ],
+    )
     if model is None:
         note("threefold-mini is small and honest, not bge-m3; the full model: --model BAAI/bge-m3")

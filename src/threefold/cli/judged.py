@@ -43,11 +43,27 @@ Language = Annotated[
 Cache = Annotated[Path | None, typer.Option(help="Folder that keeps encoded texts between runs.")]
 
 
+#: The split of one's own data that figures are reported on.
+REPORTED = "test"
+
+
 class Source(NamedTuple):
     """A task and the benchmark that it belongs to, if it has a name."""
 
     task: Task
     benchmark: Benchmark | None
+
+
+class Announced(NamedTuple):
+    """What is known of a task before it is read.
+
+    by_answers  it is judged by answer strings
+    reported    the split that figures are reported on
+    """
+
+    name: str
+    by_answers: bool = False
+    reported: str = REPORTED
 
 
 def open_judged(
@@ -118,22 +134,22 @@ def sources(
             for task in load_mteb(name.removeprefix("mteb:"), split=split or None):
                 yield Source(_speaking(task, language), None)
         else:
-            for task in iter_tasks(Path(name), split=split or "test", strict=not lenient):
+            for task in iter_tasks(Path(name), split=split or REPORTED, strict=not lenient):
                 yield Source(_speaking(task, language), None)
 
 
-def set_names(names: Iterable[str]) -> list[str]:
-    """What the tasks of `sources` are called, without reading them. Those of mteb are not known before they are."""
+def announced(names: Iterable[str], *, split: str = "") -> Iterator[Announced]:
+    """The tasks of `sources`, without reading them. Those of mteb are not known before they are."""
     from threefold.evaluate.beir import task_names
     from threefold.evaluate.tasks import named_tasks
 
-    found: list[str] = []
     for name in names:
         if is_path(name):
-            found += task_names(Path(name))
+            yield from map(Announced, task_names(Path(name)))
         elif not name.startswith("mteb:"):
-            found += [named.name for named in named_tasks(name)]
-    return found
+            for named in named_tasks(name):
+                named.split(split)  # refused here, if there is none of that name
+                yield Announced(named.name, named.by_answers, named.split())
 
 
 def is_path(name: str) -> bool:

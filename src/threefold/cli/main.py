@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 import typer
 
@@ -30,10 +30,13 @@ from threefold.cli import (
     train,
     tune,
 )
-from threefold.cli.show import complain
+from threefold.cli.show import complain, out, silence
 from threefold.errors import ThreefoldError
 
 INTERRUPTED = "interrupted; what was finished before is kept"
+
+#: Columns of a terminal below which typer's boxes cut the names of options; click's plain help breaks lines instead.
+NARROW = 60
 
 #: What a wrong option raises: click's class, which newer versions of typer carry inside themselves.
 UsageError: type[Any] = typer.BadParameter.__mro__[1]
@@ -86,26 +89,30 @@ def _options(
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status. Every deliberate error becomes one line on standard error."""
+    app.rich_markup_mode = "markdown" if out.width >= NARROW else None
     try:
         status = app(arguments, standalone_mode=False)  # the status of a `typer.Exit`, else None
     except ThreefoldError as error:
         complain(str(error))
         return error.exit_code
     except UsageError as error:
-        error.show()
+        try:
+            error.show()
+        except (OSError, SystemExit):  # nobody reads it; Rich makes the latter of the former
+            silence(sys.stderr)
         return 2
     except (KeyboardInterrupt, typer.Abort):
         complain(INTERRUPTED)
         return 130
     except BrokenPipeError:  # `threefold search ... --json | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence(sys.stdout)
         return 0
     except SystemExit as error:  # what Rich makes of the same
         if isinstance(error.__context__, BrokenPipeError):
             return 0
         raise
     except OSError as error:  # what no part has made an error of its own
-        complain(str(error))
+        complain(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
         return 2
     if status == 130:  # newer versions of typer make this of Ctrl-C, and say nothing
         complain(INTERRUPTED)
@@ -114,7 +121,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def entry() -> None:
     """The console script. JSON is UTF-8, whatever the terminal or the pipe is said to be."""
+    sys.stdout, sys.stderr = sys.stdout or _nowhere(), sys.stderr or _nowhere()  # None: closed, as by `>&-`
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     sys.exit(main())
+
+
+def _nowhere() -> TextIO:
+    """A stream that takes the place of a closed one, and its number: else the first file that is opened gets that."""
+    return os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")

@@ -71,6 +71,7 @@ def mine(
     from threefold.train.pool import read_corpus
 
     options.require_folder_of(output, *files)
+    options.require_no_file(cache)
     settings = mining.MineSettings.from_dict(
         {
             "mode": mode,

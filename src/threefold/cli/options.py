@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from threefold.characters import clean
 from threefold.errors import InputError
 from threefold.score import Weights
 
@@ -97,6 +98,18 @@ def parse_weights(text: str | None) -> Weights | None:
             f"--weights {text!r}: expected three numbers like 1,0.3,1 or names like dense=1,multi=0.5"
         ) from None
     return Weights(dense, sparse, multi)
+
+
+def require_unicode(path: Path) -> None:
+    """The libraries that write Parquet files and models take names in UTF-8 only, and fail after the work."""
+    if clean(str(path)) != str(path):
+        raise InputError(f"{str(path)!r}: the name is not UTF-8; choose another one for the result")
+
+
+def require_no_file(folder: Path | None) -> None:
+    """What will be a folder must not be a file: it is made when the first part of the work is done."""
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; give the name of a folder")
 
 
 def require_folder_of(path: Path, *inputs: Path) -> None:

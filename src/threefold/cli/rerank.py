@@ -10,7 +10,7 @@ from rich.text import Text
 
 from threefold.cli import options
 from threefold.cli.encode import file_rows
-from threefold.cli.show import note, out, print_json, progress_bar, shorten, visible
+from threefold.cli.show import note, one_line, out, print_json, progress_bar, shorten
 from threefold.errors import InputError
 
 
@@ -58,7 +58,7 @@ def rerank(
     else:
         for rank, i in enumerate(order, start=1):
             out.print(
-                Text.assemble((f"{rank}. ", "dim"), (f"{scores[i]:.3f} ", "bold green"), (visible(rows[i][0]), "bold"))
+                Text.assemble((f"{rank}. ", "dim"), (f"{scores[i]:.3f} ", "bold green"), (one_line(rows[i][0]), "bold"))
             )
             out.print("   " + shorten(texts[i], 220))
         if cut := int(judged.truncated.sum()):

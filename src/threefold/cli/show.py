@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,15 +21,39 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.table import Column, Table
 from rich.text import Text
+
+
+def silence(stream: TextIO) -> None:
+    """From now on nobody reads this stream: what is still to be written to it cannot fail any more."""
+    with suppress(OSError, ValueError):  # it is no file, or closed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+class _Aside(Console):
+    """Standard error. That nobody reads it, or that its disk is full, is no failure of a command."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        try:
+            super().print(*objects, **options)
+        except OSError:
+            self.on_broken_pipe()
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        silence(sys.stderr)
+
 
 #: Names of files, keys and models may hold brackets: what is printed is text, never Rich's markup.
 out = Console(highlight=False, soft_wrap=True, markup=False)
-err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
-
+err = _Aside(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 #: C0 and C1 control characters but tab and line feed -> U+FFFD.
 _CONTROLS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"}
+_BREAKS = str.maketrans("\t\n", "\ufffd\ufffd")
+#: Wider than any table.
+_WIDEST = 1_000_000
 
 
 def print_json(data: Any) -> None:
@@ -38,6 +64,11 @@ def print_json(data: Any) -> None:
 def visible(text: str) -> str:
     """Text of others for a terminal, which would obey the control characters in it."""
     return text.translate(_CONTROLS)
+
+
+def one_line(name: str) -> str:
+    """A name for a terminal: with line feeds in it, it could write lines of its own."""
+    return visible(name).translate(_BREAKS)
 
 
 def complain(message: str) -> None:
@@ -53,6 +84,25 @@ def note(message: str) -> None:
 def named(name: str, what: str, indent: str = "") -> Text:
     """A line of an explanation: its name, and what there is of it."""
     return Text.assemble(indent, (f"{name}: ", "dim"), visible(what))
+
+
+def print_table(
+    head: Sequence[str], rows: Iterable[Sequence[str | Text]], *, title: str | None = None, left: int = 1
+) -> None:
+    """A table as wide as its cells, whatever the terminal or the pipe: half a figure says nothing.
+
+    head  empty: none
+    left  so many columns begin at the left, as words do; the others end at the right, as numbers do
+    """
+    table = Table(
+        title=title, title_justify="left", show_header=bool(head), header_style="bold", box=None, pad_edge=False
+    )
+    for i, name in enumerate(head):
+        table.add_column(visible(name), justify="left" if i < left else "right")
+    for row in rows:
+        table.add_row(*(one_line(cell) if isinstance(cell, str) else cell for cell in row))
+    table.width = Measurement.get(out, out.options.update(max_width=_WIDEST), table).maximum
+    out.print(table)
 
 
 class _TokenRate(ProgressColumn):
@@ -80,8 +130,9 @@ class Bar:
 def progress_bar(what: str, total: int | None = None, *, quiet: bool = False) -> Iterator[Bar]:
     """A bar with elapsed time and tokens per second; without a terminal it stays silent until the end."""
     columns = [SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()]
+    rate = _TokenRate(Column(no_wrap=True))
     with Progress(
-        *columns, TimeElapsedColumn(), _TokenRate(), console=err, disable=quiet or not err.is_terminal, transient=True
+        *columns, TimeElapsedColumn(), rate, console=err, disable=quiet or not err.is_terminal, transient=True
     ) as progress:
         yield Bar(progress, progress.add_task(what, total=total, tokens=0))
 

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
-from rich.table import Table
 
 from threefold.cli import judged, options
-from threefold.cli.show import err, out, print_json
+from threefold.cli.show import err, print_json, print_table
 from threefold.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
 
 #: The split of a benchmark that is tuned on, where it has one besides that of the papers.
 _DEVELOPMENT = {"miracl": "train", "mldr": "dev"}
-#: The split of one's own data that is reported on.
-_REPORTED = "test"
 
 
 def tune(
@@ -48,6 +45,7 @@ def tune(
     from threefold.retrieve.tune import tune as choose
 
     options.require_folder_of(output)
+    options.require_no_file(cache)
     _check(sets, split, share, output)
     encoder = options.open_encoder(model, revision, device, precision)
     found = choose(
@@ -69,18 +67,19 @@ def tune(
 
 def _check(sets: list[str], split: str, share: float, output: Path) -> None:
     """What would be refused after the first set was encoded, before it."""
-    judged.set_names(sets)
     for name in sets:
-        if not judged.is_path(name):
-            continue
-        if share == 1 and split in ("", _REPORTED):
-            _refuse_reported(name, _REPORTED)
-        if output.resolve() == Path(name).resolve() or (output.exists() and _is_data(output)):
+        chosen = _chosen(name, split, share)
+        for reported in {task.reported for task in judged.announced([name], split=chosen)} or {judged.REPORTED}:
+            if share == 1 and (chosen or reported) == reported:
+                _refuse_reported(name, reported)
+        if judged.is_path(name) and (output.resolve() == Path(name).resolve() or _is_data(output)):
             raise InputError(f"{output} is one of the files to tune on; name another file")
 
 
 def _is_data(path: Path) -> bool:
-    """Whether a file is named as those of a data set in BEIR layout are."""
+    """Whether a file is there, named as those of a data set in BEIR layout are."""
+    if not path.exists():
+        return False
     return path.name.startswith(("corpus.", "queries.", "qrels.")) or path.parent.name == "qrels"
 
 
@@ -93,23 +92,21 @@ def _refuse_reported(name: str, split: str) -> NoReturn:
 
 def _tasks(sets: list[str], split: str, data: Path | None, share: float) -> Iterator[Task]:
     for name in sets:
-        benchmark = name.partition(":")[0]
-        chosen = split or (_DEVELOPMENT.get(benchmark, "") if share == 1 else "")
-        for source in judged.sources([name], split=chosen, data=data):
-            reported = source.benchmark.splits[0] if source.benchmark else _REPORTED
-            if share == 1 and (chosen or reported) == reported:
-                _refuse_reported(source.task.name, reported)
+        for source in judged.sources([name], split=_chosen(name, split, share), data=data):
             yield source.task
+
+
+def _chosen(name: str, split: str, share: float) -> str:
+    """The split to tune on; empty: the one that is reported, of which a share is taken."""
+    if split or share < 1 or judged.is_path(name):
+        return split
+    return _DEVELOPMENT.get(name.partition(":")[0], "")
 
 
 def _show(found: Tuned, output: Path) -> None:
     weights = found.weights
-    table = Table(header_style="bold", box=None, pad_edge=False)
-    table.add_column("weights")
-    table.add_column(found.measure, justify="right")
-    table.add_row(f"tuned: {weights.dense:g}, {weights.sparse:g}, {weights.multi:g}", f"{100 * found.value:.1f}")
-    for name, value in found.compared.items():
-        table.add_row(f"published: {name}", f"{100 * value:.1f}")
-    out.print(table)
+    rows = [(f"tuned: {weights.dense:g}, {weights.sparse:g}, {weights.multi:g}", f"{100 * found.value:.1f}")]
+    rows += [(f"published: {name}", f"{100 * value:.1f}") for name, value in found.compared.items()]
+    print_table(("weights", found.measure), rows)
     count = sum(len(queries) for queries in found.queries.values())
     err.print(f"{count:,} queries of {len(found.sets)} sets; saved to {output}, use with --weights @{output}")

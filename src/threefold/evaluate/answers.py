@@ -48,12 +48,17 @@ def judge_task(task: Task, run: Run, measures: Sequence[str] = DEFAULT_MEASURES)
 
 def check_measures(task: Task, measures: Sequence[str]) -> list[Measure]:
     """The measures, if the task can be judged by them."""
+    return check_kind(task.name, task.answers is not None, measures)
+
+
+def check_kind(name: str, by_answers: bool, measures: Sequence[str]) -> list[Measure]:
+    """The measures, if a task of this kind can be judged by them: known before it is loaded."""
     parsed = [Measure.parse(text) for text in measures]
-    wrong = [str(one) for one in parsed if (one.name == "answer") == (task.answers is None)]
+    wrong = [str(one) for one in parsed if (one.name == "answer") != by_answers]
     if wrong:
-        has = "answer strings" if task.answers is not None else "judgements"
-        use = ANSWER_MEASURES if task.answers is not None else DEFAULT_MEASURES
-        raise EvaluationError(f"{task.name} is judged by {has}: {wrong[0]} cannot be measured; use {', '.join(use)}")
+        has = "answer strings" if by_answers else "judgements"
+        use = ANSWER_MEASURES if by_answers else DEFAULT_MEASURES
+        raise EvaluationError(f"{name} is judged by {has}: {wrong[0]} cannot be measured; use {', '.join(use)}")
     return parsed
 
 

@@ -118,7 +118,7 @@ class _Oddities:
 
     def found(self, what: str, where: str) -> None:
         if self.strict:
-            raise EvaluationError(f"{where}: {what}. Repair the file, or load with strict=False to count such cases")
+            raise EvaluationError(f"{where}: {what}. Repair the file, or count such cases: strict=False (--lenient)")
         self.counts[what.split(": ")[0]] += 1
 
     def count(self, what: str, times: int) -> None:

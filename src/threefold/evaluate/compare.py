@@ -12,7 +12,7 @@ from threefold.evaluate.answers import judge_task
 from threefold.evaluate.measures import Judgement, Run
 from threefold.evaluate.significance import Comparison, compare, holm
 from threefold.evaluate.task import Task
-from threefold.evaluate.trec import read_run
+from threefold.evaluate.trec import read_run, write_run
 
 #: After the correction, a smaller p is called a difference.
 LEVEL = 0.05
@@ -25,6 +25,10 @@ class Detail:
     task: Task
     runs: Mapping[str, Run]
     judgements: Mapping[str, Judgement]
+
+    def also(self, runs: Mapping[str, Run], judgements: Mapping[str, Judgement]) -> Detail:
+        """With these modes as well."""
+        return Detail(self.task, {**self.runs, **runs}, {**self.judgements, **judgements})
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,14 @@ class Contrast:
         }
 
 
+def compared(details: Sequence[Detail], measure: str, baseline: str) -> list[Contrast]:
+    """Every mode against one of them or, where `baseline` is a folder, against its runs there."""
+    comparable = [one for one in details if any(measure in judgement.values for judgement in one.judgements.values())]
+    if Path(baseline).is_dir():
+        return contrasts_with_saved(comparable, measure, Path(baseline))
+    return contrasts(comparable, measure, baseline)
+
+
 def contrasts(details: Sequence[Detail], measure: str, baseline: str) -> list[Contrast]:
     """Every other mode against one of them."""
     modes = list(dict.fromkeys(mode for detail in details for mode in detail.judgements))
@@ -82,7 +94,7 @@ def contrasts(details: Sequence[Detail], measure: str, baseline: str) -> list[Co
 
 
 def contrasts_with_saved(details: Sequence[Detail], measure: str, folder: Path) -> list[Contrast]:
-    """Every mode against its runs in a folder that `threefold evaluate --runs` wrote (`MODE/TASK.trec`)."""
+    """Every mode against its runs in a folder that `write_runs` wrote (`MODE/TASK.trec`)."""
     found: list[Contrast] = []
     for mode in dict.fromkeys(mode for detail in details for mode in detail.judgements):
         sets: dict[str, Comparison] = {}
@@ -96,6 +108,15 @@ def contrasts_with_saved(details: Sequence[Detail], measure: str, folder: Path) 
     if not found:
         raise EvaluationError(f"{folder}: no run of these modes and sets; expected files such as MODE/SET.trec")
     return found
+
+
+def write_runs(folder: Path, detail: Detail) -> None:
+    """Write every run of a task to `MODE/TASK.trec` below a folder."""
+    for mode, run in detail.runs.items():
+        name = run_folder(mode)
+        target = folder / name / f"{detail.task.name}.trec"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_run(target, run, f"threefold-{name}")
 
 
 def run_folder(mode: str) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,39 @@ def offline() -> bool:
     return any(os.environ.get(key, "").lower() in truth for key in ("THREEFOLD_OFFLINE", "HF_HUB_OFFLINE"))
 
 
+def hub_errors() -> tuple[type[Exception], ...]:
+    """What a look-up or a download raises where the network or the hub fails.
+
+    requests, under older hub libraries, raises `OSError`s; httpx and httpx2, under newer ones, do not. hf_xet, which
+    moves large files, raises `RuntimeError`s.
+    """
+    loaded = [sys.modules[name] for name in ("httpx", "httpx2") if name in sys.modules]
+    return (OSError, RuntimeError, *(module.HTTPError for module in loaded), *(module.InvalidURL for module in loaded))
+
+
+def reason_of(error: BaseException | None) -> str:
+    """Why nothing came from the hub, from the error or from what caused it."""
+    if offline():
+        return "offline mode is on"
+    while error is not None:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status is not None:
+            return f"the hub answered with HTTP {status}"
+        error = error.__cause__
+    return "the hub cannot be reached"
+
+
+def absent_from_cache(error: BaseException) -> str:
+    """What of a repository the cache lacks: all of it, or the files that newer hub libraries name."""
+    found = re.search(r"\d+ file\(s\) are missing \(.*?\)(?=\. )", str(error))
+    return f"is not complete in the local cache ({found[0]})" if found else "is not in the local cache"
+
+
+def one_line(error: BaseException) -> str:
+    """The message without its line breaks; the kind of error where there is none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def check_blob(path: Path) -> None:
     """Compare a file of the hub's cache with the hash that is its name there.
 
@@ -93,7 +127,7 @@ def check_blob(path: Path) -> None:
 
 
 def _download(files: HubFiles) -> Path:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         LocalEntryNotFoundError,
@@ -108,13 +142,13 @@ def _download(files: HubFiles) -> Path:
             revision=files.revision,
             allow_patterns=list(files.patterns),
             local_files_only=offline(),
+            etag_timeout=constants.HF_HUB_ETAG_TIMEOUT,
             endpoint=os.environ.get("HF_ENDPOINT"),
         )
     except LocalEntryNotFoundError as error:
-        reason = "offline mode is on" if offline() else "the hub cannot be reached"
         raise OfflineError(
-            f"the data set {files.repo} is not in the local cache and {reason}. Download it once while online, "
-            "or give a folder of copies with --data"
+            f"the data set {files.repo} {absent_from_cache(error)} and {reason_of(error)}. "
+            "Download it once while online, or give a folder of copies with --data"
         ) from error
     except GatedRepoError as error:
         raise EvaluationError(
@@ -122,6 +156,6 @@ def _download(files: HubFiles) -> Path:
         ) from error
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise EvaluationError(f"the hub has no data set {files.repo} at revision {files.revision}: {error}") from error
-    except OSError as error:
-        raise OfflineError(f"the data set {files.repo} cannot be downloaded: {error}") from error
+    except hub_errors() as error:
+        raise OfflineError(f"the data set {files.repo} cannot be downloaded: {one_line(error)}") from error
     return Path(folder)

@@ -62,12 +62,21 @@ class NamedTask:
         """As in reports: `miracl/sw`."""
         return f"{self.benchmark.name}/{self.subset}" if self.subset else self.benchmark.name
 
+    @property
+    def by_answers(self) -> bool:
+        """Whether it is judged by answer strings."""
+        return self.benchmark.measures == ANSWER_MEASURES
+
+    def split(self, wanted: str | None = None) -> str:
+        """The split that is meant, if there is one of that name; without a name, that of the papers."""
+        splits = self.benchmark.splits
+        if wanted and wanted not in splits:
+            raise EvaluationError(f"{self.name} has no split {wanted!r}; it has {', '.join(splits)}")
+        return wanted or splits[0]
+
     def load(self, split: str | None = None, data: Path | None = None) -> Task:
         """From the hub, or from a folder of copies."""
-        split = split or self.benchmark.splits[0]
-        if split not in self.benchmark.splits:
-            raise EvaluationError(f"{self.name} has no split {split!r}; it has {', '.join(self.benchmark.splits)}")
-        return self.benchmark.load(self.subset, split, data)
+        return self.benchmark.load(self.subset, self.split(split), data)
 
 
 # ---- BEIR ---------------------------------------------------------------------------------------------------

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import tempfile
+import weakref
 from array import array
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from threading import Lock
 from typing import IO, Final
 
@@ -68,7 +70,9 @@ class Texts(Mapping[str, str]):
         return self._file is not None
 
     def _spill(self) -> None:
-        self._file = tempfile.TemporaryFile(prefix="threefold-")  # noqa: SIM115 (lives as long as this object)
+        with ExitStack() as opened:
+            self._file = opened.enter_context(tempfile.TemporaryFile(prefix="threefold-"))
+            weakref.finalize(self, opened.pop_all().close)
         for text in self._memory:
             self._write(text)
         self._memory = []
@@ -78,7 +82,3 @@ class Texts(Mapping[str, str]):
         data = text.encode("utf-8", "surrogatepass")
         self._file.write(data)
         self._starts.append(self._starts[-1] + len(data))
-
-    def __del__(self) -> None:
-        if file := getattr(self, "_file", None):  # it is missing where the constructor failed
-            file.close()

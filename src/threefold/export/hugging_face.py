@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -88,7 +89,10 @@ def network_settings(config: NetworkConfig, tokenizer: Tokenizer, precision: str
 def write_network(folder: Path, settings: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """`config.json` and `model.safetensors`."""
     write_json(folder / "config.json", settings)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    try:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    except SafetensorError as error:  # a full disk
+        raise OSError(str(error)) from error
     shutil.copymode(folder / "config.json", folder / "model.safetensors")  # it was written for its owner only
 
 

@@ -110,7 +110,10 @@ def load_mteb(name: str, *, split: str | None = None) -> Iterator[Task]:
         raise OfflineError(
             f"mteb downloads {name}, and THREEFOLD_OFFLINE forbids it. HF_HUB_OFFLINE=1 makes mteb read its own cache"
         )
-    task = _mteb().get_task(name)
+    try:
+        task = _mteb().get_task(name)
+    except KeyError as error:
+        raise EvaluationError(f"mteb has no task {name!r}: {error.args[0]}") from None
     if task.metadata.type != "Retrieval":
         raise EvaluationError(f"mteb's {name} is a task of kind {task.metadata.type}; only Retrieval can be run here")
     yield from from_mteb(task, split=split)

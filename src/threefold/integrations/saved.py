@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from threefold.characters import clean
 from threefold.errors import InputError, MissingHeadError
@@ -94,8 +95,8 @@ class _Table:
             raise InputError(f"{self.path} has no vectors of the text {unknown[:80]!r}; encode it with the same model")
         found = self.encoded.take([self.places[text] for text in texts])
         self._check_lengths(found, max_tokens, truncate)
-        left_out = {name: None for name in ("dense", "sparse", "multi") if name not in wanted}
-        return dataclasses.replace(found, **left_out)  # type: ignore[arg-type]
+        left_out: dict[str, Any] = {name: None for name in ("dense", "sparse", "multi") if name not in wanted}
+        return dataclasses.replace(found, **left_out)
 
     def _check_lengths(self, found: Encoded, max_tokens: int | None, truncate: Truncate) -> None:
         """Refuse a limit that the vectors were not made with: a report would say that it was."""

@@ -64,6 +64,12 @@ def connect(url: str, *, api_key: str | None = None, prefer_grpc: bool = False, 
         return QdrantClient(url=url, api_key=api_key, prefer_grpc=prefer_grpc, timeout=timeout_s)
 
 
+def exists(client: QdrantClient, name: str) -> bool:
+    """Whether the server has a collection of this name."""
+    with _cluster_errors(f"ask for collection {name!r}"):
+        return bool(client.collection_exists(name))
+
+
 @contextmanager
 def _cluster_errors(action: str) -> Iterator[None]:
     """What client and network raise, as StoreError."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -61,7 +62,7 @@ def _header(path: Path, fields: list[str] | BadRow, text_field: str) -> list[str
             f"{path} has no column {text_field!r}; its columns are {', '.join(header)}. "
             "Name the one that holds the text with text_field (--text-field)"
         )
-    twice = sorted({name for name in header if name and header.count(name) > 1})
+    twice = sorted(name for name, count in Counter(header).items() if name and count > 1)
     if twice:
         raise DocumentError(f"{path} has more than one column {twice[0]!r}; give each a name of its own")
     return header

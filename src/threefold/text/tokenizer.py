@@ -123,7 +123,7 @@ class Tokenizer:
 
     def save(self, path: Path) -> None:
         """Write `tokenizer.json`."""
-        self._backend.save(str(path), pretty=False)
+        path.write_text(self._backend.to_str(pretty=False), encoding="utf-8")  # theirs raises a bare Exception
 
     # ---- use -----------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ Every score is exact, ties break by number and every draw has a seed, so the sam
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -53,6 +54,8 @@ class Margin(Settings):
         try:
             share = text.strip().endswith("%")
             value = float(text.strip().removesuffix("%"))
+            if not math.isfinite(value):
+                raise ValueError
         except ValueError:
             raise ConfigError(f"margin {text!r}: expected a number such as 0.1, or a share such as 5%") from None
         return cls(relative=value / 100) if share else cls(absolute=value)

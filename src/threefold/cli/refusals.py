@@ -1,0 +1,93 @@
+"""What `threefold evaluate` would refuse after hours of work: refused before it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from threefold.cli import judged
+from threefold.errors import EvaluationError, InputError
+from threefold.types import REPRESENTATIONS
+
+if TYPE_CHECKING:
+    from threefold.evaluate.task import Task
+    from threefold.retrieve.modes import Protocol
+
+
+def check_sets(
+    sets: list[str],
+    split: str,
+    measures: Sequence[str],
+    runs: Path | None,
+    load: Callable[[list[str]], Iterator[judged.Source]],
+) -> None:
+    """What can be known about all sets before the first one is run.
+
+    measures  those that are asked for; empty: of each set its own
+    """
+    from threefold.evaluate.answers import check_kind
+    from threefold.evaluate.trec import check_ids
+
+    alone = len(sets) == 1 and runs is None and judged.is_path(sets[0])  # nothing to compare it with
+    tasks = [] if alone else list(judged.announced(sets, split=split))
+    for name, count in Counter(task.name for task in tasks).items():
+        if count > 1:
+            _refuse_twice(name)
+    for task in tasks:
+        check_kind(task.name, task.by_answers, measures)
+    if runs is not None and len(tasks) > 1:  # the ids of benchmarks are known to be words
+        for source in load([name for name in sets if judged.is_path(name)]):
+            check_ids(runs, source.task.documents, source.task.queries)
+
+
+class Refusals:
+    """What is known about a set once it is loaded, before it is run.
+
+    rerank  modes whose best are reordered
+    """
+
+    def __init__(self, baseline: str, store: bool, rerank: Sequence[str], runs: Path | None) -> None:
+        self._baseline, self._store, self._rerank, self._runs = baseline, store, rerank, runs
+        self._names: set[str] = set()
+
+    def check(self, task: Task, protocol: Protocol) -> None:
+        """Refuse a set that cannot be run, written, judged or compared."""
+        from threefold.evaluate.answers import check_measures
+        from threefold.evaluate.trec import check_ids
+
+        if task.name in self._names:
+            _refuse_twice(task.name)
+        self._names.add(task.name)
+        if self._runs is not None:
+            check_ids(self._runs, task.documents, task.queries)
+        check_measures(task, protocol.measures)
+        labels = self._labels(protocol)
+        if self._baseline:
+            self._check_baseline(labels)
+
+    def _labels(self, protocol: Protocol) -> list[str]:
+        """The rows that there will be."""
+        labels = list(protocol.modes)
+        if self._store:
+            labels += [f"{mode} (store)" for mode in REPRESENTATIONS if mode in protocol.modes]
+        odd = [mode for mode in self._rerank if mode not in labels]
+        if odd:
+            raise InputError(f"mode {odd[0]!r} is not run and cannot be reranked; there are {', '.join(labels)}")
+        return labels + [f"{mode} + cross" for mode in self._rerank]
+
+    def _check_baseline(self, labels: Sequence[str]) -> None:
+        from threefold.evaluate.compare import run_folder
+
+        folder = Path(self._baseline)
+        if folder.is_dir():
+            if not any((folder / run_folder(label)).is_dir() for label in labels):
+                raise EvaluationError(f"{folder}: no run of these modes; expected files such as MODE/SET.trec")
+        elif self._baseline not in labels:
+            known = ", ".join(labels)
+            raise EvaluationError(f"no mode {self._baseline!r} to compare with; there are {known}, and no such folder")
+
+
+def _refuse_twice(name: str) -> NoReturn:
+    raise EvaluationError(f"two sets are named {name!r}: give the sets different names, or give the folder above them")
