@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
+import stat
 import subprocess
 import sys
 import threading
@@ -466,21 +467,26 @@ def test_credit_quota_and_usage_by_the_command_line(tmp_path: Path, capsys: pyte
     file = tmp_path / "keys.json"
     _, key = create_key(file, "ann", ["embed"])
     where = ("--file", str(file))
-    assert run(capsys, "credit", key.id, *where) == {"key": key.id, "granted": None, "spent": 0.0, "left": None}
+    assert run(capsys, "credit", key.id, *where, "--make") == {
+        "key": key.id, "granted": None, "spent": 0.0, "left": None, "currency": None,
+        "usage_file": str(usage_file_of(file)),
+    }  # fmt: skip
     assert run(capsys, "credit", key.id, *where, "--amount", "2.5", "--note", "January")["left"] == 2.5
     assert run(capsys, "credit", key.id, *where, "--amount", "-1")["left"] == 1.5
     changed = run(capsys, "quota", key.id, *where, "--tokens-per-day", "100")
     assert (changed["tokens_per_day"], changed["tokens_per_month"]) == (100, 0)
-    accounts = Accounts(usage_file_of(file), PRICES)
+    accounts = Accounts(usage_file_of(file), PRICES, currency="EUR")
     accounts.use(key.id, "m", "/embed", "embed", 1_000_000)
     accounts.close()
     found = run(capsys, "usage", *where)
+    assert found["currency"] == "EUR"  # as the server says
     assert found["keys"][0]["total"] == {"requests": 1, "tokens": 1_000_000, "cost": 0.15}
     assert found["keys"][0]["today"] == {"tokens": 1_000_000, "limit": 100}
     assert found["keys"][0]["credit"]["left"] == pytest.approx(1.35)
     assert main(["keys", "usage", key.id, *where]) == 0
     said = capsys.readouterr()
     assert "1,000,000" in said.out
+    assert "EUR" in said.out
     assert "1.35 left" in said.err.replace("\n", " ")
     assert main(["keys", "usage", "key-x", *where]) == 2
     assert main(["keys", "credit", "key-x", *where]) == 2
@@ -499,6 +505,49 @@ def test_a_file_of_usage_that_is_not_there_is_named_and_not_made(
     assert main(["keys", *given, "--file", str(file), "--usage-file", str(typo)]) == 2
     assert "there is no file of usage at" in capsys.readouterr().err.replace("\n", " ")
     assert not typo.exists()
+
+
+def test_credit_goes_into_no_file_that_no_server_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The server has its usage_file elsewhere: next to the keys there is none, and none is made."""
+    file, usage = tmp_path / "keys.json", tmp_path / "usage.sqlite"
+    _, key = create_key(file, "ann", ["embed"])
+    Ledger(usage).close()
+    grant = ("keys", "credit", key.id, "--file", str(file), "--amount", "25")
+    assert main([*grant]) == 2
+    assert "say so with --usage-file" in capsys.readouterr().err
+    assert not usage_file_of(file).exists()
+    assert main([*grant, "--usage-file", str(usage)]) == 0
+    said = capsys.readouterr().err
+    assert f"25 granted, 25 left; 0 spent; in {usage}" in said
+    assert f"no server has opened {usage} yet" in said
+    with contextlib.closing(Ledger(usage)) as ledger:
+        assert ledger.balance(key.id, "2026-01-31").granted == 25 * UNIT
+
+
+def test_the_file_of_usage_is_for_its_owner_alone(file: Path) -> None:
+    with contextlib.closing(Ledger(file)) as ledger:
+        ledger.grant("k", UNIT, 0)
+        modes = {one.name: stat.S_IMODE(one.stat().st_mode) for one in file.parent.iterdir()}
+    assert modes == dict.fromkeys(("usage.sqlite", "usage.sqlite-wal", "usage.sqlite-shm"), 0o600)
+
+
+def test_another_name_for_the_money_is_said(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Accounts(file, PRICES, currency="EUR").close()
+    assert not caplog.messages
+    Accounts(file, PRICES, currency="USD").close()
+    assert caplog.messages == ["the file of usage has sums in EUR; from now on they are called USD"]
+
+
+def test_usage_of_a_file_that_no_server_has_opened_has_no_currency(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "keys.json"
+    create_key(file, "ann", ["embed"])
+    Ledger(usage_file_of(file)).close()
+    assert run(capsys, "usage", "--file", str(file))["currency"] is None
+    assert run(capsys, "usage", "--file", str(file), "--currency", "CHF")["currency"] == "CHF"
+    assert main(["keys", "usage", "--file", str(file)]) == 0
+    assert "cost" in capsys.readouterr().out
 
 
 def test_usage_that_nobody_has_counted_is_not_nothing(tmp_path: Path) -> None:

@@ -192,6 +192,25 @@ def test_two_models_and_usage_that_outlives_a_kill(folder: Path, tmp_path: Path)
     assert (amount.requests, amount.tokens, amount.picos) == (1, tokens, tokens * 1_000_000)
 
 
+def test_with_a_log_in_json_every_line_is_json(folder: Path) -> None:
+    flags = ("--log-format", "json", "--also", "some/model")
+    command = [sys.executable, "-m", "threefold", "serve", "--port", "0", "--device", "cpu", "--model", str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen([*command, *flags], stderr=subprocess.PIPE, text=True, env=environment) as running:
+        assert running.stderr is not None
+        written = []
+        for line in running.stderr:
+            written.append(line)
+            if "Application startup complete" in line:  # from here on signals are heard
+                running.send_signal(signal.SIGTERM)
+        assert running.wait(WAIT_S) == 0
+    lines = [json.loads(line) for line in written]
+    said = [line["message"] for line in lines if line["logger"] == "threefold.cli.serve"]
+    assert [text.split()[0] for text in said[:2]] == ["serving", "further"]
+    assert "tokens/s when warming up" in said[2]
+    assert len(said) == 4
+
+
 def test_small_answers_are_sent_at_once() -> None:
     """asyncio sets TCP_NODELAY only where the protocol is TCP by name; without it every answer waits 40 ms."""
     with listen(ServeConfig(port=0)) as listener:

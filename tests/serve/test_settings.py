@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from threefold.errors import ConfigError, InputError, OverloadedError
+from threefold.serve.files import create, keep_access
 from threefold.serve.keys import Key, Keys, change_key, create_key, hashed, read_keys, revoke_key
+from threefold.serve.ledger import Ledger
 from threefold.serve.load import load_config
 from threefold.serve.rates import Rates
 from threefold.serve.settings import ServeConfig
@@ -84,6 +87,24 @@ def test_a_file_that_is_not_toml_is_named(tmp_path: Path) -> None:
         load_config(tmp_path / "no.toml", {}, {})
 
 
+def test_an_empty_variable_is_as_if_it_were_not_set(tmp_path: Path) -> None:
+    file = tmp_path / "serve.toml"
+    file.write_text('port = 9\ncors_origins = ["*"]', encoding="utf-8")
+    names = ("PORT", "CORS_ORIGINS", "TRUNCATE", "LIMITS_BATCH_S", "MAX_INPUT_TOKENS")
+    empty = {f"THREEFOLD_SERVE_{name}": "" for name in names}
+    assert load_config(file, empty, {}) == ServeConfig(port=9, cors_origins=("*",))
+
+
+@pytest.mark.parametrize(
+    "address", ["foo", "127.0.0.1:4318", "grpc://a:4317", "http://", "http://a:b", "http://[::1", "http://a:0"]
+)
+def test_traces_go_to_a_web_address(address: str) -> None:
+    with pytest.raises(ConfigError, match=r"otlp_endpoint must be an address such as http://127\.0\.0\.1:4318; got"):
+        ServeConfig(otlp_endpoint=address)
+    for good in ("", "http://collector:4318", "https://[::1]/v1/traces"):
+        assert ServeConfig(otlp_endpoint=good).otlp_endpoint == good
+
+
 # ---- keys --------------------------------------------------------------------------------------------------
 
 
@@ -99,6 +120,74 @@ def test_only_the_hash_is_kept_and_only_the_owner_reads_it(tmp_path: Path) -> No
     found = Keys(path).find(secret)
     assert found == key
     assert Keys(path).find(secret + "x") is None
+
+
+def test_a_change_keeps_owner_group_and_mode(tmp_path: Path) -> None:
+    """Root changes a quota, and the server, as a user of its own, reads the file still."""
+    path = tmp_path / "keys.json"
+    _, key = create_key(path, "a", ["embed"])
+    path.chmod(0o640)
+    root = os.geteuid() == 0
+    if root:
+        os.chown(path, 12_345, 23_456)
+    before = path.stat()
+    change_key(path, key.id, tokens_per_day=7)
+    after = path.stat()
+    assert after.st_ino != before.st_ino
+    assert (after.st_uid, after.st_gid, after.st_mode) == (before.st_uid, before.st_gid, before.st_mode)
+    assert not root or (after.st_uid, after.st_gid) == (12_345, 23_456)
+
+
+def test_who_may_not_give_a_file_away_opens_it_to_no_other_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "keys.json"
+    create_key(path, "a", ["embed"])
+    path.chmod(0o640)
+    theirs = os.stat_result((*path.stat()[:4], 12_345, 23_456, *path.stat()[6:]))
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fchown", refuse)
+    file = create(tmp_path / "new")
+    keep_access(file, theirs)
+    os.close(file)
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o600
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_what_root_makes_belongs_to_the_owner_of_the_folder(tmp_path: Path) -> None:
+    os.chown(tmp_path, 12_345, 23_456)
+    create_key(tmp_path / "keys.json", "a", ["embed"])
+    Ledger(tmp_path / "usage.sqlite").close()
+    made = {one.name: one.stat() for one in tmp_path.iterdir()}
+    assert set(made) == {"keys.json", ".keys.json.lock", "usage.sqlite"}
+    assert {(one.st_uid, one.st_gid) for one in made.values()} == {(12_345, 23_456)}
+    assert {stat.S_IMODE(one.st_mode) for one in made.values()} == {0o600}
+
+
+def test_a_link_that_lies_where_the_draft_goes_is_not_followed(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_text("precious", encoding="utf-8")
+    (tmp_path / "keys.json.new").symlink_to(other)
+    create_key(tmp_path / "keys.json", "a", ["embed"])
+    assert other.read_text(encoding="utf-8") == "precious"
+    assert not (tmp_path / "keys.json").is_symlink()
+
+
+def test_a_file_of_keys_that_may_not_be_read_is_said_to_be_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "keys.json"
+    create_key(path, "a", ["embed"])
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(
+        ConfigError, match=r"cannot be read: permission denied \(the user of the server should own it\)"
+    ):
+        Keys(path)
 
 
 def test_a_running_server_sees_new_and_revoked_keys(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from threefold.serve.settings import ServeConfig
 from threefold.text.tokenizer import Tokenizer
 
 pytest.importorskip("opentelemetry.sdk", reason="needs the extra otel")
+pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="needs the extra otel")
 
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -98,3 +99,25 @@ def test_without_an_endpoint_nothing_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "package"),
+    [("opentelemetry.sdk", "opentelemetry-sdk"), ("opentelemetry.exporter", "opentelemetry-exporter-otlp-proto-http")],
+)
+def test_a_missing_package_names_the_extra(module: str, package: str) -> None:
+    code = (
+        "import sys\n"
+        f"sys.modules[{module!r}] = None\n"
+        "from threefold.errors import MissingExtraError\n"
+        "from threefold.serve.run import make_server\n"
+        "from threefold.serve.settings import ServeConfig\n"
+        "try:\n"
+        "    make_server(ServeConfig(otlp_endpoint='http://127.0.0.1:9'))\n"
+        "except MissingExtraError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f'needs the package "{package}"' in done.stdout
+    assert 'pip install "threefold[otel]"' in done.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -10,9 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
-from threefold.cli.show import note, out, print_json
+from threefold.cli.show import note, out, print_json, print_table
 from threefold.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,11 +34,6 @@ UsageFileOption = Annotated[
 Id = Annotated[str, typer.Argument(help="The id of the key.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-#: Most credit in one grant: the ledger counts picos of the currency in 64 bits.
-MOST_CREDIT = 1_000_000
-#: Bytes of a namespace, which is a folder of the server.
-LONGEST_NAMESPACE = 64
-
 _QUOTA = "True tokens that it may use per {}; 0: no limit."
 _MINUTE, _DAY, _MONTH = (_QUOTA.format(period) for period in ("minute", "day (UTC)", "month (UTC)"))
 
@@ -55,13 +50,9 @@ def create(
     as_json: Json = False,
 ) -> None:
     """Make a key. It is shown once; the file keeps its hash."""
-    from threefold.serve.keys import SCOPES, create_key
+    from threefold.serve.keys import create_key
 
     wanted = [scope.strip() for scope in scopes.split(",") if scope.strip()]
-    if not wanted:
-        raise InputError(f"--scopes {scopes!r}: a key without scopes may do nothing; give some of {', '.join(SCOPES)}")
-    if (long := len(namespace.encode())) > LONGEST_NAMESPACE:
-        raise InputError(f"--namespace has {long} bytes, the limit is {LONGEST_NAMESPACE}: it is the name of a folder")
     quotas = {
         "tokens_per_minute": tokens_per_minute,
         "tokens_per_day": tokens_per_day,
@@ -84,11 +75,12 @@ def list_keys(file: KeyFileOption, as_json: Json = False) -> None:
     if as_json:
         print_json([_plain(key) for key in keys])
         return
-    table = _table("id", "name", "scopes", "namespace", *(name.replace("_", " ") for name in QUOTAS))
+    head = ["id", "name", "scopes", "namespace", *(name.replace("_", " ") for name in QUOTAS)]
+    rows = []
     for key in keys:
         limits = (f"{getattr(key, name):,}" if getattr(key, name) else "-" for name in QUOTAS)
-        table.add_row(key.id, key.name, ",".join(key.scopes), key.namespace, *limits)
-    out.print(table)
+        rows.append((key.id, key.name, ",".join(key.scopes), key.namespace, *limits))
+    print_table(head, rows, left=len(head))
 
 
 @keys_app.command("revoke")
@@ -132,33 +124,39 @@ def credit(
     amount: Annotated[float, typer.Option(help="What to add, in the currency of the server; below 0 takes back.")] = 0,
     reason: Annotated[str, typer.Option("--note", help="Kept with the grant.")] = "",
     usage_file: UsageFileOption = None,
+    make: Annotated[bool, typer.Option("--make", help="Make the file of usage, before the server does.")] = False,
     as_json: Json = False,
 ) -> None:
     """Grant credit, or show it. A key that was ever granted credit is refused when it is spent; others are not bounded.
 
-    A running server follows within a second. Next to the keys, the file of usage is made if there is none yet.
+    A server follows within a second, if the file of usage is its own: what is its usage_file is --usage-file here.
     """
     from threefold.serve.keys import find_key
     from threefold.serve.ledger import UNIT
 
     key, now = find_key(file, id), time.time()
     today = datetime.fromtimestamp(now, UTC).date().isoformat()
-    with closing(_ledger(file, usage_file, make=usage_file is None)) as ledger:
-        if not abs(amount) <= MOST_CREDIT:  # true for NaN
-            raise InputError(f"--amount {amount}: expected a number, at most {MOST_CREDIT:,} at a time")
+    place = _place(file, usage_file)
+    if not math.isfinite(amount):
+        raise InputError(f"--amount {amount}: expected a number")
+    with closing(_ledger(place, make=make)) as ledger:
         if amount:
             ledger.grant(key.id, round(amount * UNIT), int(now), reason)
-        balance = ledger.balance(key.id, today)
+        balance, currency = ledger.balance(key.id, today), ledger.currency()
+    if currency is None:
+        note(f"no server has opened {place} yet; one reads it if its usage_file is this one")
     if as_json:
         units = {"granted": balance.granted, "spent": balance.spent, "left": balance.left}
-        print_json({"key": key.id, **{name: None if it is None else it / UNIT for name, it in units.items()}})
+        money = {name: None if it is None else it / UNIT for name, it in units.items()}
+        print_json({"key": key.id, **money, "currency": currency, "usage_file": str(place)})
         return
     granted = (
         "no credit was granted, so none is needed"
         if balance.granted is None
         else (f"{balance.granted / UNIT:,.6g} granted, {(balance.left or 0) / UNIT:,.6g} left")
     )
-    note(f"{key.id} for {key.name}: {granted}; {balance.spent / UNIT:,.6g} spent")
+    of = f" ({currency})" if currency else ""
+    note(f"{key.id} for {key.name}: {granted}; {balance.spent / UNIT:,.6g} spent{of}; in {place}")
 
 
 @keys_app.command("usage")
@@ -169,7 +167,9 @@ def usage(
         str | None, typer.Option("--from", help="First day, such as 2026-01-01. Default: of this month.")
     ] = None,
     last: Annotated[str | None, typer.Option("--to", help="Last day. Default: today (UTC).")] = None,
-    currency: Annotated[str, typer.Option(help="What the server calls its money.")] = "USD",
+    currency: Annotated[
+        str | None, typer.Option(help="What to call the money. Default: what the server calls it.")
+    ] = None,
     usage_file: UsageFileOption = None,
     as_json: Json = False,
 ) -> None:
@@ -180,12 +180,13 @@ def usage(
     keys = {key.id: key for key in read_keys(file)}
     begin, end = period(first, last)
     today = datetime.now(UTC).date().isoformat()
-    with closing(_ledger(file, usage_file)) as ledger:
+    with closing(_ledger(_place(file, usage_file))) as ledger:
         there = {*keys, *ledger.keys()}
         if id is not None and id not in there:
             raise InputError(f"there is no key {id!r}; there are {', '.join(sorted(there)) or 'none'}")
         ids = [id] if id is not None else sorted(there)
-        found = report(ledger.usage(begin, end, id), begin, end, currency, ids, keys, _on(ledger, today))
+        money = currency or ledger.currency()
+        found = report(ledger.usage(begin, end, id), begin, end, money, ids, keys, _on(ledger, today))
     if as_json:
         print_json(found)
         return
@@ -197,27 +198,35 @@ def _on(ledger: Ledger, day: str) -> Callable[[str], Any]:
 
 
 def _print_usage(found: dict[str, Any]) -> None:
-    table = _table("key", "name", "day", "model", "route", "requests", "tokens", found["currency"])
+    head = ("key", "name", "day", "model", "route", "requests", "tokens", found["currency"] or "cost")
+    rows = []
     for one in found["keys"]:
         for row in one["usage"]:
             counts = (f"{row['requests']:,}", f"{row['tokens']:,}", f"{row['cost']:,.6g}")
-            table.add_row(one["key"], one["name"] or "-", row["day"], row["model"], row["route"], *counts)
-    out.print(table)
+            rows.append((one["key"], one["name"] or "-", row["day"], row["model"], row["route"], *counts))
+    print_table(head, rows, left=5)
     for one in found["keys"]:
         left = one["credit"]["left"]
         rest = "" if left is None else f", {left:,.6g} left"
         note(f"{one['key'] or 'without a key'}: {one['total']['tokens']:,} tokens, {one['total']['cost']:,.6g}{rest}")
 
 
-def _ledger(file: Path, usage_file: Path | None, *, make: bool = False) -> Ledger:
-    """The file of usage. Opening makes it, which would turn a wrong path into usage of nothing: so it must be there."""
+def _place(file: Path, usage_file: Path | None) -> Path:
+    """Where the usage of these keys is kept."""
     from threefold.serve.keys import usage_file_of
+
+    return (usage_file or usage_file_of(file)).expanduser()
+
+
+def _ledger(path: Path, *, make: bool = False) -> Ledger:
+    """The file of usage. Opening makes it, which would turn a wrong path into usage of nothing, or into credit that no
+    server reads: so it must be there.
+    """
     from threefold.serve.ledger import Ledger
 
-    path = (usage_file or usage_file_of(file)).expanduser()
     if not make and not path.is_file():
         raise InputError(
-            f"there is no file of usage at {path}: the server makes it when it starts. "
+            f"there is no file of usage at {path}: the server makes it when it starts, or `keys credit --make` before. "
             "If its usage_file is another one, say so with --usage-file"
         )
     return Ledger(path)
@@ -225,10 +234,3 @@ def _ledger(file: Path, usage_file: Path | None, *, make: bool = False) -> Ledge
 
 def _plain(key: Key) -> dict[str, Any]:
     return {name: value for name, value in key.to_dict().items() if name != "hash"}
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        table.add_column(column)
-    return table

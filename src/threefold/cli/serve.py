@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +15,8 @@ from threefold.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
     from threefold.serve.server import Server
+
+log = logging.getLogger(__name__)
 
 _PACKAGES = ("starlette", "uvicorn", "pydantic", "orjson", "prometheus_client")
 
@@ -93,7 +96,7 @@ def serve(
     }
     for assignment in settings or []:
         name, equals, value = assignment.partition("=")
-        if not equals:
+        if not equals or not name.strip():
             raise InputError(f"--set {assignment}: expected name=value")
         flags[name.strip()] = value.strip()
     chosen = load_config(config, os.environ, flags)
@@ -107,14 +110,22 @@ def _say_ready(server: Server, address: str) -> None:
     card, limits = server.embedder.card, server.config.limits
     rate = server.embedder.engine.pace.rate
     heads = ", ".join(card.representations)
-    err.print(f"serving {card.name} ({card.precision}, {heads}) at {address}", soft_wrap=True)
+    first = f"serving {card.name} ({card.precision}, {heads}) at {address}"
+    more = []
     if server.cross is not None:
-        note(f"rerank and score by {server.cross.name}")
+        more.append(f"rerank and score by {server.cross.name}")
     if server.config.models:
-        note(f"further models: {', '.join(one.name or one.path for one in server.config.models)}")
-    note(f"{rate:,.0f} tokens/s when warming up; up to {limits.queued_tokens:,} tokens wait, then 429")
+        more.append(f"further models: {', '.join(one.name or one.path for one in server.config.models)}")
+    more.append(f"{rate:,.0f} tokens/s when warming up; up to {limits.queued_tokens:,} tokens wait, then 429")
     if server.keys is None:
-        note("no API keys: whoever reaches this address may call (threefold keys create, --keys-file)")
+        more.append("no API keys: whoever reaches this address may call (threefold keys create, --keys-file)")
+    if server.config.log_format == "json":  # programs read this stream: every line is JSON
+        for line in (first, *more):
+            log.info("%s", line)
+        return
+    err.print(first, soft_wrap=True)
+    for line in more:
+        note(line)
 
 
 def _require_packages() -> None:

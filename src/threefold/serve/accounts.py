@@ -34,14 +34,18 @@ FREE = Price()
 class Accounts:
     """The balances of all keys that have called.
 
-    prices  by model; a model without one costs nothing
-    clock   unix seconds
+    prices    by model; a model without one costs nothing
+    clock     unix seconds
+    currency  of the prices: the file keeps it for `threefold keys`
     """
 
-    def __init__(self, path: Path, prices: Mapping[str, Price], clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, path: Path, prices: Mapping[str, Price], clock: Callable[[], float] = time.time, currency: str = "USD"
+    ) -> None:
         self._prices = prices
         self._clock = clock
         self._ledger = Ledger(path)
+        self._call_money(currency)
         self._lock = threading.Lock()  # around memory
         self._writing = threading.Lock()  # around the file
         self._pending: dict[Slot, Amount] = {}
@@ -57,6 +61,14 @@ class Accounts:
         """Begin to write."""
         self._thread = threading.Thread(target=self._write_always, name="threefold-accounts", daemon=True)
         self._thread.start()
+
+    def _call_money(self, currency: str) -> None:
+        before = self._ledger.currency()
+        if before == currency:
+            return
+        if before is not None:
+            log.warning("the file of usage has sums in %s; from now on they are called %s", before, currency)
+        self._ledger.call_money(currency)
 
     def close(self) -> None:
         """Write what is left, and close the file."""

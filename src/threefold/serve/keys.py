@@ -13,12 +13,13 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from threefold.config import Settings
 from threefold.errors import ConfigError, InputError
+from threefold.serve.files import create, keep_access
 
 #: What a key may be allowed: embed (and rerank, score), search collections, write to collections, read metrics, see
 #: what all keys have used.
@@ -101,7 +102,7 @@ class Keys:
         try:
             facts = self._path.stat()
         except OSError as error:
-            raise ConfigError(f"{self._path}: the file of API keys cannot be read: {error.strerror}") from error
+            raise _unreadable(self._path, error) from error
         stamp = (facts.st_mtime_ns, facts.st_size, facts.st_ino)  # a change may have the time of the last one
         if stamp != self._stamp:
             self._by_hash = {key.hash: key for key in read_keys(self._path)}
@@ -112,8 +113,16 @@ def read_keys(path: Path) -> tuple[Key, ...]:
     """The keys of a file, oldest first."""
     try:
         return KeyFile.from_dict(json.loads(path.read_text(encoding="utf-8")), str(path)).keys
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except ValueError as error:
         raise ConfigError(f"{path} is not a file of API keys: {error}") from error
+
+
+def _unreadable(path: Path, error: OSError) -> ConfigError:
+    why = (error.strerror or str(error)).lower()
+    hint = " (the user of the server should own it)" if isinstance(error, PermissionError) else ""
+    return ConfigError(f"{path}: the file of API keys cannot be read: {why}{hint}")
 
 
 def usage_file_of(keys_file: Path) -> Path:
@@ -191,8 +200,11 @@ def _alone(path: Path) -> Iterator[None]:
         raise ConfigError(
             f"the folder {path.parent} does not exist; create it, or choose another place for {path.name}"
         )
+    place = path.with_name(f".{path.name}.lock")
+    with suppress(OSError):  # it is there, or SQLite says why not
+        os.close(create(place))
     try:
-        with closing(sqlite3.connect(path.with_name(f".{path.name}.lock"), timeout=LOCK_S)) as lock:
+        with closing(sqlite3.connect(place, timeout=LOCK_S)) as lock:
             lock.execute("BEGIN EXCLUSIVE")
             yield
     except sqlite3.Error as error:
@@ -200,9 +212,12 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def _write(path: Path, keys: tuple[Key, ...]) -> None:
-    """Whole or not at all, readable by its owner alone."""
+    """Whole or not at all. A new file is readable by its owner alone; a later one by whoever could read the last."""
     draft = path.with_name(path.name + ".new")
-    with open(draft, "w", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+    draft.unlink(missing_ok=True)
+    with open(create(draft), "w", encoding="utf-8") as file:
+        if path.exists():
+            keep_access(file.fileno(), path.stat())
         json.dump(KeyFile(keys).to_dict(), file, indent=2)
         file.flush()
         os.fsync(file.fileno())

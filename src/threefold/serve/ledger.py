@@ -2,6 +2,7 @@
 
     usage      tokens, requests and cost, added up
     accounts   the sum of all costs of a key, so that a balance is one read
+    facts      the currency, as the server has called it last
     grants     credit, one row per grant, kept for ever
 
 Money is counted in picos, millionths of a millionth of the currency, as whole numbers: sums are exact, and a price
@@ -13,6 +14,7 @@ Several processes may write one file: every write adds to what is there. Times a
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from threefold.errors import ConfigError, InputError, UnavailableError
+from threefold.serve.files import create
 
 Work = Literal["embed", "rerank"]
 
@@ -38,6 +41,7 @@ CREATE TABLE IF NOT EXISTS usage (
     PRIMARY KEY (key, day, model, route, kind)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS accounts (key TEXT PRIMARY KEY, picos INTEGER) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS grants (key TEXT, at INTEGER, picos INTEGER, note TEXT);
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS grants_of_a_key ON grants (key);
 PRAGMA user_version = 1;
 """
@@ -94,6 +98,8 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        with contextlib.suppress(OSError):  # it is there, or SQLite says why not
+            os.close(create(path))
         with self._explained(opening=True):
             self._db = sqlite3.connect(path, timeout=PATIENCE_S, check_same_thread=False, isolation_level=None)
             self._db.execute("PRAGMA journal_mode = WAL")
@@ -149,12 +155,23 @@ class Ledger:
         with self._transaction():
             self._db.execute("INSERT INTO grants VALUES (?, ?, ?, ?)", (key, at, picos, note))
 
+    def call_money(self, currency: str) -> None:
+        """Keep what the server calls its money, for whoever reads the file without it."""
+        with self._transaction():
+            self._db.execute("INSERT OR REPLACE INTO facts VALUES ('currency', ?)", (currency,))
+
     # ---- reading -------------------------------------------------------------------------------------------
 
     def version(self) -> int:
         """A number that changes when another connection has written."""
         with self._explained():
             return int(self._db.execute("PRAGMA data_version").fetchone()[0])
+
+    def currency(self) -> str | None:
+        """What the server calls its money; None before a server has opened the file."""
+        with self._explained():
+            row = self._db.execute("SELECT value FROM facts WHERE name = 'currency'").fetchone()
+        return row[0] if row else None
 
     def balance(self, key: str, day: str) -> Balance:
         """Where a key stands on a day (`2026-01-31`)."""

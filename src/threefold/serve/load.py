@@ -2,6 +2,8 @@
 
 Before all of them come the variables that every command knows: `THREEFOLD_MODEL`, `_DEVICE`, `_PRECISION`.
 
+An empty variable is as if it were not set: composing tools write `PORT=` for what nobody has given.
+
 Every setting of `ServeConfig` has one name in all three: `max_inputs`, `THREEFOLD_SERVE_MAX_INPUTS`,
 `--set max_inputs=64`; those of the queue are `limits.queued_tokens`, `THREEFOLD_SERVE_LIMITS_QUEUED_TOKENS`.
 """
@@ -34,7 +36,7 @@ def load_config(file: Path | None, environment: Mapping[str, str], flags: Mappin
     shared = {name: environment[variable] for variable, name in SHARED.items() if environment.get(variable)}
     table = shared | (_read(file) if file else {})
     for variable, text in sorted(environment.items()):
-        if variable.startswith(PREFIX) and variable != FILE_VARIABLE:
+        if text and variable.startswith(PREFIX) and variable != FILE_VARIABLE:
             _put(table, _name_of(variable), text, variable)
     for name, value in flags.items():
         if value is not None:

@@ -35,7 +35,7 @@ def report(
     rows: Rows,
     first: str,
     last: str,
-    currency: str,
+    currency: str | None,
     ids: Iterable[str],
     known: dict[str, Key],
     balance: Callable[[str], Balance],

@@ -137,7 +137,7 @@ class Server:
         if not config.usage_file and not config.keys_file:
             return None
         path = Path(config.usage_file) if config.usage_file else usage_file_of(Path(config.keys_file))
-        accounts = Accounts(path.expanduser(), config.prices)
+        accounts = Accounts(path.expanduser(), config.prices, currency=config.currency)
         accounts.start()
         return accounts
 

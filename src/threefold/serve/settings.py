@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
+from urllib.parse import urlsplit
 
 from threefold.config import Settings
 from threefold.errors import ConfigError
@@ -113,3 +114,14 @@ class ServeConfig(Settings):
             raise ConfigError(f"max_input_tokens must be at least 3; got {self.max_input_tokens}")
         if not 0 <= self.port <= 65_535:
             raise ConfigError(f"port must be from 0 (any free one) to 65535; got {self.port}")
+        if self.otlp_endpoint and not _is_web_address(self.otlp_endpoint):
+            expected = "an address such as http://127.0.0.1:4318"
+            raise ConfigError(f"otlp_endpoint must be {expected}; got {self.otlp_endpoint!r}")
+
+
+def _is_web_address(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, half a bracket
+        return False

@@ -24,13 +24,15 @@ if TYPE_CHECKING:
 
 try:
     from opentelemetry.context import Context
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
     from opentelemetry.trace import Span, SpanKind, StatusCode, set_span_in_context
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 except ImportError as error:
-    raise MissingExtraError("opentelemetry-sdk", "otel", "a trace") from error
+    _missing = "exporter-otlp-proto-http" if "exporter" in str(error.name) else "sdk"
+    raise MissingExtraError(f"opentelemetry-{_missing}", "otel", "a trace") from error
 
 #: What the collectors of OTLP over HTTP listen to.
 TRACES_PATH = "/v1/traces"
@@ -76,8 +78,6 @@ class Traces:
     @classmethod
     def to(cls, endpoint: str) -> Self:
         """Traces that go to a collector, by OTLP over HTTP. Its variables (`OTEL_...`) say the rest."""
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-
         provider = TracerProvider(
             resource=Resource.create({"service.name": "threefold", "service.version": __version__})
         )
