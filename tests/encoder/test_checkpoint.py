@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from tests.encoder.checkpoints import bge_m3, sentence_transformer
 
 from threefold.encoder.checkpoint import Model, ModelConfig, load, quantise_rows, save
+from threefold.encoder.cross_model import load_cross
 from threefold.encoder.heads import HeadsConfig
 from threefold.encoder.network import NetworkConfig, initialise
 from threefold.errors import CheckpointError, ConfigError, InputError, NumericalError
@@ -269,7 +270,7 @@ BROKEN_M3: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "weights that run code": (
         lambda f: torch.save({"x": Path("/")}, f / "pytorch_model.bin"),
-        r"cannot read .*pytorch_model\.bin",
+        r"cannot read .*pytorch_model\.bin: it is damaged, or holds more than tensors \(pathlib.*\), which is never",
     ),
     "weights that are a list": (
         lambda f: torch.save([torch.zeros(1)], f / "pytorch_model.bin"),
@@ -360,6 +361,68 @@ def test_broken_sentence_transformers(tmp_path: Path, case: str) -> None:
     damage(folder)
     with pytest.raises(CheckpointError, match=message):
         load(folder)
+
+
+def test_a_refused_pickle_does_not_advise_to_run_it(m3_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(m3_folder, tmp_path / "model")
+    for damage in (lambda file: torch.save({"x": Path("/")}, file), lambda file: file.write_bytes(b"\x80\x02noise")):
+        damage(tmp_path / "model/pytorch_model.bin")
+        with pytest.raises(CheckpointError) as raised:
+            load(tmp_path / "model")
+        assert "weights_only" not in str(raised.value)
+        assert "\n" not in str(raised.value)
+
+
+def test_a_prompt_that_is_not_pooled_is_refused(st_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(st_folder, folder)
+    edit_json(folder / "1_Pooling/config.json", include_prompt=False)
+    with pytest.raises(CheckpointError, match=r"1_Pooling/config\.json: include_prompt false is not supported with"):
+        load(folder)
+    edit_json(folder / "config_sentence_transformers.json", prompts={"query": "", "document": ""})
+    assert load(folder).config.query_prompt == ""  # nothing to leave out
+
+
+def test_lower_casing_that_the_tokenizer_does_not_do_is_refused(st_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(st_folder, folder)
+    edit_json(folder / "sentence_bert_config.json", do_lower_case=True)
+    assert load(folder).hash == load(st_folder).hash
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["normalizer"]["lowercase"] = False
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(CheckpointError, match=r"sentence_bert_config\.json: do_lower_case is not supported with a"):
+        load(folder)
+    edit_json(folder / "sentence_bert_config.json", do_lower_case=False)
+    load(folder)
+
+
+@pytest.mark.parametrize("read", [load, load_cross])
+def test_an_adapter_must_be_merged(st_folder: Path, tmp_path: Path, read: Callable[[Path], Any]) -> None:
+    folder, alone = tmp_path / "model", tmp_path / "adapter"
+    shutil.copytree(st_folder, folder)
+    alone.mkdir()
+    for each in (folder, alone):
+        (each / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+        with pytest.raises(CheckpointError, match=r"adapter_config\.json: .*Merge the adapter first"):
+            read(each)
+
+
+LINKS = ["sparse_linear.pt", "colbert_linear.pt", "config_sentence_transformers.json", "model.safetensors"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows needs rights for links")
+@pytest.mark.parametrize("read", [load, load_cross])
+@pytest.mark.parametrize("name", [*LINKS, "pytorch_model.bin", "tokenizer.json", "sentencepiece.bpe.model"])
+def test_a_link_to_nothing_is_not_a_file_that_is_absent(
+    m3_folder: Path, tmp_path: Path, name: str, read: Callable[[Path], Any]
+) -> None:
+    """A download that was interrupted: the model would open without its heads."""
+    shutil.copytree(m3_folder, tmp_path / "model")
+    (tmp_path / "model" / name).unlink(missing_ok=True)
+    (tmp_path / "model" / name).symlink_to(tmp_path / "blobs/absent")
+    with pytest.raises(CheckpointError, match=rf"model is not complete: {re.escape(name)} is a link to nothing"):
+        read(tmp_path / "model")
 
 
 def test_broken_shards(tmp_path: Path) -> None:

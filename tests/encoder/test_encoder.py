@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import shutil
 import weakref
@@ -118,12 +119,16 @@ def test_mean_pooling_and_declared_settings_of_sentence_transformers(st_folder: 
         np.testing.assert_allclose(three.dense[i], plain.mean(tokens[i].tolist()), atol=1e-5)
 
 
-def test_without_a_normalize_module_vectors_keep_their_length(tmp_path: Path) -> None:
+def test_rows_have_unit_length_unless_the_inner_product_is_declared(tmp_path: Path) -> None:
+    """Models without a Normalize module are compared by the cosine, as sentence-transformers does."""
     folder = sentence_transformer(tmp_path / "model", pooling="cls_token", normalize=False)
-    dense = Encoder(folder, device="cpu", precision="float32").encode(["fox"]).dense
-    ids = Tokenizer.load(folder).encode(["fox"], max_tokens=20)[0].tolist()
-    assert dense is not None
-    np.testing.assert_allclose(dense[0], Plain.read(folder).hidden(ids)[0], atol=1e-5)
+    state = Plain.read(folder).hidden(Tokenizer.load(folder).encode(["fox"], max_tokens=20)[0].tolist())[0]
+    for similarity, expected in (("cosine", state / np.linalg.norm(state)), ("dot", state)):
+        prompts = {"prompts": {}, "similarity_fn_name": similarity}
+        (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+        dense = Encoder(folder, device="cpu", precision="float32").encode(["fox"]).dense
+        assert dense is not None
+        np.testing.assert_allclose(dense[0], expected, atol=1e-5)
 
 
 def test_16_bits_stay_close(m3: Encoder, m3_folder: Path) -> None:

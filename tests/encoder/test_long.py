@@ -151,6 +151,7 @@ def test_prompts_keep_one_row_per_token(m3: Encoder) -> None:
 
 def test_without_normalization_the_mean_keeps_its_length(tmp_path: Path) -> None:
     folder = sentence_transformer(tmp_path / "model", pooling="cls_token", normalize=False)
+    (folder / "config_sentence_transformers.json").write_text('{"similarity_fn_name": "dot"}')
     encoder = Encoder(folder, device="cpu", precision="float32")
     dense = encode_windows(encoder, [LONG]).dense
     assert dense is not None

@@ -153,3 +153,18 @@ def test_what_sentence_transformers_saves(st_folder: Path, tmp_path: Path, pooli
     got = ours.encode(CORPUS)
     assert got.dense is not None
     np.testing.assert_allclose(got.dense, theirs.encode(CORPUS), atol=FLOAT32)
+
+
+def test_a_model_without_normalize_gives_the_same_cosines(st_folder: Path, tmp_path: Path) -> None:
+    """As paraphrase-multilingual-MiniLM-L12-v2: its raw vectors, up to their length."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Pooling, Transformer
+
+    theirs = SentenceTransformer(modules=[Transformer(str(st_folder)), Pooling(32, "mean")], device="cpu")
+    theirs.save(str(tmp_path / "model"))
+    got = Encoder(tmp_path / "model", device="cpu", precision="float32").encode(CORPUS).dense
+    raw = theirs.encode(CORPUS)
+    assert got is not None
+    assert np.abs(np.linalg.norm(raw, axis=1) - 1).min() > 0.01
+    np.testing.assert_allclose(got, raw / np.linalg.norm(raw, axis=1, keepdims=True), atol=FLOAT32)
+    np.testing.assert_allclose(got @ got.T, theirs.similarity(raw, raw), atol=FLOAT32)

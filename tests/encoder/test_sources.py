@@ -1,14 +1,24 @@
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import httpx
+import huggingface_hub
 import pytest
 
 from threefold.encoder import sources
-from threefold.encoder.sources import PINNED, find, offline
+from threefold.encoder.sources import PINNED, find, wanted
 from threefold.errors import CheckpointError, InputError, OfflineError
+from threefold.evaluate.hub import hub_errors, offline
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of huggingface_hub
 
@@ -79,11 +89,13 @@ def test_what_counts_as_offline(value: str, expected: bool, monkeypatch: pytest.
 
 def test_the_revision_is_pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str | None]] = []
+    monkeypatch.setattr(sources, "_HEADS", {})
 
     def download(name: str, *, revision: str | None, **_: Any) -> str:
         asked.append((name, revision))
         return str(tmp_path / "0123abc")
 
+    answering(monkeypatch)
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert find("BAAI/bge-m3").revision == "0123abc"
     find("BAAI/bge-m3", "main")
@@ -91,13 +103,188 @@ def test_the_revision_is_pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert asked == [("BAAI/bge-m3", PINNED["BAAI/bge-m3"]), ("BAAI/bge-m3", "main"), ("someone/else", None)]
 
 
-def test_a_network_that_fails_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    def download(*_: Any, **__: Any) -> str:
-        raise OSError("disk full")
+def answering(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub that has every model, with one file."""
+    info = SimpleNamespace(siblings=[SimpleNamespace(rfilename="config.json")])
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: info)
 
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError("disk full"), "disk full"),
+        (httpx.RemoteProtocolError("peer closed connection\nwithout the body"), "connection without the body"),
+        (httpx.ReadError(""), "ReadError"),
+        (RuntimeError("Data processing error: CAS service"), "CAS service"),  # hf_xet
+    ],
+)
+def test_a_network_that_fails_is_an_error_of_ours(
+    error: Exception, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(*_: Any, **__: Any) -> str:
+        raise error
+
+    answering(monkeypatch)
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    with pytest.raises(OfflineError, match="someone/else cannot be downloaded: disk full"):
+    with pytest.raises(OfflineError, match=f"^someone/else cannot be downloaded: .*{message}$"):
         find("someone/else")
+
+
+def test_errors_of_the_installed_hub_library_are_known() -> None:
+    library = getattr(huggingface_hub.hf_api, "httpx2", None) or getattr(huggingface_hub.hf_api, "httpx", None)
+    if library is not None:  # older ones use requests, whose errors are OSErrors
+        assert issubclass(library.TransportError, hub_errors())
+
+
+# ---- a hub that runs in the test -------------------------------------------------------------------------
+
+COMMIT = "0123456789" * 4
+ROOT = ["config.json", "tokenizer.json", "modules.json", "1_Pooling/config.json", "sparse_linear.pt"]
+ELSEWHERE = [
+    "onnx/model.safetensors", "onnx/config.json", "checkpoint-100/config.json", "checkpoint-100/sparse_linear.pt",
+    "README.md", "training_args.bin", "adapter_model.safetensors", "1_Pooling/more/config.json",
+]  # fmt: skip
+
+
+class Hub(BaseHTTPRequestHandler):
+    """someone/else with the files of `files`; `mood` is what it does instead of answering."""
+
+    files: tuple[str, ...] = ()
+    mood = ""
+    awake = threading.Event()
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def log_message(self, *_: Any) -> None: ...
+
+    def _answer(self, *, body: bool) -> None:
+        if self.mood == "silent":
+            self.awake.wait(20)
+            return
+        parts = self.path.split("?")[0].strip("/").split("/")
+        if self.mood == "broken":
+            return self._send(500, b"", body, {})
+        if "/".join(parts[2:4] if parts[0] == "api" else parts[:2]) != "someone/else":
+            return self._send(404, b"", body, {"X-Error-Code": "RepoNotFound"})
+        if parts[0] == "api":
+            tree = [{"type": "file", "path": at, "size": len(at), "oid": self._hash(at)} for at in self.files]
+            info = {"id": "someone/else", "sha": COMMIT, "siblings": [{"rfilename": name} for name in self.files]}
+            data = json.dumps(tree if "tree" in parts else info).encode()
+            return self._send(200, data, body, {"Content-Type": "application/json"})
+        name = "/".join(parts[4:])
+        self._send(200, name.encode(), body, {"ETag": f'"{self._hash(name)}"', "X-Repo-Commit": COMMIT})
+
+    def _hash(self, name: str) -> str:
+        return hashlib.sha1(name.encode()).hexdigest()
+
+    def _send(self, status: int, data: bytes, body: bool, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(data))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(data)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
+    """The hub, and an empty cache."""
+    awake = threading.Event()
+    handler = type("OneHub", (Hub,), {"files": (*ROOT, "model.safetensors", *ELSEWHERE), "awake": awake})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    for module in ("constants", "file_download"):  # older libraries have the address in both
+        template = address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(f"huggingface_hub.{module}.HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 1)
+    monkeypatch.delenv("THREEFOLD_OFFLINE", raising=False)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    yield handler
+    awake.set()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def fetched(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
+
+
+def test_only_the_files_of_the_model_are_fetched(hub: type[Hub], monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.files += ("pytorch_model.bin", "model-00001-of-00002.safetensors")
+    folder = find("someone/else").folder
+    assert fetched(folder) == sorted([*ROOT, "model.safetensors"])
+    monkeypatch.setenv("THREEFOLD_OFFLINE", "1")
+    assert find("someone/else") == (folder, "someone/else", COMMIT)
+
+
+@pytest.mark.parametrize(
+    ("there", "expected"),
+    [
+        (["pytorch_model.bin", "pytorch_model.bin.index.json"], ["pytorch_model.bin.index.json", "pytorch_model.bin"]),
+        (["pytorch_model.bin", "model-00001-of-00001.safetensors"], ["model-00001-of-00001.safetensors"]),
+        (["pytorch_model-00001-of-00002.bin", "x/model.safetensors"], ["pytorch_model-00001-of-00002.bin"]),
+        (["model.onnx", "model.fp16.safetensors"], []),
+    ],
+)
+def test_one_form_of_weights_is_wanted(there: list[str], expected: list[str]) -> None:
+    assert wanted(there) == expected
+
+
+@pytest.mark.parametrize("revision", [None, COMMIT])
+@pytest.mark.parametrize(
+    ("mood", "reason"), [("silent", "the hub cannot be reached"), ("broken", "the hub answered with HTTP 500")]
+)
+def test_a_hub_that_does_not_answer_leaves_the_cache(
+    hub: type[Hub], mood: str, reason: str, revision: str | None, tmp_path: Path
+) -> None:
+    first = find("someone/else", revision)
+    hub.mood = mood
+    assert find("someone/else", revision) == first
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(OfflineError, match=f"someone/else is not in the local cache and {reason}; there is no folder"):
+        find("someone/else", revision)
+
+
+@pytest.mark.skipif(not hasattr(huggingface_hub, "get_cached_repo_tree"), reason="older libraries do not know")
+@pytest.mark.parametrize("how", ["offline", "silent"])
+def test_a_snapshot_with_gaps_is_not_opened(hub: type[Hub], how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = find("someone/else").folder
+    (folder / "sparse_linear.pt").unlink()
+    hub.mood = how
+    if how == "offline":
+        monkeypatch.setenv("THREEFOLD_OFFLINE", "1")
+    with pytest.raises(
+        OfflineError, match=r"not complete in the local cache \(1 file\(s\) are missing \(sparse_linear\.pt\)\) and"
+    ):
+        find("someone/else")
+    monkeypatch.delenv("THREEFOLD_OFFLINE", raising=False)
+    hub.mood = ""
+    assert (find("someone/else").folder / "sparse_linear.pt").is_file()
+
+
+def test_heads_that_must_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Older hub libraries take any snapshot for a whole one."""
+    monkeypatch.setenv("THREEFOLD_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path))
+    (tmp_path / "sparse_linear.pt").write_bytes(b"")
+    with pytest.raises(OfflineError, match=r"not complete in the local cache \(colbert_linear\.pt missing in "):
+        find("BAAI/bge-m3")
+
+
+def test_a_name_that_is_neither_on_the_hub_nor_here(hub: type[Hub]) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"^the hub has no model out/model, and there is no folder of this name: "
+    ):
+        find("out/model")
 
 
 def test_an_installation_without_the_embedded_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

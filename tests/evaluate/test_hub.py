@@ -6,12 +6,17 @@ import gzip
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import httpx
+import huggingface_hub
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 from tests.evaluate import copies
 
 from threefold.errors import EvaluationError, OfflineError
@@ -125,7 +130,45 @@ def test_conditions_of_use(hub: type[Hub]) -> None:
 
 def test_a_hub_that_cannot_be_reached(hub: type[Hub], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the library tries again for 23 seconds
     with pytest.raises(OfflineError, match="miracl/miracl"):
+        load()
+
+
+@pytest.mark.parametrize("error", [httpx.ReadError("cut off"), OSError("cut off"), RuntimeError("cut\noff")])
+def test_a_connection_that_breaks(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(*_: Any, **__: Any) -> str:
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    with pytest.raises(OfflineError, match=r"^the data set owner/name cannot be downloaded: cut off$"):
+        fetch(HubFiles("owner/name", "main", ("x",)))
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"), [(500, "the hub answered with HTTP 500"), (None, "the hub cannot be reached")]
+)
+def test_a_hub_that_fails_is_not_out_of_reach(status: int | None, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(*_: Any, **__: Any) -> str:
+        failed = OSError("failed")
+        if status:
+            failed.response = SimpleNamespace(status_code=status)  # type: ignore[attr-defined]
+        raise LocalEntryNotFoundError("not found") from failed
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.delenv("THREEFOLD_OFFLINE", raising=False)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with pytest.raises(OfflineError, match=f"not in the local cache and {reason}"):
+        fetch(HubFiles("owner/name", "main", ("x",)))
+
+
+def test_files_that_are_missing_are_named(hub: type[Hub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not hasattr(huggingface_hub, "get_cached_repo_tree"):
+        pytest.skip("older libraries do not know")
+    load()
+    next((tmp_path / "cache").rglob("docs-0.jsonl.gz")).unlink()
+    monkeypatch.setenv("THREEFOLD_OFFLINE", "1")
+    with pytest.raises(OfflineError, match=r"is not complete in the local cache \(1 file\(s\) are missing \(.*docs-0"):
         load()
 
 

@@ -114,8 +114,6 @@ def test_nothing_is_downloaded_where_that_is_forbidden(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(sentence_transformers, "SentenceTransformer", load)
     monkeypatch.setenv("THREEFOLD_OFFLINE", "1")
-    with pytest.raises(
-        OfflineError, match="acme/mini is not in the local cache, and THREEFOLD_OFFLINE forbids"
-    ):
+    with pytest.raises(OfflineError, match="acme/mini is not in the local cache, and THREEFOLD_OFFLINE forbids"):
         SentenceTransformerEncoder("acme/mini", device="cpu")
     assert asked == [{"local_files_only": True, "device": "cpu"}]

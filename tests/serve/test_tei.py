@@ -17,6 +17,7 @@ from tests.serve.fakes import POISON, START_S, FakeCross, ServedEncoder, make_se
 from threefold.score.fuse import TRAINING
 from threefold.score.multi import maxsim
 from threefold.serve import heads
+from threefold.serve.tei import unit
 from threefold.text.tokenizer import Tokenizer, Tokens
 from threefold.types import Floats, Ragged
 
@@ -374,3 +375,10 @@ def test_only_dense_vectors_can_be_cut(trained: httpx.Client) -> None:
         message = refused.json()["error"]["message"]
         assert message.startswith(f"nothing of what was asked for can be cut to {dimensions} dimensions")
         assert message.endswith('ask for the task "embed"')
+
+
+def test_normalized_is_unit_length_whatever_the_model_compares_by() -> None:
+    np.testing.assert_allclose(unit(np.array([3.0, 4.0], np.float32)), [0.6, 0.8], atol=1e-7)
+    rounded = np.array([0.6, 0.8001], np.float32)
+    assert unit(rounded) is rounded
+    assert not unit(np.zeros(2, np.float32)).any()

@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from threefold.config import Settings
-from threefold.encoder.files import read_safetensors, read_table
+from threefold.encoder.files import check_whole, read_safetensors, read_table
 from threefold.encoder.foreign import Opened, Recipe, open_foreign
 from threefold.encoder.model import Model, ModelConfig
 from threefold.encoder.stored import BLOCK, SCALE, Stored, quantise_blocks, quantise_rows, stack
@@ -85,6 +86,7 @@ def load(folder: Path, pooling: str | None = None) -> Loaded:
     """Open any known layout and check that every tensor is there in its shape."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder")
+    check_whole(folder)
     if (folder / "threefold.json").is_file():
         opened = _open_own(folder, pooling)
     elif (folder / "config.json").is_file():
@@ -126,7 +128,10 @@ def save(
             tensors[name] = tensor.to(torch.bfloat16 if matrix and form != "float32" else tensor.dtype).contiguous()
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "model.safetensors") as draft:
-        save_file(tensors, draft, metadata={"format": "pt"})
+        try:
+            save_file(tensors, draft, metadata={"format": "pt"})
+        except SafetensorError as error:  # a full disk
+            raise OSError(f"{folder} cannot be written: {error}") from error
     with replacing(folder / "threefold.json") as draft:
         draft.write_text(json.dumps(model.config.to_dict(), indent=1) + "\n", encoding="utf-8")
     shutil.copymode(folder / "threefold.json", folder / "model.safetensors")  # it was written for its owner only

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from threefold.config import Settings
 from threefold.encoder.checkpoint import empty, fill, fingerprint, stored_tensors
-from threefold.encoder.files import Weights, read_backbone, read_table
+from threefold.encoder.files import Weights, check_whole, read_backbone, read_table
 from threefold.encoder.foreign import Recipe, longest_text, network_config, network_recipes, prefix_of
 from threefold.encoder.network import Network, NetworkConfig
 from threefold.errors import CheckpointError
@@ -68,6 +68,8 @@ class LoadedCross(NamedTuple):
 def load_cross(folder: Path) -> LoadedCross:
     """A Hugging Face folder with one label -> a float32 model on the CPU, its weights in the mapped file."""
     path = folder / "config.json"
+    if folder.is_dir():
+        check_whole(folder)
     if not path.is_file():
         raise CheckpointError(f"{folder} is not a cross-encoder: it has no config.json")
     settings = read_table(path)

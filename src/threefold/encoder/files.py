@@ -6,6 +6,8 @@ Knows file formats; knows nothing of networks. Every failure is a `CheckpointErr
 from __future__ import annotations
 
 import json
+import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +23,9 @@ from threefold.errors import CheckpointError
 #: Backbone files, the preferred one first; each may be cut into shards that `<file>.index.json` lists.
 BACKBONE_FILES = ("model.safetensors", "pytorch_model.bin")
 
+#: Endings of the files that a model is read from.
+_READ = (".json", ".safetensors", ".bin", ".pt", ".model")
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Weights:
@@ -34,6 +39,25 @@ class Weights:
         if name not in self.tensors:
             raise CheckpointError(f"{self.path} lacks the tensor {name}")
         return self.tensors[name]
+
+
+def check_whole(folder: Path) -> None:
+    """Refuse a folder that would open as another model: a download that was interrupted, an adapter beside weights."""
+    try:
+        broken = sorted(path.name for path in folder.iterdir() if path.suffix in _READ and not path.exists())
+    except OSError as error:
+        raise CheckpointError(f"cannot read {folder}: {error}") from error
+    if broken:
+        raise CheckpointError(
+            f"{folder} is not complete: {', '.join(broken)} {'is a link' if len(broken) == 1 else 'are links'} "
+            "to nothing; download the model again"
+        )
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        raise CheckpointError(
+            f"{adapter}: the weights would be read without their adapter. Merge the adapter first "
+            "(peft: model.merge_and_unload(), then save), or delete the file if the weights already have it"
+        )
 
 
 def read_json(path: Path) -> Any:
@@ -66,6 +90,14 @@ def read_pickle(path: Path) -> Weights:
     """A `.bin` or `.pt` state dict, by PyTorch's restricted unpickler: tensors only, no code."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        # not the words of torch, which advise to run what is in the file
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        held = f" ({found[1]})" if found else ""
+        raise CheckpointError(
+            f"cannot read {path}: it is damaged, or holds more than tensors{held}, which is never run. "
+            "Download it again, or take the weights as safetensors"
+        ) from None
     except Exception as error:  # a damaged pickle fails in any way that it likes
         raise CheckpointError(f"cannot read {path}: {error}") from error
     if not isinstance(state, dict):

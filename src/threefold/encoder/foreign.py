@@ -14,6 +14,7 @@ from threefold.encoder.heads import HeadsConfig
 from threefold.encoder.model import ModelConfig
 from threefold.encoder.network import NetworkConfig
 from threefold.errors import CheckpointError, ConfigError
+from threefold.text.tokenizer import Tokenizer
 from threefold.types import Representation
 
 HEAD_FILES: dict[Representation, str] = {"sparse": "sparse_linear.pt", "multi": "colbert_linear.pt"}
@@ -22,6 +23,8 @@ HEAD_FILES: dict[Representation, str] = {"sparse": "sparse_linear.pt", "multi": 
 _POOLINGS = {
     "cls_token": "cls", "cls": "cls", "mean_tokens": "mean", "mean": "mean", "lasttoken": "last",
 }  # fmt: skip
+
+_LETTERS = "a b c d e f g h i j k l m n o p q r s t u v w x y z"
 
 
 class Recipe(NamedTuple):
@@ -144,9 +147,13 @@ def _sentence_transformers(folder: Path, network: NetworkConfig, pooling: str | 
             'colbert_linear.pt. Say it with pooling="cls" or pooling="mean"'
         )
     modules = _modules(path)
-    how = pooling or _pooling(folder / modules["Pooling"] / "config.json")
-    heads = HeadsConfig.from_dict({"pooling": how, "normalize": "Normalize" in modules}, "pooling")
-    declared = _optional(folder / "config_sentence_transformers.json").get("prompts") or {}
+    settings_of_pooling = folder / modules["Pooling"] / "config.json"
+    how = pooling or _pooling(settings_of_pooling)
+    about = _optional(folder / "config_sentence_transformers.json")
+    # Their similarity is the cosine unless they say otherwise; ours is the inner product, so rows get unit length.
+    unit = "Normalize" in modules or about.get("similarity_fn_name") != "dot"
+    heads = HeadsConfig.from_dict({"pooling": how, "normalize": unit}, "pooling")
+    declared = about.get("prompts") or {}
     prompts = declared if isinstance(declared, dict) else {}
     settings = {
         "network": network,
@@ -155,10 +162,35 @@ def _sentence_transformers(folder: Path, network: NetworkConfig, pooling: str | 
         "query_prompt": prompts.get("query") or "",
         "document_prompt": prompts.get("document") or prompts.get("passage") or "",
     }
+    _check_prompt(settings_of_pooling, bool(settings["query_prompt"] or settings["document_prompt"]))
+    _check_case(folder)
     try:
         return ModelConfig.from_dict(settings, str(folder))
     except ConfigError as error:
         raise CheckpointError(str(error)) from error
+
+
+def _check_prompt(path: Path, prompted: bool) -> None:
+    """Refuse a pooling that leaves out the prompt, if there is one: ours takes every token."""
+    if prompted and _optional(path).get("include_prompt") is False:
+        raise CheckpointError(
+            f"{path}: include_prompt false is not supported with prompts: their tokens would be pooled too. "
+            "Take the prompts out of config_sentence_transformers.json, or set include_prompt to true"
+        )
+
+
+def _check_case(folder: Path) -> None:
+    """Refuse lower-casing that sentence-transformers would do and the tokenizer does not."""
+    path = folder / "sentence_bert_config.json"
+    if _optional(path).get("do_lower_case") is not True:
+        return
+    tokenizer = Tokenizer.load(folder)
+    lower, upper = (tokenizer.encode([text], max_tokens=64)[0].tolist() for text in (_LETTERS, _LETTERS.upper()))
+    if upper != lower:
+        raise CheckpointError(
+            f"{path}: do_lower_case is not supported with a tokenizer that keeps capitals. Put the normalizer "
+            "Lowercase into tokenizer.json, or set do_lower_case to false and give lower-case texts"
+        )
 
 
 def _is_known(path: Path) -> bool:

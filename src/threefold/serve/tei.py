@@ -94,10 +94,18 @@ async def embedded(call: Call, body: EmbedBody) -> tuple[list[Floats], Answer]:
     wanted: Output = "dense" if body.normalize else "hidden"
     answer = await call.wait_for(_embed(encoding, call, body, body.inputs, wanted))
     vectors = [
-        cut_dense(row.dense, body.dimensions) if row.dense is not None else _pooled(encoding, row)[: body.dimensions]
+        unit(cut_dense(row.dense, body.dimensions))
+        if row.dense is not None
+        else _pooled(encoding, row)[: body.dimensions]
         for row in answer.rows
     ]
     return [wire.floats(vector, as_base64=False) for vector in vectors], answer
+
+
+def unit(vector: Floats) -> Floats:
+    """At unit length, also where the model compares by inner products; what has it already stays, to the last bit."""
+    length = float(np.linalg.norm(vector))
+    return vector if not length or abs(length - 1) < 1e-3 else vector / length
 
 
 async def embed_sparse(call: Call) -> Response:
