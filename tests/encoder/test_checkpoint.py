@@ -115,6 +115,25 @@ def test_the_caller_may_know_the_pooling_better_and_all_else_stays(st_folder: Pa
         assert config == replace(declared, heads=replace(declared.heads, pooling=pooling))
 
 
+def test_the_caller_may_know_the_prompts_better(m3_folder: Path) -> None:
+    """Other prompts give other vectors, so it is another model; those that are declared anyway change nothing."""
+    plain, same = load(m3_folder), load(m3_folder, query_prompt="", document_prompt="")
+    told = load(m3_folder, query_prompt="query: ")
+    assert same.hash == plain.hash
+    assert told.hash != plain.hash
+    assert (told.config.query_prompt, told.config.document_prompt) == ("query: ", "")
+
+
+def test_prompts_that_would_be_pooled_are_refused(st_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(st_folder, folder)
+    path = folder / "1_Pooling/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"include_prompt": False}))
+    load(folder, query_prompt="", document_prompt="")
+    with pytest.raises(CheckpointError, match="include_prompt false is not supported with prompts"):
+        load(folder, query_prompt="query: ", document_prompt="")
+
+
 def test_of_a_chain_that_we_do_not_know_the_backbone_is_read_if_the_pooling_is_given(
     st_folder: Path, tmp_path: Path
 ) -> None:

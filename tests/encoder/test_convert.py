@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.encoder.test_encoder import TEXTS
+from tests.encoder.test_encoder import TEXTS, same
 
 from threefold.encoder.bench import fidelity
 from threefold.encoder.checkpoint import load
 from threefold.encoder.convert import convert
 from threefold.encoder.encoder import Encoder
+from threefold.encoder.pool import EncoderPool
 from threefold.encoder.products import has_int8
 from threefold.errors import InputError, NumericalError
 
@@ -55,6 +57,23 @@ def test_a_converted_model_converts_again(m3_folder: Path, tmp_path: Path) -> No
     convert(m3_folder, tmp_path / "half", "bfloat16")
     convert(tmp_path / "half", tmp_path / "int8", "int8")
     assert load(tmp_path / "int8").hash == load(m3_folder).hash
+
+
+def test_it_declares_the_prompts_that_it_is_given(m3_folder: Path, tmp_path: Path) -> None:
+    prompts: dict[str, Any] = {"query_prompt": "fox: ", "document_prompt": "dog: "}
+    convert(m3_folder, tmp_path / "model", "float32", **prompts)
+    told, converted = Encoder(m3_folder, device="cpu", **prompts), Encoder(tmp_path / "model", device="cpu")
+    plain = Encoder(m3_folder, device="cpu")
+    assert converted.card.hash == told.card.hash != plain.card.hash
+    for encoder in (told, converted):
+        found = [encoder.encode_queries(["lazy"]), encoder.encode_documents(["lazy"])]
+        for got, prompt in zip(found, prompts.values(), strict=True):
+            same(got, plain.encode([f"{prompt}lazy"]), 1e-5)
+    with EncoderPool(m3_folder, processes=1, **prompts) as pool:
+        assert pool.card.hash == told.card.hash
+        same(pool.encode_queries(["lazy"]), told.encode_queries(["lazy"]), 1e-5)
+    again = Encoder(tmp_path / "model", device="cpu", query_prompt="")
+    assert again.card.hash not in (told.card.hash, plain.card.hash)
 
 
 def test_int8_in_float32_is_the_dequantised_model(m3_folder: Path, tmp_path: Path) -> None:

@@ -118,12 +118,16 @@ def convert(
     pooling: Annotated[
         str | None, typer.Option(help="cls, mean or last, where the model does not say how its dense vector is made.")
     ] = None,
+    query_prompt: Annotated[
+        str | None, typer.Option(help="Put before queries, such as 'query: ' for e5. Default: what the model declares.")
+    ] = None,
+    document_prompt: Annotated[str | None, typer.Option(help="Put before documents, such as 'passage: '.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Save a model in the numbers in which it will run: it opens faster and takes less disk.
 
-    Collections made with the original may be searched with the converted model.
+    Collections made with the original may be searched with the converted model, unless it gets other prompts.
     """
     from threefold.encoder.convert import convert as run
 
@@ -132,7 +136,10 @@ def convert(
     options.require_unicode(output)
     if output.is_dir() and any(output.iterdir()) and not force:
         raise InputError(f"{output} is not empty; choose another folder, or say --force")
-    size = run(model, output, cast("Form", precision), revision=revision, pooling=pooling)
+    size = run(
+        model, output, cast("Form", precision),
+        revision=revision, pooling=pooling, query_prompt=query_prompt, document_prompt=document_prompt,
+    )  # fmt: skip
     if as_json:
         print_json({"folder": str(output), "precision": precision, "bytes": size})
     else:

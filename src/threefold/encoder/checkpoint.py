@@ -14,7 +14,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from threefold.config import Settings
 from threefold.encoder.files import check_whole, read_safetensors, read_table
-from threefold.encoder.foreign import Opened, Recipe, open_foreign
+from threefold.encoder.foreign import Opened, Recipe, check_prompted, open_foreign
 from threefold.encoder.model import Model, ModelConfig
 from threefold.encoder.stored import BLOCK, SCALE, Stored, quantise_blocks, quantise_rows, stack
 from threefold.errors import CheckpointError, ConfigError, InputError, NumericalError
@@ -82,8 +82,14 @@ class Loaded:
         return _read(self.recipes[name])
 
 
-def load(folder: Path, pooling: str | None = None) -> Loaded:
-    """Open any known layout and check that every tensor is there in its shape."""
+def load(
+    folder: Path, pooling: str | None = None, *, query_prompt: str | None = None, document_prompt: str | None = None
+) -> Loaded:
+    """Open any known layout and check that every tensor is there in its shape.
+
+    pooling                        where the folder does not say how its dense vector is made
+    query_prompt, document_prompt  instead of those that the folder declares; another model then, by its hash
+    """
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder")
     check_whole(folder)
@@ -96,11 +102,21 @@ def load(folder: Path, pooling: str | None = None) -> Loaded:
             f"{folder} is not a model: it has neither threefold.json nor config.json. "
             "Expected our layout, BGE-M3's (config.json, sparse_linear.pt, ...) or sentence-transformers'"
         )
-    name = opened.config.origin or fingerprint(stored_tensors(opened.recipes), opened.config)
-    loaded = Loaded(opened.config, name, opened.recipes, opened.missing)
+    config = _prompted(opened.config, query_prompt, document_prompt)
+    if config.query_prompt or config.document_prompt:
+        check_prompted(folder)
+    name = config.origin or fingerprint(stored_tensors(opened.recipes), config)
+    loaded = Loaded(config, name, opened.recipes, opened.missing)
     for parameter, shape in loaded.shapes.items():
         _check(opened.recipes[parameter], shape)
     return loaded
+
+
+def _prompted(config: ModelConfig, query_prompt: str | None, document_prompt: str | None) -> ModelConfig:
+    query = config.query_prompt if query_prompt is None else query_prompt
+    document = config.document_prompt if document_prompt is None else document_prompt
+    changed = replace(config, query_prompt=query, document_prompt=document)
+    return config if changed == config else replace(changed, origin="")  # its vectors are no longer those of the origin
 
 
 def save(

@@ -24,17 +24,21 @@ def convert(
     *,
     revision: str | None = None,
     pooling: str | None = None,
+    query_prompt: str | None = None,
+    document_prompt: str | None = None,
 ) -> int:
     """Write the model into `folder` with its tokenizer; returns the bytes of its weights.
 
     form  bfloat16 opens without converting for that precision; int8 is read as it is by `precision="int8"`
+    pooling, query_prompt, document_prompt
+          as in `Encoder`; the converted model declares them
     """
     source, folder = find(model, revision), Path(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; name a folder that is not there yet")
     if folder.exists() and source.folder.resolve() == folder.resolve():
         raise InputError(f"{folder} is the model itself; choose another folder")
-    loaded = load(source.folder, pooling)
+    loaded = load(source.folder, pooling, query_prompt=query_prompt, document_prompt=document_prompt)
     exact = loaded.model
     exact.config = replace(loaded.config, origin=loaded.hash)
     tokenizer = Tokenizer.load(source.folder)

@@ -50,6 +50,9 @@ class Encoder(Front):
     precision  "auto" (bfloat16 or float32, what this processor does fast), "float32", "bfloat16", "float16", "int8"
     revision   commit on the hub; None takes the one that threefold was written against, or the newest
     pooling    how the dense vector is read, for a bare backbone that does not say it
+    query_prompt, document_prompt
+               put before texts by `encode_queries` and `encode_documents`; None: what the folder declares. The cards of
+               e5 ask for "query: " and "passage: ", which no file declares
     budget     tokens in one forward pass; None chooses by device
     graphs     on a CUDA GPU: record the layers once per length, for single texts of at most 64 tokens (queries)
 
@@ -67,6 +70,8 @@ class Encoder(Front):
         precision: Precision = "auto",
         revision: str | None = None,
         pooling: str | None = None,
+        query_prompt: str | None = None,
+        document_prompt: str | None = None,
         budget: int | None = None,
         graphs: bool = False,
     ) -> None:
@@ -76,7 +81,7 @@ class Encoder(Front):
         if graphs and self.device.type != "cuda":
             raise InputError(f"graphs=True needs a CUDA GPU; the device is {self.device}. Leave it out elsewhere")
         source = find(model, revision)
-        loaded = load(source.folder, pooling)
+        loaded = load(source.folder, pooling, query_prompt=query_prompt, document_prompt=document_prompt)
         self.budget = choose_budget(loaded.config.network, self.device, budget)
         super().__init__(source, loaded, self.precision)
         self._model = prepare(loaded, self.precision, self.device)

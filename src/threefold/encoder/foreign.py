@@ -147,8 +147,7 @@ def _sentence_transformers(folder: Path, network: NetworkConfig, pooling: str | 
             'colbert_linear.pt. Say it with pooling="cls" or pooling="mean"'
         )
     modules = _modules(path)
-    settings_of_pooling = folder / modules["Pooling"] / "config.json"
-    how = pooling or _pooling(settings_of_pooling)
+    how = pooling or _pooling(folder / modules["Pooling"] / "config.json")
     about = _optional(folder / "config_sentence_transformers.json")
     # Their similarity is the cosine unless they say otherwise; ours is the inner product, so rows get unit length.
     unit = "Normalize" in modules or about.get("similarity_fn_name") != "dot"
@@ -162,7 +161,6 @@ def _sentence_transformers(folder: Path, network: NetworkConfig, pooling: str | 
         "query_prompt": prompts.get("query") or "",
         "document_prompt": prompts.get("document") or prompts.get("passage") or "",
     }
-    _check_prompt(settings_of_pooling, bool(settings["query_prompt"] or settings["document_prompt"]))
     _check_case(folder)
     try:
         return ModelConfig.from_dict(settings, str(folder))
@@ -170,13 +168,14 @@ def _sentence_transformers(folder: Path, network: NetworkConfig, pooling: str | 
         raise CheckpointError(str(error)) from error
 
 
-def _check_prompt(path: Path, prompted: bool) -> None:
-    """Refuse a pooling that leaves out the prompt, if there is one: ours takes every token."""
-    if prompted and _optional(path).get("include_prompt") is False:
-        raise CheckpointError(
-            f"{path}: include_prompt false is not supported with prompts: their tokens would be pooled too. "
-            "Take the prompts out of config_sentence_transformers.json, or set include_prompt to true"
-        )
+def check_prompted(folder: Path) -> None:
+    """Refuse a model with prompts whose pooling leaves them out: ours takes every token."""
+    for path in sorted(folder.glob("*_Pooling/config.json")):
+        if _optional(path).get("include_prompt") is False:
+            raise CheckpointError(
+                f"{path}: include_prompt false is not supported with prompts: their tokens would be pooled too. "
+                'Set include_prompt to true, or go without prompts: query_prompt="", document_prompt=""'
+            )
 
 
 def _check_case(folder: Path) -> None:

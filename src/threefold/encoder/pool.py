@@ -90,6 +90,8 @@ class EncoderPool(Front):
         precision: Precision = "auto",
         revision: str | None = None,
         pooling: str | None = None,
+        query_prompt: str | None = None,
+        document_prompt: str | None = None,
         budget: int | None = None,
         threads: int | None = None,
     ) -> None:
@@ -101,7 +103,8 @@ class EncoderPool(Front):
         if threads is None and on_cpu:
             threads = max(1, _cores() // len(self.devices))
         source = find(model, revision)
-        super().__init__(source, load(source.folder, pooling), self.precision)
+        loaded = load(source.folder, pooling, query_prompt=query_prompt, document_prompt=document_prompt)
+        super().__init__(source, loaded, self.precision)  # prompts are put here: the processes are given tokens
         budgets = [choose_budget(self.config.network, torch.device(device), budget) for device in self.devices]
         self.budget = max(budgets)  # of what a process is given at a time; each cuts it into its own
         settings = [
