@@ -9,6 +9,7 @@ fast it is, and how kernels round, only a GPU can tell.
 from __future__ import annotations
 
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -72,7 +73,8 @@ class Gpu(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.waits: list[str] = []
         self.ops: list[str] = []
-        self._late: list[Callable[[], object]] = []  # copies to the host that are under way
+        self._late: deque[Callable[[], object]] = deque()  # copies to the host that are under way
+        self.begun = self._arrived = 0  # such copies so far
         self.tape: Graph | None = None  # the graph that is being recorded
         self.at_wait: Callable[[], object] = lambda: None
         self.at_operation: Callable[[Any, Any], object] = lambda func, args: None
@@ -146,6 +148,7 @@ class Gpu(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if free and pinned:  # written when it is waited for; until then it holds what nobody may read
             args[0].fill_(77)
             self._late.append(partial(args[0].copy_, source.host.clone()))
+            self.begun += 1
         else:
             args[0].copy_(source.host)
         return args[0]
@@ -153,24 +156,16 @@ class Gpu(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _wait(self, name: str) -> None:
         if self.tape is not None:
             raise RuntimeError(f"a graph cannot record {name}, for which the host waits")
-        self.waited(name, self.under_way)
-
-    def waited(self, name: str, count: int) -> None:
-        """The host stands still until the first so many copies are here."""
-        self.waits.append(name)
-        self.at_wait()
-        self.arrive(count)
-
-    @property
-    def under_way(self) -> int:
-        return len(self._late)
+        self.waited(name, self.begun)
 
     @torch.inference_mode()
-    def arrive(self, count: int) -> None:
-        """The first so many copies are here."""
-        for copy in self._late[:count]:
-            copy()
-        del self._late[:count]
+    def waited(self, name: str, count: int) -> None:
+        """The host stands still until the first so many copies of all are here."""
+        self.waits.append(name)
+        self.at_wait()
+        while self._arrived < count:
+            self._late.popleft()()
+            self._arrived += 1
 
 
 def _host(value: Any) -> Any:
@@ -197,7 +192,8 @@ def _by_mask(func: Any, args: Any) -> bool:
 
 
 def _one_device(func: Any, args: Any, kwargs: dict[str, Any]) -> None:
-    """As PyTorch: numbers of no dimension may come from the host, and so may the rows of an index, at a wait."""
+    """As PyTorch: numbers of no dimension may come from the host. (So may the rows of an index there, at a wait for
+    them: here they may not.)"""
     tensors = [each for each in tree_flatten((args, kwargs))[0] if isinstance(each, Tensor)]
     strangers = [each for each in tensors if not isinstance(each, Far) and each.ndim]
     if strangers:
@@ -277,7 +273,7 @@ class Event:
         self._count: int | None = None
 
     def record(self, stream: object = None) -> None:
-        self._count = Gpu.here.under_way
+        self._count = Gpu.here.begun
 
     def synchronize(self) -> None:
         assert self._count is not None
@@ -370,7 +366,7 @@ def _cuda(capability: tuple[int, int]) -> dict[str, Any]:
         "get_device_capability": lambda device=None: capability,
         "max_memory_reserved": lambda device=None: 2**20,
         "current_stream": lambda device=None: Stream(),
-        "synchronize": lambda device=None: Gpu.here.waited("synchronize", Gpu.here.under_way),
+        "synchronize": lambda device=None: Gpu.here.waited("synchronize", Gpu.here.begun),
         "Event": Event,
         "Stream": Stream,
         "stream": _nothing,
