@@ -61,7 +61,8 @@ def test_everything_works_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_bfloat16_and_one_byte_weights_keep_the_direction_of_dense_vectors(encoder: Encoder) -> None:
-    texts = [path.read_text(encoding="utf-8")[:400] for path in sorted((EXAMPLES / "corpus").glob("??/*.md"))]
+    files = sorted((EXAMPLES / "corpus").glob("??/*.md"))[::3]
+    texts = [file.read_text(encoding="utf-8")[:400] for file in files]
     exact = Encoder(precision="float32").encode(texts, outputs=("dense",)).dense
     other = encoder.encode(texts, outputs=("dense",)).dense
     assert exact is not None

@@ -86,8 +86,9 @@ def _cost(measured: Any, price_per_hour: float | None) -> dict[str, float]:
 
 
 def _show(rows: list[tuple[Any, dict[str, float]]], with_cost: bool) -> None:
-    head = ["precision", "tokens/s", "query p50", "p95", "opening", "weights", "peak memory", *REPRESENTATIONS]
-    print_table([*head, *(["per million tokens"] if with_cost else [])], [_cells(*row) for row in rows])
+    head = ["precision", "kernels", "tokens/s", "query p50", "p95", "opening", "weights", "peak memory"]
+    head += [*REPRESENTATIONS, *(["per million tokens"] if with_cost else [])]
+    print_table(head, [_cells(*row) for row in rows], left=2)
     note("dense, sparse, multi: mean cosine to float32 over the first texts")
     for measured, _ in rows:
         bar = _BARS.get(measured.precision, 0.0)
@@ -99,6 +100,7 @@ def _cells(measured: Any, cost: dict[str, float]) -> list[str]:
     cosines = [measured.cosines.get(name) for name in REPRESENTATIONS]
     return [
         measured.precision,
+        measured.kernels,
         f"{measured.tokens_per_second:,.0f}",
         f"{1e3 * measured.p50:.1f} ms",
         f"{1e3 * measured.p95:.1f} ms",
