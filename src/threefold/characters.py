@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from threefold.errors import InputError
@@ -29,6 +30,12 @@ def clean_value(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [clean_value(item) for item in value]
     return value
+
+
+def check_name(path: Path) -> None:
+    """Refuse a name that is not UTF-8: the libraries that write models, tokenizers and Parquet files take no other."""
+    if clean(str(path)) != str(path):
+        raise InputError(f"{str(path)!r}: the name is not UTF-8; choose another one for the result")
 
 
 def listed(texts: Iterable[str], first: int = 0) -> list[str]:

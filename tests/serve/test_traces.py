@@ -86,6 +86,13 @@ def test_batches_have_their_own_spans_and_failures_are_errors(server: Server, sp
     assert [one.status.status_code.name for one in requests] == ["ERROR", "UNSET"]
 
 
+def run(code: str) -> str:
+    """What a fresh process prints, which ends well."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_without_an_endpoint_nothing_is_imported() -> None:
     code = (
         "import sys\n"
@@ -97,8 +104,7 @@ def test_without_an_endpoint_nothing_is_imported() -> None:
         "assert made.traces is not None\n"
         "made.traces.close()\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run(code)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +123,6 @@ def test_a_missing_package_names_the_extra(module: str, package: str) -> None:
         "except MissingExtraError as error:\n"
         "    print(error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert f'needs the package "{package}"' in done.stdout
-    assert 'pip install "threefold[otel]"' in done.stdout
+    said = run(code)
+    assert f'needs the package "{package}"' in said
+    assert 'pip install "threefold[otel]"' in said

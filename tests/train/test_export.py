@@ -283,7 +283,7 @@ def test_a_full_disk_is_said_in_one_line(
     def full(*_: object, **__: object) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("threefold.export.hugging_face.save_file", full)
+    monkeypatch.setattr("threefold.encoder.files.save_file", full)
     with pytest.raises(InputError, match=r"out cannot be written: Error while serializing: .*No space left"):
         export(models["mini"], tmp_path / "out", to="sentence-transformers")
     assert not list(tmp_path.iterdir())

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from threefold.characters import check_name
 from threefold.cli import options
 from threefold.cli.encode import file_rows
 from threefold.cli.show import err, note, print_json, print_table
@@ -47,7 +48,7 @@ def bench(
     from threefold.encoder import bench as library
     from threefold.encoder.precision import Precision
 
-    names = [name.strip() for name in precisions.split(",") if name.strip()]
+    names = options.names_in(precisions)
     if unknown := [name for name in names if name not in _KNOWN]:
         raise InputError(f"--precisions {unknown[0]!r}: expected some of {', '.join(_KNOWN)}")
     if precisions and not names:
@@ -60,7 +61,7 @@ def bench(
         found = library.bench(
             model,
             own,
-            precisions=cast("list[Precision]", names),
+            precisions=cast("tuple[Precision, ...]", names),
             rounds=rounds,
             revision=revision,
             device=device,
@@ -135,7 +136,7 @@ def convert(
 
     if precision not in ("float32", "bfloat16", "int8"):
         raise InputError(f"--precision {precision!r}: expected bfloat16, int8 or float32")
-    options.require_unicode(output)
+    check_name(output)
     if output.is_dir() and any(output.iterdir()) and not force:
         raise InputError(f"{output} is not empty; choose another folder, or say --force")
     size = run(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from threefold.characters import check_name
 from threefold.cli import options
 from threefold.cli.show import err, note, print_json, progress_bar
 from threefold.errors import InputError
@@ -43,7 +44,7 @@ def encode(
     from threefold.shards import write_parquet
 
     options.require_folder_of(output, file)
-    options.require_unicode(output)
+    check_name(output)
     if truncate not in ("end", "start", "none"):
         raise InputError(f"--truncate {truncate!r}: expected end, start or none")
     bad: list[str] = []
@@ -84,8 +85,7 @@ def _say(written: Written, seconds: float, precision: str, output: Path, bad: li
 
 
 def _outputs(text: str) -> tuple[Representation, ...] | None:
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    return cast("tuple[Representation, ...]", names) or None
+    return cast("tuple[Representation, ...]", options.names_in(text)) or None
 
 
 def file_rows(
@@ -114,6 +114,6 @@ def _records(file: Path, text_field: str, id_field: str, bad: list[str], title_f
 
 
 def _titled(title: Any, text: str) -> str:
-    from threefold.evaluate.beir import TEMPLATE
+    from threefold.evaluate.beir import titled
 
-    return TEMPLATE.format(title=title, text=text) if isinstance(title, str) and title else text
+    return titled(title if isinstance(title, str) else "", text)

@@ -12,7 +12,7 @@ import typer
 
 from threefold import __version__
 from threefold.cli import figures, judged, options
-from threefold.cli.protocols import Protocols, measures_in, names_in
+from threefold.cli.protocols import Protocols, measures_in
 from threefold.cli.refusals import Refusals, check_sets
 from threefold.cli.running import Runner, SecondStage
 from threefold.cli.show import print_json, progress_bar
@@ -103,7 +103,7 @@ def evaluate(
         sentence_transformer=sentence_transformer,
         mcls=mcls,
     )
-    second = SecondStage(names_in(rerank), rerank_depth, reranker, device, precision) if rerank else None
+    second = SecondStage(options.names_in(rerank), rerank_depth, reranker, device, precision) if rerank else None
     protocols = Protocols(encoder.card, modes, wanted, weights, multi_depth, max_tokens)
     refusals = Refusals(baseline, store, second.modes if second else (), runs)
     runner = Runner(encoder, second, cache=cache, stream=stream, store=store)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from threefold.cli import options
 from threefold.cli.show import note, out, print_json, print_table
 from threefold.errors import InputError
 
@@ -52,7 +53,7 @@ def create(
     """Make a key. It is shown once; the file keeps its hash."""
     from threefold.serve.keys import create_key
 
-    wanted = [scope.strip() for scope in scopes.split(",") if scope.strip()]
+    wanted = options.names_in(scopes)
     quotas = {
         "tokens_per_minute": tokens_per_minute,
         "tokens_per_day": tokens_per_day,

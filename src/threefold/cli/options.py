@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from threefold.characters import clean
 from threefold.errors import InputError
 from threefold.score import Weights
 
@@ -100,10 +99,9 @@ def parse_weights(text: str | None) -> Weights | None:
     return Weights(dense, sparse, multi)
 
 
-def require_unicode(path: Path) -> None:
-    """The libraries that write Parquet files and models take names in UTF-8 only, and fail after the work."""
-    if clean(str(path)) != str(path):
-        raise InputError(f"{str(path)!r}: the name is not UTF-8; choose another one for the result")
+def names_in(text: str) -> tuple[str, ...]:
+    """The names of a list with commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def require_no_file(folder: Path | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from threefold.cli import judged
+from threefold.cli import judged, options
 from threefold.errors import InputError
 
 if TYPE_CHECKING:
@@ -55,15 +55,10 @@ class Protocols:
         return self._weights.unseen(task) if isinstance(self._weights, Tuned) else task
 
 
-def names_in(text: str) -> tuple[str, ...]:
-    """The names of a list with commas."""
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
 def _modes(text: str) -> tuple[str, ...]:
     from threefold.retrieve.modes import MODES, cut_of
 
-    names = names_in(text)
+    names = options.names_in(text)
     unknown = [name for name in names if name not in MODES and cut_of(name) is None]
     if unknown:
         raise InputError(f"unknown mode {unknown[0]!r}; known are {', '.join(MODES)}, dense@N")
@@ -75,7 +70,7 @@ def measures_in(text: str) -> tuple[str, ...]:
     from threefold.evaluate.measures import Measure
     from threefold.retrieve.modes import Protocol
 
-    names, depth = names_in(text), Protocol().depth
+    names, depth = options.names_in(text), Protocol().depth
     if text and not names:
         raise InputError(f"--measures {text!r} names none; give some, such as nDCG@10,Recall@100")
     for one in map(Measure.parse, names):

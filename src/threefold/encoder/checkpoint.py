@@ -20,13 +20,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from threefold.config import Settings
-from threefold.encoder.files import check_whole, read_safetensors, read_table
+from threefold.encoder.files import check_whole, read_safetensors, read_table, write_safetensors
 from threefold.encoder.foreign import Opened, Recipe, check_prompted, open_foreign
 from threefold.encoder.model import Model, ModelConfig
 from threefold.encoder.stored import BLOCK, SCALE, Stored, quantise_blocks, quantise_rows, stack
@@ -144,10 +142,7 @@ def save(
             tensors[name] = tensor.to(torch.bfloat16 if matrix and form != "float32" else tensor.dtype).contiguous()
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "model.safetensors") as draft:
-        try:
-            save_file(tensors, draft, metadata={"format": "pt"})
-        except SafetensorError as error:  # a full disk
-            raise OSError(f"{folder} cannot be written: {error}") from error
+        write_safetensors(draft, tensors)
     with replacing(folder / "threefold.json") as draft:
         draft.write_text(json.dumps(model.config.to_dict(), indent=1) + "\n", encoding="utf-8")
     shutil.copymode(folder / "threefold.json", folder / "model.safetensors")  # it was written for its owner only
@@ -167,7 +162,7 @@ def fingerprint(tensors: Mapping[str, Tensor], config: Settings) -> str:
         if len(flat) > _BLOCKS * _BLOCK:
             starts = [i * (len(flat) - _BLOCK) // (_BLOCKS - 1) for i in range(_BLOCKS)]
             flat = torch.cat([flat[start : start + _BLOCK] for start in starts])
-        digest.update(flat.float().cpu().numpy().tobytes())
+        digest.update(flat.float().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -201,10 +201,9 @@ class CrossEncoder:
     def _run(
         self, model: CrossModel, tokens: Tokens, rows: Ints, between: Callable[[], None] | None = None
     ) -> OnTheWay:
-        layout = Layout.of(tokens.lengths[rows])
-        ids = np.concatenate([tokens[int(i)] for i in rows])
-        seconds = tokens.seconds[rows] if self._config.token_types and tokens.seconds is not None else None
-        batch = Batch.of(ids, layout, self._config.network.first_position, self.device, seconds)
+        part = tokens.take(rows)
+        layout, seconds = Layout.of(part.lengths), part.seconds if self._config.token_types else None
+        batch = Batch.of(part.ids, layout, self._config.network.first_position, self.device, seconds)
         hidden = model.network(batch, between)
         first = hidden[layout.borders(self.device)[:-1]]  # (n, d)
         return OnTheWay({"logits": model.head(first.float())})

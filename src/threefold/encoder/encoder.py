@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,7 +46,7 @@ class Encoder(Front):
 
     model      None for the embedded model; a folder; or a name on the hub such as "BAAI/bge-m3"
     device     "auto", "cpu", "cuda", "cuda:1", "mps"
-    precision  "auto" (bfloat16 or float32, what this processor does fast), "float32", "bfloat16", "float16", "int8"
+    precision  "auto" (bfloat16, float16 or float32: what is fast there), "float32", "bfloat16", "float16", "int8"
     revision   commit on the hub; None takes the one that threefold was written against, or the newest
     pooling    how the dense vector is read, for a bare backbone that does not say it
     query_prompt, document_prompt
@@ -148,8 +147,7 @@ class Encoder(Front):
     # ---- inside --------------------------------------------------------------------------------------
 
     def _begin(self, tokens: Tokens, rows: Ints, wanted: Sequence[Representation], dim: int | None) -> _Begun:
-        layout = Layout.of(tokens.lengths[rows])
-        ids = np.concatenate([tokens[int(i)] for i in rows])
+        ids, layout = _packed(tokens, rows)
         return _Begun(rows, ids, layout, self._run(self._model, ids, layout, wanted, dim))
 
     def _finish(self, begun: _Begun, wanted: Sequence[Representation], dim: int | None, into: Gathering) -> Ints:
@@ -183,8 +181,7 @@ class Encoder(Front):
     def _begin_rows(
         self, tokens: Tokens, rows: Ints, wanted: Wanted, between: Callable[[], None] | None
     ) -> tuple[_Begun, Wanted]:
-        layout = Layout.of(tokens.lengths[rows])
-        ids = np.concatenate([tokens[int(i)] for i in rows])
+        ids, layout = _packed(tokens, rows)
         return _Begun(rows, ids, layout, self._run_rows(self._model, ids, layout, wanted, between)), wanted
 
     def _finish_rows(self, begun: _Begun, wanted: Wanted) -> list[Row]:
@@ -211,6 +208,12 @@ class Encoder(Front):
         batch = Batch.of(ids, layout, self._config.network.first_position, self.device)
         hidden: Tensor = model.network(batch, between)  # (T, d)
         return hidden
+
+
+def _packed(tokens: Tokens, rows: Ints) -> tuple[Ints, Layout]:
+    """The ids of these texts end to end, and where each is."""
+    part = tokens.take(rows)
+    return part.ids, Layout.of(part.lengths)
 
 
 class _Begun(NamedTuple):

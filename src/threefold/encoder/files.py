@@ -5,6 +5,7 @@ Knows file formats; knows nothing of networks. Every failure is a `CheckpointErr
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
 import re
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from threefold.errors import CheckpointError
@@ -58,6 +60,14 @@ def check_whole(folder: Path) -> None:
             f"{adapter}: the weights would be read without their adapter. Merge the adapter first "
             "(peft: model.merge_and_unload(), then save), or delete the file if the weights already have it"
         )
+
+
+def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write tensors; a disk that is full is an error of the system, as of every other file."""
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error), str(path.parent)) from error  # `path` may be a draft
 
 
 def read_json(path: Path) -> Any:

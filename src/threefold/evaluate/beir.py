@@ -30,6 +30,13 @@ from threefold.evaluate.task import Task
 
 #: How title and text become one text: the way of the BGE-M3 paper (FlagEmbedding issue 653).
 TEMPLATE = "{title}\n{text}"
+
+
+def titled(title: str, text: str, template: str = TEMPLATE) -> str:
+    """One text of both; the text alone where there is no title."""
+    return template.format(title=title, text=text) if title else text
+
+
 _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 
 
@@ -194,7 +201,7 @@ def _texts(path: Path, template: str, odd: _Oddities) -> dict[str, str]:
             odd.found(f"id twice, the first one counts: {id!r}", where)
             continue
         title, text = optional(row, "title", where), field(row, "text", where)
-        texts[id] = template.format(title=title, text=text) if title else text
+        texts[id] = titled(title, text, template)
     if not texts:
         raise EvaluationError(f"{path}: is empty")
     return texts

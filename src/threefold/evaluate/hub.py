@@ -68,8 +68,12 @@ def matches(folder: Path, files: HubFiles) -> Iterator[Path]:
 
 def offline() -> bool:
     """Whether downloads are forbidden."""
-    truth = {"1", "true", "yes", "on"}
-    return any(os.environ.get(key, "").lower() in truth for key in ("THREEFOLD_OFFLINE", "HF_HUB_OFFLINE"))
+    return switched_on("THREEFOLD_OFFLINE") or switched_on("HF_HUB_OFFLINE")
+
+
+def switched_on(variable: str) -> bool:
+    """Whether a variable of the environment says yes."""
+    return os.environ.get(variable, "").lower() in {"1", "true", "yes", "on"}
 
 
 def hub_errors() -> tuple[type[Exception], ...]:

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
+from threefold.encoder.files import write_safetensors
 from threefold.encoder.foreign import hugging_face_names
 from threefold.encoder.network import Network, NetworkConfig
 from threefold.errors import InputError, NumericalError
@@ -89,10 +88,7 @@ def network_settings(config: NetworkConfig, tokenizer: Tokenizer, precision: str
 def write_network(folder: Path, settings: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """`config.json` and `model.safetensors`."""
     write_json(folder / "config.json", settings)
-    try:
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    except SafetensorError as error:  # a full disk
-        raise OSError(str(error)) from error
+    write_safetensors(folder / "model.safetensors", tensors)
     shutil.copymode(folder / "config.json", folder / "model.safetensors")  # it was written for its owner only
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from threefold.characters import clean
+from threefold.characters import check_name
 from threefold.errors import InputError
 
 #: A folder with one of these is a model, which `force` may replace; any other folder is somebody's work.
@@ -42,8 +42,7 @@ def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
 
 def check_free(target: Path, *, force: bool = False) -> None:
     """Whether `new_folder` may write there: to be asked before hours of work."""
-    if clean(str(target)) != str(target):  # safetensors and tokenizers write under no such name
-        raise InputError(f"{str(target)!r}: the name is not UTF-8; choose another one")
+    check_name(target)
     if not target.exists():
         return
     if target.resolve() in (Path.cwd(), *Path.cwd().parents):

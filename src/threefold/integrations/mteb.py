@@ -8,15 +8,14 @@ Titles are joined with their texts by a newline, as in the BGE-M3 paper; mteb it
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from threefold.errors import EvaluationError, InputError, MissingExtraError, OfflineError
-from threefold.evaluate.beir import TEMPLATE
-from threefold.evaluate.hub import offline
+from threefold.evaluate.beir import TEMPLATE, titled
+from threefold.evaluate.hub import offline, switched_on
 from threefold.evaluate.task import Task
 from threefold.retrieve.exact import Exact
 from threefold.retrieve.experiment import Protocol, encode_task
@@ -106,7 +105,7 @@ class MtebSearch:
 
 def load_mteb(name: str, *, split: str | None = None) -> Iterator[Task]:
     """The subsets of a retrieval task of mteb as our tasks, `mteb:NAME/SUBSET`; mteb downloads them."""
-    if offline() and not os.environ.get("HF_HUB_OFFLINE"):  # which mteb heeds by itself
+    if offline() and not switched_on("HF_HUB_OFFLINE"):  # which mteb heeds by itself
         raise OfflineError(
             f"mteb downloads {name}, and THREEFOLD_OFFLINE forbids it. HF_HUB_OFFLINE=1 makes mteb read its own cache"
         )
@@ -147,7 +146,7 @@ def _texts(rows: Any) -> Iterator[tuple[str, str]]:
             text = f"{instruction} {text}".strip()
         elif instruction:
             text = f"{text} {instruction}"
-        yield str(row["id"]), TEMPLATE.format(title=title, text=text) if title else text
+        yield str(row["id"]), titled(title, text)
 
 
 def _filled(scores: Mapping[str, float], among: Iterable[str], top_k: int) -> dict[str, float]:

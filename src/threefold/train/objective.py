@@ -125,8 +125,8 @@ class Objective:
         first, second = aims[::-1] if asked.swapped else aims
         places = [torch.from_numpy(at[aim.rows]) for at, aim in ((asked.query_at, first), (asked.passage_at, second))]
         ours = torch.cat([side.dense[place.to(q.dense.device)] for side, place in zip((q, own), places, strict=True)])
-        share = self.world.share(len(ours))
-        if not self.world.numbers({"share": torch.tensor(share)})["share"]:
+        total = self.world.total(len(ours))
+        if not total:
             return None
         if not len(ours):
             return ours.new_zeros(())
@@ -138,7 +138,7 @@ class Objective:
                 f"the teacher's vectors have {theirs.shape[1]} dimensions, the student's {ours.shape[1]}; "
                 "say teacher_dim, and a projection is learnt"
             )
-        return share * embedding_distillation(ours, theirs)
+        return len(ours) / total * embedding_distillation(ours, theirs)
 
     def _idf(self, own: Side) -> Tensor:
         assert self.idf is not None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from threefold.errors import DataError
-from threefold.evaluate.beir import TEMPLATE
+from threefold.evaluate.beir import titled
 from threefold.train.examples import Example
 from threefold.train.lines import records, text_lines
 
@@ -75,7 +75,7 @@ def read_corpus(path: Path) -> Iterator[str]:
         text, title = row.get("text"), row.get("title") or ""
         if not isinstance(text, str) or not isinstance(title, str):
             raise DataError(f'{where}: expected "text", and perhaps "title", as texts; got {str(dict(row))[:80]}')
-        joined = TEMPLATE.format(title=title, text=text) if title else text
+        joined = titled(title, text)
         if joined.strip():
             yield joined
 

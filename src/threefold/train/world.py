@@ -85,13 +85,16 @@ class World:
             dist.all_reduce(values, group=self._hosts)
         return dict(zip(parts, values.tolist(), strict=True))
 
+    def total(self, count: int) -> int:
+        """The sum over all processes of a number of the host."""
+        total = torch.tensor(count)
+        if self.size > 1:
+            dist.all_reduce(total, group=self._hosts)
+        return int(total)
+
     def share(self, count: int) -> float:
         """The part of a mean over all processes that `count` items of this one make: 1 for one process."""
-        if self.size == 1:
-            return 1.0 if count else 0.0
-        total = torch.tensor(float(count), dtype=torch.float64)
-        dist.all_reduce(total, group=self._hosts)
-        return count / float(total) if total else 0.0
+        return count / max(self.total(count), 1)
 
     def from_first(self, value: float) -> float:
         """The first process's value, such as its clock: all must decide alike."""
