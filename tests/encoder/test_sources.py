@@ -6,7 +6,6 @@ import shutil
 import socket
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import httpx
 import huggingface_hub
 import pytest
+from tests.web import Answering, serving
 
 from threefold.encoder import sources
 from threefold.encoder.sources import PINNED, find, wanted
@@ -146,48 +146,32 @@ ELSEWHERE = [
 ]  # fmt: skip
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(Answering):
     """someone/else with the files of `files`; `mood` is what it does instead of answering."""
 
     files: tuple[str, ...] = ()
     mood = ""
     awake = threading.Event()
 
-    def do_GET(self) -> None:
-        self._answer(body=True)
-
-    def do_HEAD(self) -> None:
-        self._answer(body=False)
-
-    def log_message(self, *_: Any) -> None: ...
-
-    def _answer(self, *, body: bool) -> None:
+    def answer(self) -> None:
         if self.mood == "silent":
             self.awake.wait(20)
             return
         parts = self.path.split("?")[0].strip("/").split("/")
         if self.mood == "broken":
-            return self._send(500, b"", body, {})
+            return self.send(500)
         if "/".join(parts[2:4] if parts[0] == "api" else parts[:2]) != "someone/else":
-            return self._send(404, b"", body, {"X-Error-Code": "RepoNotFound"})
+            return self.send(404, b"", {"X-Error-Code": "RepoNotFound"})
         if parts[0] == "api":
             tree = [{"type": "file", "path": at, "size": len(at), "oid": self._hash(at)} for at in self.files]
             info = {"id": "someone/else", "sha": COMMIT, "siblings": [{"rfilename": name} for name in self.files]}
             data = json.dumps(tree if "tree" in parts else info).encode()
-            return self._send(200, data, body, {"Content-Type": "application/json"})
+            return self.send(200, data, {"Content-Type": "application/json"})
         name = "/".join(parts[4:])
-        self._send(200, name.encode(), body, {"ETag": f'"{self._hash(name)}"', "X-Repo-Commit": COMMIT})
+        self.send(200, name.encode(), {"ETag": f'"{self._hash(name)}"', "X-Repo-Commit": COMMIT})
 
     def _hash(self, name: str) -> str:
         return hashlib.sha1(name.encode()).hexdigest()
-
-    def _send(self, status: int, data: bytes, body: bool, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(data))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if body:
-            self.wfile.write(data)
 
 
 @pytest.fixture
@@ -195,23 +179,17 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
     """The hub, and an empty cache."""
     awake = threading.Event()
     handler = type("OneHub", (Hub,), {"files": (*ROOT, "model.safetensors", *ELSEWHERE), "awake": awake})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
-    for module in ("constants", "file_download"):  # older libraries have the address in both
-        template = address + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(f"huggingface_hub.{module}.HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 1)
-    monkeypatch.delenv("THREEFOLD_OFFLINE", raising=False)
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    yield handler
-    awake.set()
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(handler) as address:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        for module in ("constants", "file_download"):  # older libraries have the address in both
+            template = address + "/{repo_id}/resolve/{revision}/{filename}"
+            monkeypatch.setattr(f"huggingface_hub.{module}.HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 1)
+        monkeypatch.delenv("THREEFOLD_OFFLINE", raising=False)
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        yield handler
+        awake.set()
 
 
 def fetched(folder: Path) -> list[str]:

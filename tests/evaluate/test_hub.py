@@ -5,10 +5,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +16,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 from tests.evaluate import copies
+from tests.web import Answering, serving
 
 from threefold.errors import EvaluationError, OfflineError
 from threefold.evaluate.hub import HubFiles, check_blob, fetch
@@ -31,59 +30,38 @@ def blob(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(Answering):
     folder: Path
     gated = False
 
-    def do_GET(self) -> None:
-        self._answer(body=True)
-
-    def do_HEAD(self) -> None:
-        self._answer(body=False)
-
-    def log_message(self, *_: Any) -> None: ...
-
-    def _answer(self, *, body: bool) -> None:
+    def answer(self) -> None:
         parts = self.path.split("?")[0].strip("/").split("/")
         repo = "/".join(parts[2:4] if parts[0] == "api" else parts[1:3])
         if self.gated:
-            return self._send(403, b"", body, {"X-Error-Code": "GatedRepo"})
+            return self.send(403, b"", {"X-Error-Code": "GatedRepo"})
         if repo not in COMMITS:
-            return self._send(404, b"", body, {"X-Error-Code": "RepoNotFound"})
+            return self.send(404, b"", {"X-Error-Code": "RepoNotFound"})
         if parts[0] == "api":
             root = self.folder / repo
             files = {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
             tree = [{"type": "file", "path": at, "size": len(data), "oid": blob(data)} for at, data in files.items()]
             info: Any = {"id": repo, "sha": COMMITS[repo], "siblings": [{"rfilename": name} for name in files]}
             info = tree if "tree" in parts else info
-            return self._send(200, json.dumps(info).encode(), body, {"Content-Type": "application/json"})
+            return self.send(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
         data = (self.folder / repo / "/".join(parts[5:])).read_bytes()
-        self._send(200, data, body, {"ETag": f'"{blob(data)}"', "X-Repo-Commit": COMMITS[repo]})
-
-    def _send(self, status: int, data: bytes, body: bool, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(data))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if body:
-            self.wfile.write(data)
+        self.send(200, data, {"ETag": f'"{blob(data)}"', "X-Repo-Commit": COMMITS[repo]})
 
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
     """A hub with the copy of MIRACL, and an empty cache."""
     handler = type("OneHub", (Hub,), {"folder": copies.miracl(tmp_path / "hub")})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr("huggingface_hub._snapshot_download.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("THREEFOLD_OFFLINE", raising=False)
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    yield handler
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(handler) as address:
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        monkeypatch.setattr("huggingface_hub._snapshot_download.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.delenv("THREEFOLD_OFFLINE", raising=False)
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        yield handler
 
 
 def load() -> Any:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import numpy as np
 import pytest
 from tests.fakes import FakeEncoder
+from tests.web import serving
 
 from threefold.errors import InputError, MissingHeadError, NumericalError, OfflineError
 from threefold.evaluate.task import Task
@@ -55,14 +55,9 @@ class Endpoint(BaseHTTPRequestHandler):
 @pytest.fixture
 def endpoint(encoder: FakeEncoder) -> Iterator[type[Endpoint]]:
     handler = type("OneEndpoint", (Endpoint,), {"encoder": encoder, "asked": [], "failures": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    handler.url = f"http://127.0.0.1:{server.server_port}/v1"  # type: ignore[attr-defined]
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield handler
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(handler) as address:
+        handler.url = f"{address}/v1"  # type: ignore[attr-defined]
+        yield handler
 
 
 def connect(endpoint: type[Endpoint], **options: Any) -> RemoteEncoder:
