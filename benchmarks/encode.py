@@ -26,11 +26,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from encode_peers import CONTENDERS, DENSE
 from machine import machine
 from random_checkpoint import SIZES, VOCAB, checkpoint
 
-from threefold.encoder.memory import peak_bytes
+from threefold.encoder.bench import most_bytes
 
 ROOT = Path(__file__).parent.parent
 #: One query is over in milliseconds: it is run so many times, and its latency is a distribution.
@@ -82,16 +83,7 @@ def serve(pipe: Connection, name: str, folder: str, device: str) -> None:
             start = time.perf_counter()
             run(texts, outputs)
             taken.append(round(time.perf_counter() - start, 5))
-        pipe.send((taken, most_bytes(device) // 2**20))
-
-
-def most_bytes(device: str) -> int:
-    """The most memory that this process ever had, on the device where the model is."""
-    if device == "cpu":
-        return peak_bytes()
-    import torch
-
-    return int(torch.cuda.max_memory_reserved())
+        pipe.send((taken, most_bytes(torch.device(device)) // 2**20))
 
 
 class Field:
@@ -160,8 +152,6 @@ def alternate(
 
 def gpu_rates(rows: int = 16_384) -> dict[str, float]:
     """`matrix_rates` of a GPU: many products of its size told at once, so that telling them costs nothing."""
-    import torch
-
     rates = {}
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         a, b = (torch.randn(shape, device="cuda", dtype=dtype) for shape in ((rows, 1024), (1024, 4096)))
@@ -183,8 +173,6 @@ def matrix_rates(rows: int = 2048) -> dict[str, float]:
 
     bfloat16 only where the processor has instructions for it: emulated, one product takes half a minute.
     """
-    import torch
-
     from threefold.encoder.products import _MIDDLE, Int8Product, fast_bfloat16, has_int8
     from threefold.encoder.stored import Stored
 

@@ -225,7 +225,7 @@ def _measure(job: _Job) -> tuple[Measured, Encoded]:
         p95=float(np.percentile(waits, 95)),
         opening=opening,
         weight_bytes=encoder.weight_bytes,
-        peak_bytes=_most_bytes(encoder.device),
+        peak_bytes=most_bytes(encoder.device),
         kernels=encoder.kernels.split(" ")[0],
         cosines={},
         lowest={},
@@ -233,5 +233,6 @@ def _measure(job: _Job) -> tuple[Measured, Encoded]:
     return measured, compared
 
 
-def _most_bytes(device: torch.device) -> int:
+def most_bytes(device: torch.device) -> int:
+    """The most memory that this process ever had, on the device where its model is."""
     return int(torch.cuda.max_memory_reserved(device)) if device.type == "cuda" else peak_bytes()

@@ -45,7 +45,8 @@ class Head(nn.Module):
         self.out = nn.Linear(hidden, 1)
 
     def forward(self, states: Tensor) -> Tensor:
-        return self.out(torch.tanh(self.dense(states))).squeeze(-1)  # type: ignore[no-any-return]
+        logits: Tensor = self.out(torch.tanh(self.dense(states))).squeeze(-1)
+        return logits
 
 
 class CrossModel(nn.Module):

@@ -115,7 +115,8 @@ class Layer(nn.Module):
         a = self.attended(attend(qkv, self.heads, layout, path))  # (T, d)
         x = self.attended_norm(x + a)  # (T, d)
         h = self.down(gelu(self.up(x)))  # (T, f) -> (T, d); the exact (erf) GELU
-        return self.down_norm(x + h)  # type: ignore[no-any-return]
+        states: Tensor = self.down_norm(x + h)
+        return states
 
 
 class Network(nn.Module):
