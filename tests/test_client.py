@@ -366,6 +366,69 @@ def test_a_line_that_is_none_of_ours_says_what_came(line: str) -> None:
         client.collection("papers").add([])
 
 
+def test_one_id_is_one_document_and_not_its_characters() -> None:
+    script = Scripted(httpx.Response(200, json={"deleted_chunks": 1}))
+    with script.client() as client:
+        assert client.collection("papers").delete("abc") == 1
+    assert json.loads(script.sent[0])["ids"] == ["abc"]
+
+
+def test_one_text_to_rerank_and_what_is_no_text_are_refused() -> None:
+    script = Scripted(httpx.Response(200, json=CARD))
+    with script.client() as client:
+        with pytest.raises(InputError, match="got one text"):
+            client.rerank("a", "abc")
+        with pytest.raises(InputError, match="text 1 must be a string; got int"):
+            client.embed(["a", 1])  # type: ignore[list-item]
+    assert len(script.sent) == 1
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", None])
+def test_a_name_that_leads_elsewhere_is_refused(name: Any) -> None:
+    script = Scripted()
+    with script.client() as client, pytest.raises(InputError, match="is not a name for a collection"):
+        client.collection(name).info()
+    assert script.sent == []
+
+
+def _deep() -> dict[str, Any]:
+    deep: dict[str, Any] = {}
+    for _ in range(3000):
+        deep = {"not": deep}
+    return deep
+
+
+@pytest.mark.parametrize(
+    "value", [float("nan"), {1, 2}, np.int64(2), b"a", _deep()], ids=["nan", "set", "numpy", "bytes", "deep"]
+)
+def test_what_json_cannot_carry_is_refused_before_it_is_sent(value: Any) -> None:
+    script = Scripted()
+    with script.client() as client:
+        papers = client.collection("papers")
+        with pytest.raises(InputError, match="has what JSON cannot carry"):
+            papers.search("a", where={"n": value})
+        with pytest.raises(InputError, match="has what JSON cannot carry"):
+            papers.delete(where={"n": value})
+    assert script.sent == []
+
+
+def test_a_document_that_cannot_be_sent_is_named() -> None:
+    with Scripted().client() as client:
+        papers = client.collection("papers")
+        for metadata in ({"when": {1, 2}}, _deep()):
+            with pytest.raises(InputError, match="document 'fox' has what JSON cannot carry"):
+                papers.add([Document("fox", "a fox", metadata=metadata)])
+        with pytest.raises(InputError, match="a document is a Document or a mapping with its fields; got str"):
+            papers.add(["a fox"])  # type: ignore[list-item]
+
+
+def test_fewer_answers_than_texts_are_an_error() -> None:
+    fine = {"embedding": "AACAPwAAAAA=", "tokens": 3, "truncated": False}
+    script = Scripted(httpx.Response(200, json=CARD), httpx.Response(200, json={"data": [fine]}))
+    with script.client() as client, pytest.raises(ServeError, match="not one of `threefold serve`"):
+        client.embed(["a", "b"])
+
+
 @pytest.mark.parametrize("k", [0, -1])
 def test_a_number_of_texts_below_one_is_refused(k: int) -> None:
     script = Scripted()

@@ -13,11 +13,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from threefold import remote
 from threefold.errors import InputError, MissingExtraError, ServeError, UnavailableError
-from threefold.remote import Ask, InputType, Priority, Progress, Ranked, Served, TooLargeError, Truncate
+from threefold.remote import Ask, InputType, Priority, Progress, Ranked, Served, Truncate
 from threefold.types import Document, Encoded, Hit, Representation
 
 try:
@@ -28,9 +28,12 @@ except ImportError as error:
     raise MissingExtraError("httpx", "client", "threefold.Client") from error
 
 T = TypeVar("T")
+Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
+Transport = TypeVar("Transport", httpx.BaseTransport, httpx.AsyncBaseTransport)
 Documents = Iterable[Document | Mapping[str, Any]]
 AsyncDocuments = AsyncIterable[Document | Mapping[str, Any]]
 
+JSON = {"content-type": "application/json"}
 BROKE_OFF = "the server ended before the documents were added; add them again"
 
 
@@ -44,14 +47,10 @@ def _refused(response: httpx.Response) -> ServeError | InputError:
     return remote.error_of(response.status_code, response.content, response.headers.get("retry-after"))
 
 
-class Client:
-    """A server, through blocking calls. May be shared between threads; a context manager.
+class _Told(Generic[Http, Transport]):
+    """What both clients are told, and have been told by the server."""
 
-    base_url   such as "http://127.0.0.1:8000"
-    model      one of the names of `GET /v1/models`; None: what the server gives those who name none
-    timeout_s  seconds without a sign of the server after which an answer is given up
-    transport  how requests are sent, for tests
-    """
+    _connect: Callable[..., Http]
 
     def __init__(
         self,
@@ -62,15 +61,27 @@ class Client:
         timeout_s: float = 300.0,
         retries: int = 5,
         max_wait_s: float = 120.0,
-        transport: httpx.BaseTransport | None = None,
+        transport: Transport | None = None,
     ) -> None:
         self._model = model
         self._attempts = Attempts(timeout_s, retries, max_wait_s)
-        self._http = httpx.Client(
+        self._http: Http = self._connect(
             base_url=address(base_url), headers=headers(api_key), timeout=timeout_s, transport=transport
         )
         self._served: Served | None = None
-        self._sleep: Callable[[float], object] = time.sleep
+
+
+class Client(_Told[httpx.Client, httpx.BaseTransport]):
+    """A server, through blocking calls. May be shared between threads; a context manager.
+
+    base_url   such as "http://127.0.0.1:8000"
+    model      one of the names of `GET /v1/models`; None: what the server gives those who name none
+    timeout_s  seconds without a sign of the server after which an answer is given up
+    transport  how requests are sent, for tests
+    """
+
+    _connect = httpx.Client
+    _sleep: Callable[[float], object] = staticmethod(time.sleep)
 
     def __enter__(self) -> Self:
         return self
@@ -87,7 +98,7 @@ class Client:
 
         def once() -> T:
             with self._attempts.our_errors():
-                return _checked(self._http.request(ask.method, ask.path, json=ask.body), ask)
+                return _checked(self._http.request(ask.method, ask.path, content=ask.content, headers=JSON), ask)
 
         return self._repeated(once)
 
@@ -119,12 +130,9 @@ class Client:
         priority: Priority | None = None,
     ) -> Encoded:
         """The representations of every text, in the caller's order; `Encoded.truncated` says which were cut."""
-        found = list(
-            self.iter_embed(texts, outputs=outputs, truncate=truncate, input_type=input_type, priority=priority)
-        )
-        if found:
-            return Encoded.concat(found)
-        return remote.nothing(remote.embed_options(outputs, truncate, input_type, priority), self.served())
+        options = remote.embed_options(outputs, truncate, input_type, priority)
+        parts = remote.Parts(texts, options, self.served())
+        return remote.joined(list(self._answers(parts)), options, self.served())
 
     def iter_embed(
         self,
@@ -137,16 +145,12 @@ class Client:
     ) -> Iterator[Encoded]:
         """A stream of texts in bounded memory: one part per request, in order."""
         options = remote.embed_options(outputs, truncate, input_type, priority)
-        return self._parts(remote.Parts(texts, options, served := self.served()), options, served)
+        return self._answers(remote.Parts(texts, options, self.served()))
 
-    def _parts(self, parts: remote.Parts, options: remote.EmbedOptions, served: Served) -> Iterator[Encoded]:
-        for part in parts:
-            try:
-                found = self.send(options.ask(part, served))
-            except TooLargeError as error:
-                parts.halve(part, error)
-            else:
-                yield found
+    def _answers(self, parts: remote.Parts) -> Iterator[Encoded]:
+        for ask in parts:
+            with parts.halving():
+                yield self.send(ask)
 
     def rerank(self, query: str, texts: Sequence[str], *, k: int | None = None) -> list[Ranked]:
         """Texts by how well they answer the query, best first."""
@@ -219,27 +223,11 @@ class RemoteCollection:
         return self._client.send(remote.search(self.name, query, options))
 
 
-class AsyncClient:
+class AsyncClient(_Told[httpx.AsyncClient, httpx.AsyncBaseTransport]):
     """A server, through calls to await. An async context manager; see `Client`."""
 
-    def __init__(
-        self,
-        base_url: str,
-        *,
-        model: str | None = None,
-        api_key: str | None = None,
-        timeout_s: float = 300.0,
-        retries: int = 5,
-        max_wait_s: float = 120.0,
-        transport: httpx.AsyncBaseTransport | None = None,
-    ) -> None:
-        self._model = model
-        self._attempts = Attempts(timeout_s, retries, max_wait_s)
-        self._http = httpx.AsyncClient(
-            base_url=address(base_url), headers=headers(api_key), timeout=timeout_s, transport=transport
-        )
-        self._served: Served | None = None
-        self._sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
+    _connect = httpx.AsyncClient
+    _sleep: Callable[[float], Awaitable[object]] = staticmethod(asyncio.sleep)
 
     async def __aenter__(self) -> Self:
         return self
@@ -256,7 +244,7 @@ class AsyncClient:
 
         async def once() -> T:
             with self._attempts.our_errors():
-                return _checked(await self._http.request(ask.method, ask.path, json=ask.body), ask)
+                return _checked(await self._http.request(ask.method, ask.path, content=ask.content, headers=JSON), ask)
 
         return await self._repeated(once)
 
@@ -290,7 +278,7 @@ class AsyncClient:
         """The representations of every text, in the caller's order."""
         options = remote.embed_options(outputs, truncate, input_type, priority)
         found = [part async for part in self._parts(texts, options)]
-        return Encoded.concat(found) if found else remote.nothing(options, await self.served())
+        return remote.joined(found, options, await self.served())
 
     def iter_embed(
         self,
@@ -305,15 +293,10 @@ class AsyncClient:
         return self._parts(texts, remote.embed_options(outputs, truncate, input_type, priority))
 
     async def _parts(self, texts: Iterable[str], options: remote.EmbedOptions) -> AsyncIterator[Encoded]:
-        served = await self.served()
-        parts = remote.Parts(texts, options, served)
-        for part in parts:
-            try:
-                found = await self.send(options.ask(part, served))
-            except TooLargeError as error:
-                parts.halve(part, error)
-            else:
-                yield found
+        parts = remote.Parts(texts, options, await self.served())
+        for ask in parts:
+            with parts.halving():
+                yield await self.send(ask)
 
     async def rerank(self, query: str, texts: Sequence[str], *, k: int | None = None) -> list[Ranked]:
         """Texts by how well they answer the query, best first."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, Literal, TypeVar
 from urllib.parse import quote, urlencode
 
 import numpy as np
 
-from threefold.characters import clean_value
+from threefold.characters import clean_value, listed
 from threefold.config import Settings
 from threefold.errors import DeadlineError, InputError, OverloadedError, ServeError, UnavailableError
 from threefold.types import (
@@ -58,6 +59,14 @@ class Ask(Generic[T]):
     path: str
     body: Any
     read: Callable[[Any], T]
+
+    @property
+    def content(self) -> bytes | None:
+        """The body as it is sent; what JSON cannot carry is an error."""
+        if self.body is None:
+            return None
+        with _sendable("this call"):
+            return json.dumps(clean_value(self.body), ensure_ascii=False, allow_nan=False).encode()
 
     def answer(self, body: bytes) -> T:
         """What a good answer says."""
@@ -115,7 +124,7 @@ class EmbedOptions:
         """One request; the caller keeps it within the limits."""
         body = {
             "model": served.model,
-            "input": clean_value(list(texts)),  # JSON cannot carry lone surrogates
+            "input": list(texts),
             "encoding_format": "base64",
             "embedding_types": [_KIND[name] for name in self.outputs],
             "multi_vector_dtype": "float32",
@@ -123,10 +132,12 @@ class EmbedOptions:
             "input_type": self.input_type,
             "priority": self.priority,
         }
-        return Ask("POST", "/v1/embeddings", body, lambda answer: self._read(answer, served))
+        return Ask("POST", "/v1/embeddings", body, lambda answer: self._read(answer, served, len(texts)))
 
-    def _read(self, answer: Any, served: Served) -> Encoded:
+    def _read(self, answer: Any, served: Served, count: int) -> Encoded:
         items = answer["data"]
+        if len(items) != count:  # the rows after it would be those of other texts
+            raise ValueError(f"{len(items)} answers to {count} texts")
         return Encoded(
             np.stack([_floats(item["embedding"]) for item in items]) if "dense" in self.outputs else None,
             Sparse.of([_terms(item["sparse_embedding"]) for item in items], served.vocab)
@@ -154,21 +165,29 @@ class Parts:
     def __init__(self, texts: Iterable[str], options: EmbedOptions, served: Served) -> None:
         if isinstance(texts, str):
             raise InputError("expected texts, got one text; put it into a list")
+        self._options = options
+        self._served = served
         self._estimated = _estimated(texts, options, served)
         self._halves: list[list[str]] = []  # the next one last
+        self._part: list[str] = []  # the one that was given last
 
-    def __iter__(self) -> Iterator[list[str]]:
+    def __iter__(self) -> Iterator[Ask[Encoded]]:
         return self
 
-    def __next__(self) -> list[str]:
-        return self._halves.pop() if self._halves else next(self._estimated)
+    def __next__(self) -> Ask[Encoded]:
+        self._part = self._halves.pop() if self._halves else next(self._estimated)
+        return self._options.ask(self._part, self._served)
 
-    def halve(self, part: list[str], error: TooLargeError) -> None:
-        """Give a part that was refused again, in halves. The error stands if it is one text."""
-        if len(part) == 1:
-            raise error
-        middle = len(part) // 2
-        self._halves += [part[middle:], part[:middle]]
+    @contextmanager
+    def halving(self) -> Iterator[None]:
+        """Around what is sent: a part that is refused as too large is given again, in halves; one text is an error."""
+        try:
+            yield
+        except TooLargeError:
+            if len(self._part) == 1:
+                raise
+            middle = len(self._part) // 2
+            self._halves += [self._part[middle:], self._part[:middle]]
 
 
 def _estimated(texts: Iterable[str], options: EmbedOptions, served: Served) -> Iterator[list[str]]:
@@ -180,7 +199,8 @@ def _estimated(texts: Iterable[str], options: EmbedOptions, served: Served) -> I
     most = served.max_multi_tokens if "multi" in options.outputs else served.max_request_tokens
     part: list[str] = []
     used = 0
-    for text in texts:
+    for i, text in enumerate(texts):
+        listed([text], i)  # refuses what is no text
         cost = min(len(text) + 2, served.max_input_tokens)
         if part and (len(part) == served.max_inputs or used + cost > most):
             yield part
@@ -191,8 +211,10 @@ def _estimated(texts: Iterable[str], options: EmbedOptions, served: Served) -> I
         yield part
 
 
-def nothing(options: EmbedOptions, served: Served) -> Encoded:
-    """The answer for no texts."""
+def joined(parts: Sequence[Encoded], options: EmbedOptions, served: Served) -> Encoded:
+    """All parts as one answer, also for no texts."""
+    if parts:
+        return Encoded.concat(parts)
     return Encoded(
         np.zeros((0, served.dense_dim), np.float32) if "dense" in options.outputs else None,
         Sparse.of([], served.vocab) if "sparse" in options.outputs else None,
@@ -218,8 +240,7 @@ def rerank(query: str, texts: Sequence[str], k: int | None, model: str | None) -
     """Texts from the best on; `k` of them, None: all."""
     if k is not None and k < 1:  # the server would take 0 for all, as vLLM does
         raise InputError(f"k must be at least 1; got {k}")
-    said = clean_value({"query": query, "documents": list(texts)})  # as in `EmbedOptions.ask`
-    body = said | {"top_n": k, "return_documents": False, "model": model}
+    body = {"query": query, "documents": listed(texts), "top_n": k, "return_documents": False, "model": model}
 
     def read(answer: Any) -> list[Ranked]:
         return [Ranked(one["index"], one["relevance_score"]) for one in answer["results"]]
@@ -231,8 +252,10 @@ def rerank(query: str, texts: Sequence[str], k: int | None, model: str | None) -
 
 
 def collection_path(name: str, *rest: str) -> str:
-    """The path of a collection."""
-    return "/".join(["/collections", *(quote(part, safe="") for part in (name, *rest))])
+    """The path of a collection; a name that would lead elsewhere is refused here, others by the server."""
+    if not isinstance(name, str) or name in ("", ".", ".."):
+        raise InputError(f"{name!r} is not a name for a collection")
+    return "/".join(["/collections", *(quote(part, safe="", errors="replace") for part in (name, *rest))])
 
 
 def collections() -> Ask[list[str]]:
@@ -256,8 +279,9 @@ def drop(name: str) -> Ask[None]:
 
 
 def delete(name: str, ids: Sequence[str] | None, where: Mapping[str, Any] | None) -> Ask[int]:
-    """Delete documents."""
-    body = clean_value({"ids": list(ids) if ids is not None else None, "where": where})
+    """Delete documents; one text is one id, not its characters."""
+    given = [ids] if isinstance(ids, str) else None if ids is None else list(ids)
+    body = {"ids": given, "where": where}
     return Ask("POST", collection_path(name, "documents", "delete"), body, lambda answer: int(answer["deleted_chunks"]))
 
 
@@ -279,7 +303,7 @@ def search(name: str, query: str, options: Mapping[str, Any]) -> Ask[list[Hit]]:
     def read(answer: Any) -> list[Hit]:
         return [_hit(one) for one in answer["hits"]]
 
-    return Ask("POST", collection_path(name, "search"), clean_value({"query": query, **given}), read)
+    return Ask("POST", collection_path(name, "search"), {"query": query, **given}, read)
 
 
 def _plain(value: Any) -> Any:
@@ -303,9 +327,21 @@ def _why(found: dict[str, Any]) -> Why:
 
 def document_line(document: Document | Mapping[str, Any]) -> bytes:
     """A document as a line of the request."""
-    plain = asdict(document) if isinstance(document, Document) else dict(document)
-    plain.pop("content_hash", None)
-    return json.dumps(clean_value(plain), ensure_ascii=False).encode() + b"\n"
+    if not isinstance(document, Document | Mapping):
+        raise InputError(f"a document is a Document or a mapping with its fields; got {type(document).__name__}")
+    name = document.id if isinstance(document, Document) else document.get("id")
+    with _sendable(f"document {name!r}"):
+        plain = asdict(document) if isinstance(document, Document) else dict(document)
+        plain.pop("content_hash", None)
+        return json.dumps(clean_value(plain), ensure_ascii=False).encode() + b"\n"
+
+
+@contextmanager
+def _sendable(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{what} has what JSON cannot carry: {error}") from error
 
 
 def event(line: str, progress: Progress | None) -> dict[str, Any] | None:

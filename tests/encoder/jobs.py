@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from threefold.errors import NumericalError
 
 
@@ -60,6 +62,10 @@ def size(setting: str, data: bytes) -> int:
 
 def bytes_of(setting: str, n: int) -> bytes:
     return b"x" * n
+
+
+def array_of(setting: str, n: int) -> Any:
+    return np.full(n, 7, np.uint8)
 
 
 def die(setting: str, _: Any) -> None:

@@ -17,6 +17,7 @@ import pytest
 from tests.encoder import jobs
 from tests.fakes import hear_interrupts
 
+from threefold.encoder import wire
 from threefold.encoder.workers import Workers
 from threefold.errors import InputError, NumericalError, WorkerError
 
@@ -79,6 +80,16 @@ def test_large_tasks_and_results_do_not_block_each_other() -> None:
         back = [workers.submit(("bytes_of", 5_000_000)) for _ in range(6)]
         assert [future.result(SOON_S) for future in sent] == [5_000_000] * 6
         assert [len(future.result(SOON_S)) for future in back] == [5_000_000] * 6
+
+
+def test_large_arrays_arrive_whole_and_may_be_kept(two: Workers) -> None:
+    sizes = [5_000_000 + i for i in range(8)]
+    kept = [future.result(SOON_S) for future in [two.submit(("array_of", size)) for size in sizes]]
+    assert [len(array) for array in kept] == sizes
+    for i, array in enumerate(kept):
+        assert (array == 7).all()
+        array[:] = i
+    assert [int(array[0]) for array in kept] == list(range(8))
 
 
 def test_what_waits_can_be_cancelled(two: Workers) -> None:
@@ -145,6 +156,21 @@ def test_a_killed_process_fails_everything_at_once() -> None:
         assert gone(pids)
         with pytest.raises(WorkerError, match="was killed by SIGKILL"):
             workers.submit(("say", 1))
+
+
+def test_a_process_that_dies_while_it_says_a_large_array(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of an answer is none."""
+    with working("a") as workers:
+        read, (pid,) = wire._read, workers.pids
+
+        def interrupted(pipe: int, size: int) -> Any:
+            os.kill(pid, signal.SIGKILL)
+            assert gone([pid])
+            return read(pipe, size)
+
+        monkeypatch.setattr(wire, "_read", interrupted)
+        with pytest.raises(WorkerError, match="worker process a was killed by SIGKILL"):
+            workers.submit(("array_of", 50_000_000)).result(SOON_S)
 
 
 def test_a_process_that_is_killed_while_idle() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import shutil
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,8 +35,13 @@ def blob(data: bytes) -> str:
 class Hub(Answering):
     folder: Path
     gated = False
+    silent = False
+    awake = threading.Event()
 
     def answer(self) -> None:
+        if self.silent:
+            self.awake.wait(20)
+            return
         parts = self.path.split("?")[0].strip("/").split("/")
         repo = "/".join(parts[2:4] if parts[0] == "api" else parts[1:3])
         if self.gated:
@@ -55,13 +62,15 @@ class Hub(Answering):
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
     """A hub with the copy of MIRACL, and an empty cache."""
-    handler = type("OneHub", (Hub,), {"folder": copies.miracl(tmp_path / "hub")})
+    awake = threading.Event()
+    handler = type("OneHub", (Hub,), {"folder": copies.miracl(tmp_path / "hub"), "awake": awake})
     with serving(handler) as address:
         monkeypatch.setenv("HF_ENDPOINT", address)
         monkeypatch.setattr("huggingface_hub._snapshot_download.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.delenv("THREEFOLD_OFFLINE", raising=False)
         monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
         yield handler
+        awake.set()
 
 
 def load() -> Any:
@@ -113,11 +122,23 @@ def test_a_hub_that_cannot_be_reached(hub: type[Hub], monkeypatch: pytest.Monkey
         load()
 
 
+def test_a_hub_that_never_answers(hub: type[Hub], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    task = load()
+    hub.silent = True
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 0.2)
+    assert load().fingerprint() == task.fingerprint()
+    shutil.rmtree(tmp_path / "cache")
+    said = r"miracl/miracl is not in .* the hub cannot be reached \(no answer in 0\.2 s: HF_HUB_ETAG_TIMEOUT\)\. Downl"
+    with pytest.raises(OfflineError, match=said):
+        load()
+
+
 @pytest.mark.parametrize("error", [httpx.ReadError("cut off"), OSError("cut off"), RuntimeError("cut\noff")])
 def test_a_connection_that_breaks(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def download(*_: Any, **__: Any) -> str:
         raise error
 
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: None)
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     with pytest.raises(OfflineError, match=r"^the data set owner/name cannot be downloaded: cut off$"):
         fetch(HubFiles("owner/name", "main", ("x",)))
@@ -133,6 +154,7 @@ def test_a_hub_that_fails_is_not_out_of_reach(status: int | None, reason: str, m
             failed.response = SimpleNamespace(status_code=status)  # type: ignore[attr-defined]
         raise LocalEntryNotFoundError("not found") from failed
 
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: None)
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     monkeypatch.delenv("THREEFOLD_OFFLINE", raising=False)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)

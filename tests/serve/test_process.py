@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -20,14 +21,15 @@ import httpx
 import numpy as np
 import pytest
 from tests.encoder.checkpoints import bge_m3
+from tests.serve.fakes import serving
 
 from threefold.cli.main import main
 from threefold.encoder.encoder import Encoder
 from threefold.errors import WorkerError
 from threefold.serve.keys import create_key
 from threefold.serve.ledger import Ledger
-from threefold.serve.run import listen
-from threefold.serve.settings import ServeConfig
+from threefold.serve.run import listen, make_server
+from threefold.serve.settings import ModelSettings, ServeConfig
 
 Running = subprocess.Popen[str]
 
@@ -98,6 +100,38 @@ def test_sigterm_answers_what_is_running_and_ends_well(folder: Path) -> None:
         assert response.status_code == 200
         assert len(response.json()["data"]) == 12
         assert running.wait(WAIT_S) == 0
+
+
+def test_prompts_of_models(folder: Path) -> None:
+    """Those of the settings, before texts whose request says what they are; their tokens are counted."""
+    further = ModelSettings(str(folder), name="further", document_prompt="quick brown ")
+    config = ServeConfig(
+        model=str(folder), device="cpu", precision="float32", query_prompt="lazy dog ", models=(further,)
+    )
+    plain = Encoder(folder, device="cpu", precision="float32")
+    tokens = {text: int(plain.tokenizer.count([text])[0]) for text in ("fox", "lazy dog fox", "quick brown fox")}
+    assert len(set(tokens.values())) > 1
+    with serving(make_server(config)) as url, httpx.Client(base_url=url, timeout=WAIT_S) as client:
+        main, *_ = [one["id"] for one in client.get("/v1/models").json()["data"]]
+        for model, kind, read in [
+            (main, None, "fox"),
+            (main, "query", "lazy dog fox"),
+            (main, "document", "fox"),
+            ("further", "query", "fox"),
+            ("further", "passage", "quick brown fox"),
+        ]:
+            body = {"model": model, "input": "fox", **({"input_type": kind} if kind else {})}
+            answer = client.post("/v1/embeddings", json=body).json()
+            expected = plain.encode([read]).dense
+            assert expected is not None
+            np.testing.assert_allclose(answer["data"][0]["embedding"], expected[0], atol=1e-5)
+            assert answer["usage"] == {"prompt_tokens": tokens[read], "total_tokens": tokens[read]}
+        tei = client.post("/embed", json={"inputs": "fox", "prompt_name": "query"})
+        np.testing.assert_allclose(tei.json()[0], plain.encode(["lazy dog fox"]).dense[0], atol=1e-5)  # type: ignore[index]
+        assert tei.headers["x-compute-tokens"] == str(tokens["lazy dog fox"])
+        cohere = {"model": "further", "texts": ["fox"], "input_type": "search_document"}
+        billed = client.post("/v2/embed", json=cohere).json()["meta"]["billed_units"]["input_tokens"]
+        assert billed == tokens["quick brown fox"]
 
 
 #: A GPU that fails at the first text of more than 30 tokens, and then always.
@@ -209,6 +243,61 @@ def test_with_a_log_in_json_every_line_is_json(folder: Path) -> None:
     assert [text.split()[0] for text in said[:2]] == ["serving", "further"]
     assert "tokens/s when warming up" in said[2]
     assert len(said) == 4
+
+
+def test_with_a_log_in_json_a_failed_start_is_json_too(folder: Path, tmp_path: Path) -> None:
+    """Whatever asked for JSON, and also where the settings cannot be read otherwise."""
+    file = tmp_path / "serve.toml"
+    file.write_text('[serve]\nlog_format = "json"\nnonsense = 1\n', encoding="utf-8")
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        taken = _failed("--log-format", "json", "--model", str(folder), "--port", port)
+    assert f"cannot listen on 127.0.0.1:{port}" in taken["message"]
+    assert (taken["level"], taken["logger"]) == ("error", "threefold.cli.serve")
+    assert "unknown setting 'nonsense'" in _failed("--config", str(file))["message"]
+    assert "max_inputs" in _failed("--set", "max_inputs=0", THREEFOLD_SERVE_LOG_FORMAT="json")["message"]
+    missing = _failed("--set", "log_format=json", "--model", str(tmp_path), "--port", "0", status=3)
+    assert str(tmp_path) in missing["message"]
+
+
+def _failed(*flags: str, status: int = 2, **environment: str) -> dict[str, str]:
+    """The last line of a server that did not start; those before it are JSON as well."""
+    command = [sys.executable, "-m", "threefold", "serve", "--device", "cpu", *flags]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, env=environment)
+    assert (done.returncode, done.stdout) == (status, "")
+    said: list[dict[str, str]] = [json.loads(line) for line in done.stderr.splitlines()]
+    return said[-1]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (OSError(28, "No space left on device"), 2, "No space left"),
+        (ZeroDivisionError("secret"), 1, "an unexpected error"),
+    ],
+)
+def test_whatever_ends_the_start_is_one_line_of_json(
+    error: BaseException, status: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("threefold.serve.run.serve", failing)
+    for logger in map(logging.getLogger, ("threefold", "uvicorn.error")):
+        for name in ("handlers", "level", "propagate"):  # as they were, afterwards
+            monkeypatch.setattr(logger, name, getattr(logger, name))
+    try:
+        ended = main(["serve", "--log-format", "json"])
+    except SystemExit as exit:
+        ended = int(str(exit.code))
+    assert ended == status
+    line = json.loads(capsys.readouterr().err)
+    assert said in line["message"]
+    assert ("ZeroDivisionError" in line.get("error", "")) == (status == 1)
 
 
 def test_small_answers_are_sent_at_once() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 from pathlib import Path
 
 import pytest
 
+from threefold.cli.main import main
 from threefold.errors import ConfigError, InputError, OverloadedError
 from threefold.serve.files import create, keep_access
 from threefold.serve.keys import Key, Keys, change_key, create_key, hashed, read_keys, revoke_key
@@ -48,6 +50,19 @@ def test_text_becomes_the_type_of_the_setting() -> None:
     assert config.max_input_tokens == 64
     assert config.limits.batch_s == 1.0
     assert config.model == "m"
+
+
+def test_prompts_keep_their_blanks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "serve.toml"
+    file.write_text('query_prompt = "file: "\n[[models]]\npath = "a"\ndocument_prompt = ""\n', encoding="utf-8")
+    config = load_config(file, {"THREEFOLD_SERVE_DOCUMENT_PROMPT": "passage: "}, {})
+    assert (config.query_prompt, config.document_prompt) == ("file: ", "passage: ")
+    assert (config.models[0].query_prompt, config.models[0].document_prompt) == (None, "")
+    assert main(["serve", "--show-config", "--set", "query_prompt=query: ", "--set", "max_inputs= 7 "]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["query_prompt"], shown["document_prompt"], shown["max_inputs"]) == ("query: ", None, 7)
+    with pytest.raises(ConfigError, match=r"models\[0\]: query_prompt and document_prompt are for encoders"):
+        ServeConfig.from_dict({"models": [{"path": "a", "kind": "cross-encoder", "query_prompt": "q"}]}, "serve")
 
 
 def test_nothing_given_is_the_default() -> None:

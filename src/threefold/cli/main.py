@@ -7,6 +7,9 @@ Exit status: 0 success, 1 nothing found or a failure without a better number, 2 
 
 from __future__ import annotations
 
+from threefold.cli import interrupts  # first: the imports below are what Ctrl-C falls into
+
+# isort: split
 import io
 import os
 import sys
@@ -32,6 +35,8 @@ from threefold.cli import (
 )
 from threefold.cli.show import complain, out, silence
 from threefold.errors import ThreefoldError
+
+interrupts.as_usual()
 
 INTERRUPTED = "interrupted; what was finished before is kept"
 
@@ -103,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except (KeyboardInterrupt, typer.Abort):
         complain(INTERRUPTED)
-        return 130
+        return interrupts.INTERRUPTED
     except BrokenPipeError:  # `threefold search ... --json | head`
         silence(sys.stdout)
         return 0
@@ -114,7 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:  # what no part has made an error of its own
         complain(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
         return 2
-    if status == 130:  # newer versions of typer make this of Ctrl-C, and say nothing
+    if status == interrupts.INTERRUPTED:  # newer versions of typer make this of Ctrl-C, and say nothing
         complain(INTERRUPTED)
     return status if isinstance(status, int) else 0
 

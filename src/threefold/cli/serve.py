@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from threefold.cli.show import err, note, print_json
-from threefold.errors import InputError, MissingExtraError
+from threefold.errors import InputError, MissingExtraError, ThreefoldError
 
 if TYPE_CHECKING:
     from threefold.serve.server import Server
@@ -71,13 +73,6 @@ def serve(
     **More of it.** One process uses one device. For several GPUs run one process each behind any balancer: requests
     have no state. On CPUs, one process per socket, with OMP_NUM_THREADS set to its cores.
     """
-    _require_packages()
-    from threefold.serve.cores import share_cores
-
-    share_cores()  # before the next lines import PyTorch
-    from threefold.serve.load import load_config
-    from threefold.serve.run import serve as run
-
     flags: dict[str, Any] = {
         "model": model,
         "reranker": reranker,
@@ -98,12 +93,50 @@ def serve(
         name, equals, value = assignment.partition("=")
         if not equals or not name.strip():
             raise InputError(f"--set {assignment}: expected name=value")
-        flags[name.strip()] = value.strip()
+        name = name.strip()
+        flags[name] = value if name.endswith("_prompt") else value.strip()  # "query: " ends with a blank
+    from threefold.serve.logs import format_of
+
+    with _failing_in_json() if format_of(config, os.environ, flags["log_format"]) == "json" else nullcontext():
+        _run(config, flags, show)
+
+
+def _run(config: Path | None, flags: dict[str, Any], show: bool) -> None:
+    _require_packages()
+    from threefold.serve.cores import share_cores
+
+    share_cores()  # before the next lines import PyTorch
+    from threefold.serve.load import load_config
+
     chosen = load_config(config, os.environ, flags)
     if show:
         print_json(chosen.to_dict())
         return
+    from threefold.serve.run import serve as run
+
     run(chosen, _say_ready)
+
+
+@contextmanager
+def _failing_in_json() -> Iterator[None]:
+    """Programs read this stream: a failure, which ends it, is a line as the others are."""
+    from threefold.serve.logs import configure
+
+    configure("json")
+    try:
+        yield
+    except KeyboardInterrupt:  # SystemExit: a `typer.Exit` of this status would be said again, in words
+        log.info("interrupted before it was ready")
+        raise SystemExit(130) from None
+    except ThreefoldError as error:
+        log.error("%s", error)
+        raise typer.Exit(error.exit_code) from None
+    except OSError as error:
+        log.error("%s", error)
+        raise typer.Exit(2) from None
+    except Exception:
+        log.exception("an unexpected error")
+        raise typer.Exit(1) from None
 
 
 def _say_ready(server: Server, address: str) -> None:

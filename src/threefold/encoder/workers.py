@@ -28,6 +28,7 @@ from multiprocessing.process import BaseProcess
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
+from threefold.encoder.wire import receive, send, widen
 from threefold.errors import InputError, WorkerError
 
 #: Seconds that a process gets to end by itself before it is killed.
@@ -167,7 +168,7 @@ class Workers:
         """Take what a process says; False when it is gone."""
         try:
             while worker.connection.poll():
-                answer: _Answer = worker.connection.recv()
+                answer: _Answer = receive(worker.connection)
                 future = worker.flying.pop(answer.number)
                 if answer.error is None:
                     future.set_result(answer.result)
@@ -209,7 +210,7 @@ class Workers:
             for connection in wait(list(starting)):
                 worker = starting.pop(connection)
                 try:
-                    answer: _Answer = worker.connection.recv()
+                    answer: _Answer = receive(worker.connection)
                 except (EOFError, OSError):
                     worker.process.join(GRACE_S)
                     raise WorkerError(
@@ -279,14 +280,15 @@ def _noted(answer: _Answer, name: str) -> BaseException:
 
 def _work(connection: Connection, make: Make, setting: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    widen(connection)
     try:
         task_of = make(setting)
     except Exception as error:
-        connection.send(_failed(0, error))
+        send(connection, _failed(0, error))
         return
     inbox: SimpleQueue[Any] = SimpleQueue()
     threading.Thread(target=_receive, args=(connection, inbox), daemon=True).start()
-    connection.send(_Answer(0, None, None, ""))
+    send(connection, _Answer(0, None, None, ""))
     while (item := inbox.get()) is not None:
         number, task = item
         try:
@@ -310,11 +312,11 @@ def _receive(connection: Connection, inbox: SimpleQueue[Any]) -> None:
 
 def _say(connection: Connection, answer: _Answer) -> None:
     try:
-        connection.send(answer)
+        send(connection, answer)
     except OSError:
         raise
     except Exception as error:  # the result cannot be pickled; nothing was sent
-        connection.send(_failed(answer.number, error))
+        send(connection, _failed(answer.number, error))
 
 
 def _failed(number: int, error: Exception) -> _Answer:

@@ -7,6 +7,7 @@ Environment:
     THREEFOLD_OFFLINE=1, HF_HUB_OFFLINE=1   never download; what is not in the cache is an error
     HF_ENDPOINT                             another hub, such as a mirror
     HF_TOKEN                                for data sets with conditions of use
+    HF_HUB_ETAG_TIMEOUT                     seconds to wait for the hub before the cache is taken (10)
 """
 
 from __future__ import annotations
@@ -131,7 +132,6 @@ def check_blob(path: Path) -> None:
 
 
 def _download(files: HubFiles) -> Path:
-    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         LocalEntryNotFoundError,
@@ -140,18 +140,10 @@ def _download(files: HubFiles) -> Path:
     )
 
     try:
-        folder = snapshot_download(
-            files.repo,
-            repo_type="dataset",
-            revision=files.revision,
-            allow_patterns=list(files.patterns),
-            local_files_only=offline(),
-            etag_timeout=constants.HF_HUB_ETAG_TIMEOUT,
-            endpoint=os.environ.get("HF_ENDPOINT"),
-        )
+        return Path(_snapshot(files, local_files_only=True) if offline() else _fetched(files))
     except LocalEntryNotFoundError as error:
         raise OfflineError(
-            f"the data set {files.repo} {absent_from_cache(error)} and {reason_of(error)}. "
+            f"the data set {files.repo} {absent_from_cache(error)} and {reason_of(error)}{_patience(error)}. "
             "Download it once while online, or give a folder of copies with --data"
         ) from error
     except GatedRepoError as error:
@@ -162,4 +154,47 @@ def _download(files: HubFiles) -> Path:
         raise EvaluationError(f"the hub has no data set {files.repo} at revision {files.revision}: {error}") from error
     except hub_errors() as error:
         raise OfflineError(f"the data set {files.repo} cannot be downloaded: {one_line(error)}") from error
-    return Path(folder)
+
+
+def _fetched(files: HubFiles) -> str:
+    """The folder of a snapshot; the one in the cache where the hub does not help."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        # snapshot_download asks by itself too, but would wait for ever for a hub that does not answer
+        api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+        api.dataset_info(files.repo, revision=files.revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except RevisionNotFoundError:
+        raise
+    except hub_errors() as error:
+        try:
+            return _snapshot(files, local_files_only=True)
+        except LocalEntryNotFoundError as absent:
+            if isinstance(error, RepositoryNotFoundError):
+                raise error from None
+            raise absent from error
+    return _snapshot(files, local_files_only=False)
+
+
+def _snapshot(files: HubFiles, *, local_files_only: bool) -> str:
+    from huggingface_hub import constants, snapshot_download
+
+    return snapshot_download(
+        files.repo,
+        repo_type="dataset",
+        revision=files.revision,
+        allow_patterns=list(files.patterns),
+        local_files_only=local_files_only,
+        etag_timeout=constants.HF_HUB_ETAG_TIMEOUT,
+        endpoint=os.environ.get("HF_ENDPOINT"),
+    )
+
+
+def _patience(error: BaseException | None) -> str:
+    """How long the hub was waited for, where that was why nothing came."""
+    from huggingface_hub import constants
+
+    while error is not None and "Timeout" not in type(error).__name__:  # of requests, httpx or httpx2
+        error = error.__cause__
+    return "" if error is None else f" (no answer in {constants.HF_HUB_ETAG_TIMEOUT} s: HF_HUB_ETAG_TIMEOUT)"

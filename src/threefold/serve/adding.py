@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from threefold.errors import ThreefoldError
 from threefold.ingest import AddReport, Progress
-from threefold.serve.errors import RequestError, problem_of
+from threefold.serve.errors import RequestError, clipped, problem_of
 from threefold.serve.lines import Total
 from threefold.serve.threads import Threads
 from threefold.types import Document
@@ -199,7 +199,7 @@ class Adding:
             problem = problem_of(error)
             if problem.status >= 500:
                 log.error("an upload failed: %r", error, exc_info=None if isinstance(error, ThreefoldError) else error)
-            self._tell({"error": {"message": problem.message, "status": problem.status}})
+            self._tell({"error": {"message": clipped(problem.message), "status": problem.status}})
 
     def _add_block(self, lines: list[bytes]) -> None:
         self._total.add(self._add(self._total.documents_of(lines), self._progress))

@@ -23,15 +23,19 @@ from threefold.ingest import AddReport, Progress
 from threefold.retrieve.stages import Diversify, Group, Rerank, Retriever
 from threefold.serve import wire
 from threefold.serve.adding import Adding, BodyLimits, LineStream
+from threefold.serve.bodies import check_values
 from threefold.serve.bridge import metered, within
 from threefold.serve.encoding import by_deadline
 from threefold.serve.errors import RequestError
-from threefold.serve.http import Call, parse, parse_any
+from threefold.serve.http import Call
 from threefold.serve.library import OPEN, Library, plain
 from threefold.serve.threads import Threads
 from threefold.types import Document, Hit
 
 T = TypeVar("T")
+
+#: Values that a filter may have, and a search with it: stores take seconds for a hundred thousand.
+FILTER_VALUES = 10_000
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +151,7 @@ async def names(call: Call) -> Response:
 async def create(call: Call) -> Response:
     """`PUT /collections/{name}`."""
     raw = await call.raw()
-    body = parse(CreateBody, raw) if raw else CreateBody()
+    body = await call.parse(CreateBody, raw) if raw else CreateBody()
     chunking = Chunking.from_dict(body.chunking, "chunking") if body.chunking is not None else None
     if body.multi_storage not in (None, "float16", "int8", "int4", "none"):
         raise RequestError("multi_storage must be float16, int8, int4 or none", param="multi_storage")
@@ -205,6 +209,8 @@ async def delete(call: Call) -> Response:
     """`POST /collections/{name}/documents/delete`: by ids or by a filter."""
     body = await call.read(DeleteBody)
     where = body.where
+    if where:
+        check_values(wire.dumps(where), FILTER_VALUES, "where")
     chunks = await _with(call, lambda collection: collection.delete(body.ids, where=where), call.server.changing)
     return wire.json_response({"deleted_chunks": chunks})
 
@@ -223,7 +229,7 @@ async def delete_one(call: Call) -> Response:
 
 async def search(call: Call) -> Response:
     """`POST /collections/{name}/search`."""
-    body = await call.read(SearchBody)
+    body = await call.read(SearchBody, FILTER_VALUES)
     options = _options(body)
 
     def found(collection: Collection) -> tuple[int, Response]:  # written in the thread: of many it takes a while
@@ -279,7 +285,8 @@ async def retrievers(call: Call) -> Response:
 
 async def save_retriever(call: Call) -> Response:
     """`PUT /collections/{name}/retrievers/{id}`: the body is the retriever's JSON."""
-    retriever = Retriever.from_dict(parse_any(await call.raw()), "retriever")
+    given = await call.parse_any(await call.raw(), FILTER_VALUES)
+    retriever = Retriever.from_dict(given, "retriever")
     id = call.request.path_params["id"]
     await _with(call, lambda collection: collection.save_retriever(id, retriever))
     return wire.json_response(retriever.to_dict(), status=201)

@@ -70,6 +70,15 @@ class ClientGone(Exception):
     """The client closed the connection before its answer was ready."""
 
 
+#: Characters of a message, and of what a request calls its parts: names and ids may be megabytes.
+LONGEST = 2_000
+
+
+def clipped(text: str) -> str:
+    """A message for a client, who knows what it has sent."""
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """An error in no dialect.
@@ -118,6 +127,8 @@ def respond(problem: Problem, dialect: Dialect, request_id: str) -> Response:
     """The whole response."""
     if problem.cuttable:
         problem = replace(problem, message=f"{problem.message}. Split it, or send {_CUT[dialect]} to cut it")
+    param = problem.param and clipped(problem.param)
+    problem = replace(problem, message=clipped(problem.message), param=param)
     response = _BODIES[dialect](problem, request_id)
     if problem.retry_after_s is not None:
         response.headers["retry-after"] = str(math.ceil(problem.retry_after_s))

@@ -9,10 +9,14 @@ from typing import Any
 import orjson
 
 from threefold.ingest import AddReport
+from threefold.serve.bodies import check_values
+from threefold.serve.errors import RequestError, clipped
 from threefold.types import Document
 
 #: Reasons for what was not taken that the report names one by one.
 NAMED = 1_000
+#: Values that the metadata of one document may have.
+VALUES = 32_768
 
 _FIELDS = {"id": str, "text": str, "title": str, "source": str, "language": str, "metadata": dict}
 
@@ -60,7 +64,7 @@ class Total:
     def _skip(self, why: dict[str, Any]) -> None:
         self.skipped += 1
         if len(self.reasons) < NAMED:
-            self.reasons.append(why)
+            self.reasons.append(why | {"reason": clipped(why["reason"])})
 
     def plain(self) -> dict[str, Any]:
         """The report."""
@@ -80,7 +84,10 @@ class Total:
 def _document(line: bytes) -> Document:
     """One line, or a ValueError that says what is wrong with it."""
     try:
+        check_values(line, VALUES, "the line")
         given = orjson.loads(line)
+    except RequestError as error:
+        raise ValueError(str(error)) from None
     except orjson.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error}") from None
     if not isinstance(given, dict):

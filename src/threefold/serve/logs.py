@@ -6,6 +6,9 @@ import json
 import logging
 import sys
 import time
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 access = logging.getLogger("threefold.serve.access")
@@ -17,6 +20,18 @@ FACTS = "threefold_facts"
 def log_request(facts: dict[str, Any]) -> None:
     """One line about one request."""
     access.info("%s %s %s", facts["method"], facts["route"], facts["status"], extra={FACTS: facts})
+
+
+def format_of(file: Path | None, environment: Mapping[str, str], flag: str | None) -> str:
+    """The format that is asked for, of settings which may be wrong otherwise; empty: none is."""
+    given = flag or environment.get("THREEFOLD_SERVE_LOG_FORMAT", "")
+    if given or file is None:
+        return given
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
+        return str(table.get("serve", table).get("log_format", ""))
+    except (OSError, ValueError, AttributeError):  # who reads the settings says what is wrong
+        return ""
 
 
 class JsonLines(logging.Formatter):

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from threefold.serve import wire
 from threefold.serve.encoding import Encoding, cut_dense
 from threefold.serve.errors import RequestError
-from threefold.serve.http import Call, parse, parse_any
+from threefold.serve.http import Call
 from threefold.serve.inputs import TOKENS_NEED_A_SETTING, Inputs, inputs_of
 from threefold.serve.judges import Cutting, Pair
 from threefold.serve.long import rows_response
@@ -88,12 +88,12 @@ class ScoreBody(_Body):
 async def pooling(call: Call) -> Response:
     """`POST /pooling`."""
     raw = await call.raw()
-    given = parse_any(raw)
+    given = await call.parse_any(raw)
     if "messages" in given:
         raise RequestError("messages are not taken: the model reads texts, in `input`", param="messages")
     if "data" in given:
-        return await _plugin(call, parse(PluginBody, raw))
-    body = parse(PoolingBody, raw)
+        return await _plugin(call, await call.parse(PluginBody, raw))
+    body = await call.parse(PoolingBody, raw)
     encoding, inputs = await _given(call, body, body.input)
     encoding.check_dimensions(body.dimensions, [_OUTPUT[body.task]], 'ask for the task "embed"')
     answer = await call.wait_for(_embed(encoding, body, inputs, _OUTPUT[body.task]))

@@ -15,12 +15,14 @@ from starlette.responses import Response
 
 from threefold.serve import wire
 from threefold.serve.errors import RequestError
-from threefold.serve.http import Call, parse, parse_any
-from threefold.serve.inputs import texts_of
+from threefold.serve.http import Call
+from threefold.serve.inputs import check_count, texts_of
 from threefold.serve.judges import Cutting, Judgement
 from threefold.serve.schedule import Lane
 from threefold.serve.tei import Truncating, how_to_cut, judged_headers
 
+#: Fields by which a document may be read.
+RANK_FIELDS = 64
 #: Documents that Cohere counts as one search.
 SEARCH_UNIT_DOCUMENTS = 100
 
@@ -44,7 +46,7 @@ class RerankBody(BaseModel):
     model: str | None = None
     top_n: Annotated[int, Field(ge=0)] | None = None
     return_documents: bool | None = None
-    rank_fields: list[str] | None = None
+    rank_fields: Annotated[list[str], Field(max_length=RANK_FIELDS)] | None = None
     max_chunks_per_doc: int | None = None
     max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = None
     priority: int | None = None
@@ -53,11 +55,11 @@ class RerankBody(BaseModel):
 async def tei_or_vllm(call: Call) -> Response:
     """`POST /rerank`."""
     raw = await call.raw()
-    given = parse_any(raw)
+    given = await call.parse_any(raw)
     if "texts" in given or "documents" not in given:
-        return await _tei(call, parse(TeiRerankBody, raw))
+        return await _tei(call, await call.parse(TeiRerankBody, raw))
     call.dialect = "vllm"
-    body = parse(RerankBody, raw)
+    body = await call.parse(RerankBody, raw)
     texts, judgement = await _judge(call, body)
     results = [
         {"index": i, "document": {"text": texts[i], "multi_modal": None}, "relevance_score": judgement.unit[i]}
@@ -138,7 +140,8 @@ def _documents(body: RerankBody, most: int) -> list[str]:
     """Documents as texts; an object is read by `rank_fields`, or by its field `text`."""
     if not isinstance(body.documents, list):
         raise RequestError("documents must be an array", param="documents")
-    fields = body.rank_fields or ["text"]
+    check_count(len(body.documents), most, "documents")
+    fields = list(dict.fromkeys(body.rank_fields or ["text"]))
     texts = []
     for i, document in enumerate(body.documents):
         if isinstance(document, dict):

@@ -42,16 +42,31 @@ def make_server(config: ServeConfig) -> Server:
 
     def load() -> Encoder:
         return Encoder(
-            config.model, device=config.device, precision=precision, revision=config.revision, graphs=config.graphs
+            config.model,
+            device=config.device,
+            precision=precision,
+            revision=config.revision,
+            query_prompt=config.query_prompt,
+            document_prompt=config.document_prompt,
+            graphs=config.graphs,
         )
 
     def load_cross() -> CrossEncoder:
         return CrossEncoder(cast(str, config.reranker), device=config.device, precision=precision)
 
     def load_more(one: ModelSettings) -> Encoder | CrossEncoder:
-        opened = Encoder if one.kind == "encoder" else CrossEncoder
         how = cast(Precision, one.precision or config.precision)
-        return opened(one.path, device=one.device or config.device, precision=how, revision=one.revision)
+        place = one.device or config.device
+        if one.kind == "cross-encoder":
+            return CrossEncoder(one.path, device=place, precision=how, revision=one.revision)
+        return Encoder(
+            one.path,
+            device=place,
+            precision=how,
+            revision=one.revision,
+            query_prompt=one.query_prompt,
+            document_prompt=one.document_prompt,
+        )
 
     with_cross: LoadCross | None = load_cross if config.reranker else None
     with_encoder: Load = load

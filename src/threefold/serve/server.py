@@ -74,6 +74,7 @@ class Server:
         self.accounts: Accounts | None = None
         self.searching, self.adding = Threads("search", SEARCHING), Threads("add", ADDING)
         self.changing = Threads("change", CHANGING)
+        self.parsing = Threads("parse", 1)  # a parser holds the interpreter: two would keep others waiting for longer
         self.library: Library | None = None
         self.created = int(time.time())
         self._running = False
@@ -159,7 +160,7 @@ class Server:
     async def stop(self) -> None:
         """Finish what is running, then stop."""
         await self.catalog.stop(self.config.drain_s)
-        for threads in (self.searching, self.adding, self.changing):
+        for threads in (self.searching, self.adding, self.changing, self.parsing):
             threads.close()
         library, self.library = self.library, None  # what still runs must not open a collection again
         if library is not None:

@@ -20,6 +20,8 @@ class ModelSettings(Settings):
     name, aliases      what requests call it; without a name, as its path
     kind               encoder (embeddings; rerank by its heads) or cross-encoder (rerank and score)
     device, precision  empty: those of the server
+    query_prompt, document_prompt
+                       put before queries and documents, where the model's files do not say it (encoders only)
     preload            load it at the start and keep it; else the first request loads it
     """
 
@@ -30,11 +32,21 @@ class ModelSettings(Settings):
     revision: str | None = None
     device: str = ""
     precision: str = ""
+    query_prompt: str | None = None
+    document_prompt: str | None = None
     preload: bool = False
 
     def __post_init__(self) -> None:
         if not self.path:
             raise ConfigError("path must be the folder of a model, or its name on the hub")
+        if self.kind == "cross-encoder" and (self.query_prompt or self.document_prompt):
+            raise ConfigError(
+                "query_prompt and document_prompt are for encoders; a cross-encoder reads texts as they are"
+            )
+
+
+#: Values per text of a request that a body may have beside one per token: the fields of documents to rerank.
+VALUES_PER_INPUT = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +54,8 @@ class ServeConfig(Settings):
     """The settings of `threefold serve`: one table of a TOML file, or flags, or `THREEFOLD_SERVE_...` variables.
 
     model, revision      the encoder; None is the embedded model
+    query_prompt, document_prompt
+                         put before queries and documents by requests that say which they are; None: as its files say
     graphs               on a CUDA GPU: single short queries to it run as recorded graphs (`Encoder(graphs=True)`)
     reranker             a cross-encoder for rerank and score; None scores by the encoder's own three heads
     served_names         further names under which the encoder answers; its own always works
@@ -72,6 +86,8 @@ class ServeConfig(Settings):
     port: int = 8000
     model: str | None = None
     revision: str | None = None
+    query_prompt: str | None = None
+    document_prompt: str | None = None
     device: str = "auto"
     precision: str = "auto"
     graphs: bool = False
@@ -99,6 +115,11 @@ class ServeConfig(Settings):
     tls_cert: str = ""
     tls_key: str = ""
     limits: Limits = field(default_factory=Limits)
+
+    @property
+    def max_values(self) -> int:
+        """Items and fields that the JSON of a request may have."""
+        return self.max_request_tokens + VALUES_PER_INPUT * self.max_inputs
 
     def __post_init__(self) -> None:
         for name in ("max_body_bytes", "max_inputs", "max_request_tokens", "max_multi_tokens", "drain_s"):

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from threefold.serve import wire
 from threefold.serve.encoding import by_deadline, check_size
 from threefold.serve.errors import RequestError
-from threefold.serve.http import Call, parse, parse_any
+from threefold.serve.http import Call
 from threefold.serve.inputs import check_count, inputs_of, is_ids
 from threefold.serve.models import CHUNK_CHARACTERS
 from threefold.serve.tei import TeiBody
@@ -46,10 +46,10 @@ class DecodeBody(TeiBody):
 async def tokenize(call: Call) -> Response:
     """`POST /tokenize`, of TEI or of vLLM: `inputs` or `prompt`."""
     raw = await call.raw()
-    if "prompt" in parse_any(raw):
+    if "prompt" in await call.parse_any(raw):
         call.dialect = "vllm"
-        return await _tokenize_for_vllm(call, parse(VllmTokenizeBody, raw))
-    body = parse(TokenizeBody, raw)
+        return await _tokenize_for_vllm(call, await call.parse(VllmTokenizeBody, raw))
+    body = await call.parse(TokenizeBody, raw)
     texts = inputs_of(body.inputs, "inputs", call.server.config.max_inputs, ids_allowed=False).texts
     prompt = (await call.server.encoder(call)).prompt(body.prompt_name)
     return wire.json_response(await _tokenized(call, [prompt + text for text in texts], body.add_special_tokens))

@@ -9,10 +9,14 @@ from pydantic import Field
 from starlette.responses import Response
 
 from threefold.serve import wire
-from threefold.serve.http import Call, parse
+from threefold.serve.bodies import parse
+from threefold.serve.http import Call
 from threefold.serve.inputs import check_count, is_ids
 from threefold.serve.rerank import TeiRerankBody, ranked
 from threefold.serve.tei import EmbedBody, TeiBody, embedded
+
+#: Instances that are answered at a time: beginning two thousand in one go would keep other requests waiting.
+AT_ONCE = 64
 
 
 class VertexBody(TeiBody):
@@ -25,7 +29,8 @@ async def vertex(call: Call) -> Response:
     """`POST /vertex`: one prediction per instance."""
     body = await call.read(VertexBody)
     check_count(sum(map(_size, body.instances)), call.server.config.max_inputs, "instances")
-    tasks = [asyncio.ensure_future(_prediction(call, instance)) for instance in body.instances]
+    gate = asyncio.Semaphore(AT_ONCE)
+    tasks = [asyncio.ensure_future(_prediction(call, instance, gate)) for instance in body.instances]
     try:
         return wire.json_response({"predictions": await asyncio.gather(*tasks)})
     finally:  # where one fails, nobody waits for the others
@@ -42,8 +47,9 @@ def _size(instance: dict[str, Any]) -> int:
     return len(given)
 
 
-async def _prediction(call: Call, instance: dict[str, Any]) -> Any:
-    raw = wire.dumps(instance)
-    if "texts" in instance:
-        return (await ranked(call, parse(TeiRerankBody, raw)))[0]
-    return (await embedded(call, parse(EmbedBody, raw)))[0]
+async def _prediction(call: Call, instance: dict[str, Any], gate: asyncio.Semaphore) -> Any:
+    async with gate:
+        raw = wire.dumps(instance)
+        if "texts" in instance:
+            return (await ranked(call, parse(TeiRerankBody, raw)))[0]
+        return (await embedded(call, parse(EmbedBody, raw)))[0]

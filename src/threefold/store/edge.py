@@ -7,17 +7,15 @@ one after the other; for more, serve from several machines with a cluster.
 
 from __future__ import annotations
 
-import dataclasses
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 from qdrant_edge import (
     CountRequest,
     EdgeShard,
@@ -34,26 +32,15 @@ from qdrant_edge import (
 from qdrant_edge import Filter as EdgeFilter
 
 from threefold.config import Filter, Manifest
-from threefold.errors import InputError, StoreCorruptError, StoreError
+from threefold.errors import StoreCorruptError, StoreError
 from threefold.store import compact
 from threefold.store import folder as files
-from threefold.store.check import (
-    batches,
-    check_batch,
-    check_query,
-    check_search,
-    sizes_bytes,
-    stored,
-    unknown_chunk,
-)
 from threefold.store.edge_words import EdgeWords, edge_config, edge_point, edge_vector
 from threefold.store.filters import translate
 from threefold.store.lock import FolderLock
-from threefold.store.payload import INDEXED_FIELDS, from_payload, point_id, to_payload
-from threefold.store.protocol import Scored
-from threefold.store.ties import best
-from threefold.store.unpack import unpack
-from threefold.types import Chunk, Encoded, Floats, Representation
+from threefold.store.payload import INDEXED_FIELDS, point_id
+from threefold.store.points import Offset, PointStore, named_manifest
+from threefold.types import Encoded, Floats, Representation
 
 #: The write-ahead log holds raw vectors until they are flushed: more than this is written in several parts.
 BATCH_BYTES = 16 * 2**20
@@ -81,13 +68,16 @@ def engine_errors(folder: Path, action: str) -> Iterator[None]:
         ) from error
 
 
-class EdgeStore:
+class EdgeStore(PointStore[EdgeFilter]):
     """A collection in a folder, for one process at a time and any number of its threads."""
+
+    _words = EdgeWords()
+    _vector = staticmethod(edge_vector)
 
     def __init__(self, folder: Path, manifest: Manifest, lock: FolderLock, shard: EdgeShard) -> None:
         """Use `create` or `open`."""
+        super().__init__(manifest)
         self._folder = folder
-        self._manifest = manifest
         self._lock = lock
         self._shard: EdgeShard | None = shard
         self._reading = threading.RLock()  # around every call of the shard
@@ -97,9 +87,7 @@ class EdgeStore:
     def create(cls, folder: Path | str, manifest: Manifest) -> Self:
         """A new, empty collection. A folder that already has one is refused."""
         folder = Path(folder)
-        manifest = dataclasses.replace(manifest, engine=_ENGINE, format_version=files.FORMAT_VERSION)
-        if not stored(manifest):
-            raise StoreError(f"{folder}: the manifest keeps no vectors (all dimensions are 0). Give it at least one")
+        manifest = named_manifest(manifest, _ENGINE, folder)
         with files.file_errors(folder, "create the collection"):
             folder.mkdir(parents=True, exist_ok=True)
             lock = FolderLock(folder)
@@ -127,49 +115,8 @@ class EdgeStore:
                 raise
         return cls(folder, manifest, lock, shard)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @property
-    def manifest(self) -> Manifest:
-        return self._manifest
-
-    def upsert(self, chunks: Sequence[Chunk], vectors: Encoded) -> None:
-        """Add or replace; on disk when it returns. Large calls are written in parts of BATCH_BYTES.
-
-        When a part fails, the parts before it are stored and the error says how many chunks they had.
-        """
-        check_batch(self._manifest, chunks, vectors)
-        payloads = [
-            to_payload(chunk, int(vectors.tokens[i]), bool(vectors.truncated[i])) for i, chunk in enumerate(chunks)
-        ]
-        sizes = sizes_bytes(self._manifest, chunks, vectors)
-        with self._writing:
-            for part in batches(sizes, BATCH_BYTES):
-                try:
-                    self._write(part, payloads, vectors, sum(sizes[part]))
-                except StoreError as error:
-                    if part.start == 0:
-                        raise
-                    done = f"{part.start} of {len(chunks)} chunks of this call are stored"
-                    raise type(error)(f"{error} ({done})") from error
-
-    def _write(self, part: slice, payloads: list[dict[str, Any]], vectors: Encoded, size: int) -> None:
-        with files.file_errors(self._folder, "write"):
-            files.check_space(self._folder, _WRITE_AMPLIFICATION * size)
-        points = [
-            edge_point(self._manifest, point_id(payloads[i]["id"]), payloads[i], vectors, i)
-            for i in range(part.start, part.stop)
-        ]
-        with self._engine("write") as shard:
-            shard.update(UpdateOperation.upsert_points(points))
-            shard.flush()
-
     def delete(self, where: Filter) -> int:
-        condition = translate(where, EdgeWords())
+        condition = translate(where, self._words)
         with self._writing, self._engine("delete") as shard:
             files.check_space(self._folder, 0)
             count = shard.count(CountRequest(exact=True, filter=condition))
@@ -178,54 +125,9 @@ class EdgeStore:
                 shard.flush()
             return count
 
-    def search(
-        self, representation: Representation, query: Encoded, k: int, where: Filter | None = None
-    ) -> list[Scored]:
-        check_search(self._manifest, query, representation, k)
-        condition = None if where is None else translate(where, EdgeWords())
-        if representation == "sparse" and query.sparse is not None and len(query.sparse.indices) == 0:
-            return []
-        ask = Query.Nearest(edge_vector(representation, query, 0), using=representation)
-        tokens = _divisor(representation, query)
-
-        def nearest(limit: int) -> list[Scored]:
-            params = SearchParams(hnsw_ef=max(HNSW_EF, 2 * limit)) if representation == "dense" else None
-            request = QueryRequest(limit=limit, query=ask, filter=condition, params=params, with_payload=["id"])
-            with self._engine("search") as shard:
-                return [Scored(_name(point), point.score / tokens) for point in shard.query(request)]
-
-        return best(nearest, k)
-
     def score(self, query: Encoded, ids: Sequence[str]) -> Mapping[Representation, Floats]:
-        both = check_query(self._manifest, query)
-        points = [point_id(name) for name in ids]
-        with self._engine("score") as shard:
-            only = EdgeFilter(must=[HasIdCondition(set(points))])
-            if shard.count(CountRequest(exact=True, filter=only)) < len(set(points)):
-                known = {str(record.id) for record in shard.retrieve([*points], False, False)}
-                raise unknown_chunk(next(name for name, point in zip(ids, points, strict=True) if point not in known))
-            return {name: _scores(shard, name, query, points, only) for name in both}
-
-    def fetch(self, ids: Sequence[str]) -> list[Chunk]:
-        return [from_payload(record.payload or {}) for record in self._retrieve(ids, [])]
-
-    def vectors(self, ids: Sequence[str]) -> Encoded:
-        if not ids:
-            raise InputError("vectors of no chunks were asked for. Pass at least one id")
-        keep = stored(self._manifest)
-        records = self._retrieve(ids, list(keep))
-        named: list[Any] = [record.vector for record in records]
-        return unpack(self._manifest, named, [record.payload or {} for record in records])
-
-    def scroll(self, where: Filter | None = None, batch: int = 1000) -> Iterator[Chunk]:
-        if batch < 1:
-            raise InputError(f"batch must be at least 1; got {batch}")
-        return self._pages(None if where is None else translate(where, EdgeWords()), batch)
-
-    def count(self, where: Filter | None = None) -> int:
-        condition = None if where is None else translate(where, EdgeWords())
-        with self._engine("count") as shard:
-            return shard.count(CountRequest(exact=True, filter=condition))
+        with self._reading:  # nothing changes between looking for the chunks and scoring them
+            return super().score(query, ids)
 
     def optimize(self) -> None:
         """Build the graph of the dense vectors and merge segments. Searches go on meanwhile, changes wait.
@@ -274,24 +176,60 @@ class EdgeStore:
             raise StoreError(f"{self._folder}: this collection is closed. Open it again")
         return self._shard
 
-    def _retrieve(self, ids: Sequence[str], names: list[str]) -> list[Record]:
-        points = [point_id(name) for name in ids]
-        with self._engine("read") as shard:
-            records = {str(record.id): record for record in shard.retrieve([*points], True, names or False)}
-        missing = [name for name, point in zip(ids, points, strict=True) if point not in records]
-        if missing:
-            raise unknown_chunk(missing[0])
-        return [records[point] for point in points]
+    def _changing(self) -> AbstractContextManager[object]:
+        return self._writing
 
-    def _pages(self, condition: EdgeFilter | None, batch: int) -> Iterator[Chunk]:
-        offset: Any = None
-        while True:
-            request = ScrollRequest(offset=offset, limit=batch, filter=condition, with_payload=True)
-            with self._engine("read") as shard:
-                records, offset = shard.scroll(request)
-            yield from (from_payload(record.payload or {}) for record in records)
-            if offset is None:
-                return
+    def _part_bytes(self) -> int:
+        return BATCH_BYTES
+
+    def _write(self, part: slice, payloads: list[dict[str, Any]], vectors: Encoded, size_bytes: int) -> None:
+        with files.file_errors(self._folder, "write"):
+            files.check_space(self._folder, _WRITE_AMPLIFICATION * size_bytes)
+        points = [
+            edge_point(self._manifest, point_id(payloads[i]["id"]), payloads[i], vectors, i)
+            for i in range(part.start, part.stop)
+        ]
+        with self._engine("write") as shard:
+            shard.update(UpdateOperation.upsert_points(points))
+            shard.flush()
+
+    def _nearest(
+        self, representation: Representation, vector: Any, limit: int, condition: EdgeFilter | None
+    ) -> list[ScoredPoint]:
+        ask = Query.Nearest(vector, using=representation)
+        params = SearchParams(hnsw_ef=max(HNSW_EF, 2 * limit)) if representation == "dense" else None
+        request = QueryRequest(limit=limit, query=ask, filter=condition, params=params, with_payload=["id"])
+        with self._engine("search") as shard:
+            return shard.query(request)
+
+    def _exact(self, asked: Mapping[Representation, Any], points: list[str]) -> list[list[ScoredPoint]]:
+        only, exact = _these(points), SearchParams(exact=True)
+        requests = [
+            QueryRequest(limit=len(points), query=Query.Nearest(vector, using=name), filter=only, params=exact)
+            for name, vector in asked.items()
+        ]
+        with self._engine("score") as shard:
+            return [shard.query(request) for request in requests]
+
+    def _known(self, points: list[str]) -> Set[str]:
+        given = set(points)
+        with self._engine("read") as shard:
+            if shard.count(CountRequest(exact=True, filter=_these(points))) == len(given):  # reads no point
+                return given
+            return {str(record.id) for record in shard.retrieve([*points], False, False)}
+
+    def _retrieve(self, points: list[str], names: list[Representation]) -> list[Record]:
+        with self._engine("read") as shard:
+            return shard.retrieve([*points], True, [*names] or False)
+
+    def _page(self, condition: EdgeFilter | None, limit: int, offset: Offset) -> tuple[list[Record], Offset]:
+        request = ScrollRequest(offset=offset, limit=limit, filter=condition, with_payload=True)
+        with self._engine("read") as shard:
+            return shard.scroll(request)
+
+    def _count(self, condition: EdgeFilter | None) -> int:
+        with self._engine("count") as shard:
+            return shard.count(CountRequest(exact=True, filter=condition))
 
     def _copy_shard(self, target: Path) -> None:
         """A consistent copy: flushed, with writers waiting. A leftover of an interrupted copy is replaced."""
@@ -360,24 +298,5 @@ def _compact(folder: Path) -> None:
         )
 
 
-def _name(point: ScoredPoint) -> str:
-    name: str = (point.payload or {})["id"]
-    return name
-
-
-def _divisor(representation: Representation, query: Encoded) -> int:
-    """The engine's MaxSim is a sum over query tokens, ours is the mean."""
-    return len(query.multi[0]) if representation == "multi" and query.multi is not None else 1
-
-
-def _scores(
-    shard: EdgeShard, representation: Representation, query: Encoded, points: Sequence[str], only: EdgeFilter
-) -> Floats:
-    """(len(points),) float32; a chunk that the engine does not return shares no term: 0."""
-    if not points or (representation == "sparse" and query.sparse is not None and len(query.sparse.indices) == 0):
-        return np.zeros(len(points), np.float32)
-    ask = Query.Nearest(edge_vector(representation, query, 0), using=representation)
-    request = QueryRequest(limit=len(points), query=ask, filter=only, params=SearchParams(exact=True))
-    found = {str(point.id): point.score for point in shard.query(request)}
-    scores = np.array([found.get(point, 0.0) for point in points], dtype=np.float32)
-    return scores / np.float32(_divisor(representation, query))
+def _these(points: Sequence[str]) -> EdgeFilter:
+    return EdgeFilter(must=[HasIdCondition(set(points))])

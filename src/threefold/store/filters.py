@@ -1,7 +1,8 @@
 """What a filter means (`matches`), and how an engine is told (`translate`).
 
 Equality is by type: text with text, numbers with numbers by value (1 equals 1.0), truth values only with truth values.
-Larger and smaller are those of 64-bit floats.
+Larger and smaller are those of 64-bit floats; where a number has 16 digits and more, an engine may take it for the one
+beside it in `gt` and `lt` (see `payload.EXACT_BELOW`).
 A list matches when any of its items does; a missing field matches nothing, so `not` of it matches.
 """
 
@@ -105,7 +106,12 @@ def translate(where: Filter, say: Dialect[C]) -> C:
             return _one_of(where.field, tuple(where.value), say)
     path = _path(where.field, "number")
     bounds: dict[str, float] = {where.operator: _number(where.field, where.value)}
-    return say.number(path, bounds) if path else _nothing(say)
+    if not path:
+        return _nothing(say)
+    beyond = say.number(path, bounds)
+    if where.operator in ("gt", "lt") or exact_text(where.value) is None:
+        return beyond
+    return say.some([beyond, _one_of(where.field, (where.value,), say)])
 
 
 def _one_of(field: str, values: tuple[Scalar, ...], say: Dialect[C]) -> C:

@@ -5,7 +5,7 @@
     truncated                                                      0 or 1
     metadata     JSON text: what the user gave comes back exactly, whatever the engine can hold
     facets       {"text": {key: [..]}, "number": {key: [..]}, "truth": {key: [0 or 1]}}, for filters only; a number
-                 of 2^52 and more is in "text" too, where equality is exact
+                 with a fraction, or of 2^49 and more, is in "text" too, where equality is exact
 
 Filters do not run on the metadata as it is: the embedded engine takes a condition `true` for the integer 1,
 tells 1 from 1.0, and its paths cannot say every key. Facets have one type each and keys that need no quotes.
@@ -32,9 +32,9 @@ POINTS = uuid.UUID("6f4a4c62-3a0c-5c1b-9e0e-2d6b1b0f3c57")
 TEXT_FIELDS = ("document_id", "source", "title", "language", "content_hash")
 NUMBER_FIELDS = ("number",)
 
-#: From here on 64-bit floats are whole numbers, from twice as much on no longer all of them; the embedded engine
-#: confuses some before it has to (2^53 - 1).
-EXACT_BELOW = 2**52
+#: Whole numbers below this are read back by every engine as they were written. The embedded one reads JSON numbers of
+#: 16 digits and more to the last bit or the one beside it, and writes whole ones with a digit more: ".0".
+EXACT_BELOW = 2**49
 
 #: Fields with an index of exact values.
 INDEXED_FIELDS = ("document_id", "source", "language", "content_hash")
@@ -123,11 +123,14 @@ def _facets(value: Scalar) -> Iterator[tuple[str, str | float]]:
 
 
 def exact_text(value: float) -> str | None:
-    """A number that 64-bit floats do not tell from its neighbours, as a text that no metadata has; else None.
+    """A number that engines do not tell from its neighbours, as a text that no metadata has; else None.
 
-    Engines keep numbers as such floats, and ids of 19 digits are common.
+    Engines keep numbers as 64-bit floats, some of them but nearly, and ids of 19 digits are common.
     """
-    return f"\x1f{int(value)}" if abs(value) >= EXACT_BELOW else None
+    whole = int(value)
+    if value != whole:
+        return f"\x1f{float(value)!r}"
+    return f"\x1f{whole}" if abs(whole) >= EXACT_BELOW else None
 
 
 def _plain(value: Any) -> Any:
