@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, wait
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from tests.encoder import jobs
 from tests.fakes import hear_interrupts
 
 from threefold.encoder import wire
-from threefold.encoder.workers import Workers
+from threefold.encoder.workers import GRACE_S, Workers
 from threefold.errors import InputError, NumericalError, WorkerError
 
 #: Nothing here takes this long unless it hangs.
@@ -206,6 +206,44 @@ def test_closing_stops_the_processes_and_fails_what_is_unfinished() -> None:
         workers.submit(("say", 1))
 
 
+def in_a_child(work: Callable[[], None]) -> int:
+    """The process id of a forked child that does this, and ends with status 0 where it raises nothing."""
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(int(SOON_S))
+        status = 1
+        try:
+            work()
+            status = 0
+        finally:
+            os._exit(status)
+    return pid
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_forked_child_is_told_that_they_are_not_its_own(two: Workers) -> None:
+    def work() -> None:
+        with pytest.raises(InputError, match="belongs to the process that was forked"):
+            two.submit(("say", 1))
+        two.close()
+
+    assert os.waitpid(in_a_child(work), 0)[1] == 0
+    assert two.submit(("say", 1)).result(SOON_S)[2] == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_forked_child_does_not_keep_them_alive() -> None:
+    workers = Workers(jobs.make, ["a", "b"], ["a", "b"])
+    child = in_a_child(lambda: time.sleep(SOON_S))
+    try:
+        start = time.monotonic()
+        workers.close()
+        assert time.monotonic() - start < GRACE_S  # they read the end of their pipes
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
 SCRIPT = """
 import sys, time
 from tests.encoder import jobs
@@ -264,6 +302,20 @@ def test_ctrl_c_ends_it_with_one_traceback(tmp_path: Path) -> None:
         assert process.returncode == -signal.SIGINT
         assert err.count("Traceback") == 1
         assert err.strip().endswith("KeyboardInterrupt")
+        assert gone(pids)
+
+
+def test_a_forked_child_that_exits_leaves_them_running(tmp_path: Path) -> None:
+    then = """
+    import os
+    child = os.fork()
+    if child:
+        assert os.waitpid(child, 0)[1] == 0
+        print(workers.submit(("say", 1)).result(30)[2], file=sys.stderr)
+    """
+    with script(tmp_path, then) as (process, pids):
+        _, err = process.communicate(timeout=SOON_S)
+        assert (process.returncode, err.strip()) == (0, "1")
         assert gone(pids)
 
 

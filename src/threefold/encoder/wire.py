@@ -3,8 +3,8 @@
     pickle                          all of a small value
     head, array bytes, array bytes  a value with large arrays
 
-A pickle copies every byte several times on both sides; this way only the system copies, at five times the pace
-(docs/log.md). Memory that two processes share would be no faster here, and somebody has to give it back.
+A pickle copies every byte several times on both sides; this way only the system copies (docs/log.md has what
+that is worth). Memory that two processes share was little faster, and somebody has to give it back.
 Knows nothing of tasks.
 """
 

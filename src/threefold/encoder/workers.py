@@ -13,10 +13,12 @@ Knows nothing of texts and models.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 import signal
 import threading
 import traceback
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -71,6 +73,7 @@ class Workers:
         self._numbers = 0
         self._ended: str | None = None
         self._closed = False
+        self._why_closed = "the pool is closed; make a new one"
         self._told = False  # whether a byte is on its way to the thread
         self._ear, self._bell = multiprocessing.Pipe(duplex=False)
         self._workers: list[_Worker] = []
@@ -84,6 +87,7 @@ class Workers:
             raise
         self._thread = threading.Thread(target=self._serve, name="threefold-workers", daemon=True)
         self._thread.start()
+        _leave_to_parent(self)
 
     @property
     def pids(self) -> list[int]:
@@ -95,7 +99,7 @@ class Workers:
         future: Future[Any] = Future()
         with self._lock:
             if self._closed:
-                raise InputError("the pool is closed; make a new one")
+                raise InputError(self._why_closed)
             if self._ended is not None:
                 raise WorkerError(self._ended)
             self._waiting.append((future, task))
@@ -220,6 +224,18 @@ class Workers:
                 if answer.error is not None:
                     raise _noted(answer, worker.name)
 
+    def _left_to_parent(self) -> None:
+        """In a forked child: it has no thread that hands out tasks, and open pipes would keep the processes alive."""
+        self._lock = threading.Lock()  # another thread of the parent may have held it
+        self._closed, self._why_closed = True, "the pool belongs to the process that was forked; make one in the child"
+        ours: set[BaseProcess] = getattr(multiprocessing.process, "_children", set())
+        for worker in self._workers:
+            worker.connection.close()
+            ours.discard(worker.process)  # multiprocessing would end them as soon as the child ends
+        self._workers = []
+        self._ear.close()
+        self._bell.close()
+
     def _stop(self, *, at_once: bool) -> None:
         for worker in self._workers:
             worker.connection.close()  # an idle process reads the end of its pipe and ends
@@ -234,6 +250,19 @@ class Workers:
         self._workers = []
         self._ear.close()
         self._bell.close()
+
+
+def _leave_to_parent(workers: Workers) -> None:
+    """Whatever child is forked from now on leaves them alone."""
+    if not hasattr(os, "register_at_fork"):
+        return
+    known = weakref.ref(workers)  # what is registered stays for ever
+
+    def leave() -> None:
+        if (left := known()) is not None:
+            left._left_to_parent()
+
+    os.register_at_fork(after_in_child=leave)
 
 
 def _start(make: Make, setting: Any, name: str) -> _Worker:
