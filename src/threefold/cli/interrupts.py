@@ -9,7 +9,7 @@ import signal
 import threading
 
 #: Exit status after Ctrl-C.
-INTERRUPTED = 130
+STATUS = 130
 
 # Only a handler that is Python's own is replaced: a shell may have told a command in the background to ignore Ctrl-C.
 _ours = (
@@ -17,7 +17,7 @@ _ours = (
     and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 )
 if _ours:
-    signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+    signal.signal(signal.SIGINT, lambda *_: os._exit(STATUS))
 
 
 def as_usual() -> None:

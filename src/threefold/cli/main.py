@@ -108,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except (KeyboardInterrupt, typer.Abort):
         complain(INTERRUPTED)
-        return interrupts.INTERRUPTED
+        return interrupts.STATUS
     except BrokenPipeError:  # `threefold search ... --json | head`
         silence(sys.stdout)
         return 0
@@ -119,7 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:  # what no part has made an error of its own
         complain(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
         return 2
-    if status == interrupts.INTERRUPTED:  # newer versions of typer make this of Ctrl-C, and say nothing
+    if status == interrupts.STATUS:  # newer versions of typer make this of Ctrl-C, and say nothing
         complain(INTERRUPTED)
     return status if isinstance(status, int) else 0
 

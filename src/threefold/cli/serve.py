@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from threefold.cli import interrupts
 from threefold.cli.show import err, note, print_json
 from threefold.errors import InputError, MissingExtraError, ThreefoldError
 
@@ -127,7 +128,7 @@ def _failing_in_json() -> Iterator[None]:
         yield
     except KeyboardInterrupt:  # SystemExit: a `typer.Exit` of this status would be said again, in words
         log.info("interrupted before it was ready")
-        raise SystemExit(130) from None
+        raise SystemExit(interrupts.STATUS) from None
     except ThreefoldError as error:
         log.error("%s", error)
         raise typer.Exit(error.exit_code) from None

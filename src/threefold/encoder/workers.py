@@ -87,7 +87,7 @@ class Workers:
             raise
         self._thread = threading.Thread(target=self._serve, name="threefold-workers", daemon=True)
         self._thread.start()
-        _leave_to_parent(self)
+        _pools.add(self)
 
     @property
     def pids(self) -> list[int]:
@@ -252,17 +252,18 @@ class Workers:
         self._bell.close()
 
 
-def _leave_to_parent(workers: Workers) -> None:
-    """Whatever child is forked from now on leaves them alone."""
-    if not hasattr(os, "register_at_fork"):
-        return
-    known = weakref.ref(workers)  # what is registered stays for ever
+#: The pools of this process.
+_pools: weakref.WeakSet[Workers] = weakref.WeakSet()
 
-    def leave() -> None:
-        if (left := known()) is not None:
-            left._left_to_parent()
 
-    os.register_at_fork(after_in_child=leave)
+def _leave_to_parent() -> None:
+    """A forked child leaves the pools of its parent alone."""
+    for workers in list(_pools):
+        workers._left_to_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def _start(make: Make, setting: Any, name: str) -> _Worker:

@@ -285,7 +285,7 @@ async def retrievers(call: Call) -> Response:
 
 async def save_retriever(call: Call) -> Response:
     """`PUT /collections/{name}/retrievers/{id}`: the body is the retriever's JSON."""
-    given = await call.parse_any(await call.raw(), FILTER_VALUES)
+    given = await call.read_any(FILTER_VALUES)
     retriever = Retriever.from_dict(given, "retriever")
     id = call.request.path_params["id"]
     await _with(call, lambda collection: collection.save_retriever(id, retriever))

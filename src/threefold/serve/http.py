@@ -123,9 +123,15 @@ class Call:
         """The same of a body that was read before."""
         return await self._parsed(raw, partial(bodies.parse, schema, raw), most)
 
-    async def parse_any(self, raw: bytes, most: int | None = None) -> dict[str, Any]:
-        """A JSON object, where the dialect depends on its keys."""
+    async def read_any(self, most: int | None = None) -> dict[str, Any]:
+        """The body as a JSON object."""
+        raw = await self.raw()
         return await self._parsed(raw, partial(bodies.parse_any, raw), most)
+
+    async def read_by(self, choose: Callable[[dict[str, Any]], type[Body]]) -> Body:
+        """The body as the schema that its keys choose, where a route has more than one."""
+        raw = await self.raw()
+        return await self._parsed(raw, lambda: bodies.parse(choose(bodies.parse_any(raw)), raw), None)
 
     async def _parsed(self, raw: bytes, read: Callable[[], T], most: int | None) -> T:
         """Large bodies take a tenth of a second: one after the other, and between two of them others are answered."""

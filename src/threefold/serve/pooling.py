@@ -87,13 +87,9 @@ class ScoreBody(_Body):
 
 async def pooling(call: Call) -> Response:
     """`POST /pooling`."""
-    raw = await call.raw()
-    given = await call.parse_any(raw)
-    if "messages" in given:
-        raise RequestError("messages are not taken: the model reads texts, in `input`", param="messages")
-    if "data" in given:
-        return await _plugin(call, await call.parse(PluginBody, raw))
-    body = await call.parse(PoolingBody, raw)
+    body = await call.read_by(_schema)
+    if isinstance(body, PluginBody):
+        return await _plugin(call, body)
     encoding, inputs = await _given(call, body, body.input)
     encoding.check_dimensions(body.dimensions, [_OUTPUT[body.task]], 'ask for the task "embed"')
     answer = await call.wait_for(_embed(encoding, body, inputs, _OUTPUT[body.task]))
@@ -110,6 +106,12 @@ async def pooling(call: Call) -> Response:
         "usage": _usage(answer.read.tokens),
     }
     return rows_response(said, answer.rows)
+
+
+def _schema(given: dict[str, Any]) -> type[PluginBody | PoolingBody]:
+    if "messages" in given:
+        raise RequestError("messages are not taken: the model reads texts, in `input`", param="messages")
+    return PluginBody if "data" in given else PoolingBody
 
 
 async def _plugin(call: Call, body: PluginBody) -> Response:

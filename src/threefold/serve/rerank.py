@@ -54,12 +54,16 @@ class RerankBody(BaseModel):
 
 async def tei_or_vllm(call: Call) -> Response:
     """`POST /rerank`."""
-    raw = await call.raw()
-    given = await call.parse_any(raw)
-    if "texts" in given or "documents" not in given:
-        return await _tei(call, await call.parse(TeiRerankBody, raw))
-    call.dialect = "vllm"
-    body = await call.parse(RerankBody, raw)
+
+    def schema(given: dict[str, Any]) -> type[TeiRerankBody | RerankBody]:
+        if "texts" in given or "documents" not in given:
+            return TeiRerankBody
+        call.dialect = "vllm"  # also of what is wrong with the body
+        return RerankBody
+
+    body = await call.read_by(schema)
+    if isinstance(body, TeiRerankBody):
+        return await _tei(call, body)
     texts, judgement = await _judge(call, body)
     results = [
         {"index": i, "document": {"text": texts[i], "multi_modal": None}, "relevance_score": judgement.unit[i]}

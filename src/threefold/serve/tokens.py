@@ -45,11 +45,16 @@ class DecodeBody(TeiBody):
 
 async def tokenize(call: Call) -> Response:
     """`POST /tokenize`, of TEI or of vLLM: `inputs` or `prompt`."""
-    raw = await call.raw()
-    if "prompt" in await call.parse_any(raw):
-        call.dialect = "vllm"
-        return await _tokenize_for_vllm(call, await call.parse(VllmTokenizeBody, raw))
-    body = await call.parse(TokenizeBody, raw)
+
+    def schema(given: dict[str, Any]) -> type[VllmTokenizeBody | TokenizeBody]:
+        if "prompt" not in given:
+            return TokenizeBody
+        call.dialect = "vllm"  # also of what is wrong with the body
+        return VllmTokenizeBody
+
+    body = await call.read_by(schema)
+    if isinstance(body, VllmTokenizeBody):
+        return await _tokenize_for_vllm(call, body)
     texts = inputs_of(body.inputs, "inputs", call.server.config.max_inputs, ids_allowed=False).texts
     prompt = (await call.server.encoder(call)).prompt(body.prompt_name)
     return wire.json_response(await _tokenized(call, [prompt + text for text in texts], body.add_special_tokens))

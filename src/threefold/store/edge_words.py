@@ -24,6 +24,7 @@ from qdrant_edge import (
 
 from threefold.config import Manifest
 from threefold.store.check import stored
+from threefold.store.points import plain_vector
 from threefold.types import Encoded, Representation
 
 #: Dense vectors are kept as float16: scores of unit vectors are within 1e-4 of float32 at 384 and 1,024
@@ -67,13 +68,8 @@ def edge_config(manifest: Manifest) -> EdgeConfig:
 
 
 def edge_vector(representation: Representation, vectors: Encoded, i: int) -> Any:
-    """One vector of text i as the engine takes it: plain lists, which it converts faster than arrays."""
-    if representation == "dense" and vectors.dense is not None:
-        return vectors.dense[i].tolist()
-    if representation == "sparse" and vectors.sparse is not None:
-        ids, weights = vectors.sparse[i]
-        return SparseVector(ids.tolist(), weights.tolist())
-    return None if vectors.multi is None else vectors.multi[i].tolist()
+    """One vector of text i as the engine takes it."""
+    return plain_vector(representation, vectors, i, SparseVector)
 
 
 def edge_point(manifest: Manifest, point: str, payload: dict[str, Any], vectors: Encoded, i: int) -> Point:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 
@@ -16,30 +15,21 @@ from threefold.score.multi import maxsim
 from threefold.score.sparse import sparse_scores
 from threefold.store.check import check_batch, check_query, check_search, stored, unknown_chunk
 from threefold.store.filters import matches
+from threefold.store.managed import Managed
 from threefold.store.payload import to_payload
 from threefold.store.protocol import Scored
 from threefold.types import Chunk, Encoded, Floats, Representation
 
 
-class MemoryStore:
+class MemoryStore(Managed):
     """Everything in RAM, uncompressed; gone when the process ends. Each search looks at every chunk."""
 
     def __init__(self, manifest: Manifest) -> None:
-        self._manifest = manifest
+        super().__init__(manifest)
         self._chunks: dict[str, Chunk] = {}
         self._vectors: dict[str, Encoded] = {}
         self._lock = threading.RLock()
         self._closed = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @property
-    def manifest(self) -> Manifest:
-        return self._manifest
 
     def upsert(self, chunks: Sequence[Chunk], vectors: Encoded) -> None:
         with self._opened():

@@ -7,10 +7,10 @@ own words. What they return has the same attributes in both: `id`, `payload`, an
 from __future__ import annotations
 
 import dataclasses
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from threefold.errors import InputError, StoreError
 from threefold.store.check import batches, check_batch, check_query, check_search, sizes_bytes, stored, unknown_chunk
 from threefold.store.filters import Dialect, translate
 from threefold.store.folder import FORMAT_VERSION
+from threefold.store.managed import Managed
 from threefold.store.payload import from_payload, point_id, to_payload
 from threefold.store.protocol import Scored
 from threefold.store.ties import best
@@ -31,25 +32,12 @@ C = TypeVar("C")
 Offset = Any
 
 
-class PointStore(ABC, Generic[C]):
+class PointStore(Managed, Generic[C]):
     """A collection of points; `C` is a condition in the words of the engine."""
 
     _words: Dialect[C]
     #: One vector of text i as the engine takes it.
     _vector: Callable[[Representation, Encoded, int], Any]
-
-    def __init__(self, manifest: Manifest) -> None:
-        self._manifest = manifest
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @property
-    def manifest(self) -> Manifest:
-        return self._manifest
 
     # ---- what a store can do; see `protocol.Store` ---------------------------------------------------------
 
@@ -117,9 +105,6 @@ class PointStore(ABC, Generic[C]):
     def count(self, where: Filter | None = None) -> int:
         return self._count(self._condition(where))
 
-    @abstractmethod
-    def close(self) -> None: ...
-
     def _condition(self, where: Filter | None) -> C | None:
         return None if where is None else translate(where, self._words)
 
@@ -174,6 +159,18 @@ class PointStore(ABC, Generic[C]):
 
     @abstractmethod
     def _count(self, condition: C | None) -> int: ...
+
+
+def plain_vector(
+    representation: Representation, vectors: Encoded, i: int, sparse: Callable[[list[int], list[float]], Any]
+) -> Any:
+    """One vector of text i in plain lists, which engines convert faster than arrays; `sparse` makes theirs of two."""
+    if representation == "dense" and vectors.dense is not None:
+        return vectors.dense[i].tolist()
+    if representation == "sparse" and vectors.sparse is not None:
+        ids, weights = vectors.sparse[i]
+        return sparse(ids.tolist(), weights.tolist())
+    return None if vectors.multi is None else vectors.multi[i].tolist()
 
 
 def named_manifest(manifest: Manifest, engine: str, where: object) -> Manifest:

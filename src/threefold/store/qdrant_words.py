@@ -10,6 +10,7 @@ from qdrant_client import models
 from threefold.config import Manifest
 from threefold.store.check import stored
 from threefold.store.payload import point_id
+from threefold.store.points import plain_vector
 from threefold.types import Encoded, Representation
 
 _MULTI_DATATYPE = {"float16": "float16", "int8": "turbo8", "int4": "turbo4"}
@@ -35,12 +36,9 @@ def vectors_config(manifest: Manifest) -> dict[str, models.VectorParams]:
 
 def qdrant_vector(representation: Representation, vectors: Encoded, i: int) -> Any:
     """One vector of text i as the server takes it."""
-    if representation == "dense" and vectors.dense is not None:
-        return vectors.dense[i].tolist()
-    if representation == "sparse" and vectors.sparse is not None:
-        ids, weights = vectors.sparse[i]
-        return models.SparseVector(indices=ids.tolist(), values=weights.tolist())
-    return None if vectors.multi is None else vectors.multi[i].tolist()
+    return plain_vector(
+        representation, vectors, i, lambda ids, weights: models.SparseVector(indices=ids, values=weights)
+    )
 
 
 def qdrant_point(manifest: Manifest, payload: dict[str, Any], vectors: Encoded, i: int) -> models.PointStruct:
