@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,15 @@ import pytest
 INTERRUPTED_IMPORT = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit('still here')\n"
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """Processes that are started hear Ctrl-C, also where the tests run in the background of a shell and do not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("program", [("-m", "threefold"), ("-c", "from threefold.cli.main import entry; entry()")])
 def test_ctrl_c_while_the_commands_are_imported_is_quiet(program: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "typer.py").write_text(INTERRUPTED_IMPORT, encoding="utf-8")
