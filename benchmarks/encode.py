@@ -2,6 +2,7 @@
 
     python benchmarks/encode.py [--size full] [--passages 64] [--rounds 3] [--contenders "threefold bfloat16,..."]
     python benchmarks/encode.py --device cuda --passages 2048                 # on a GPU, against its peers there
+    python benchmarks/encode.py --limit avx2     # as on a processor with fewer instructions
     python benchmarks/encode.py --quick          # a small network, a minute or two; shows the method, not the product
 
 Every contender is a process of its own with all cores to itself in turn: in each round each contender runs each
@@ -27,7 +28,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from encode_peers import CONTENDERS, DENSE
+from encode_peers import CONTENDERS, DENSE, Contender
+from limited import LIMITS, UNLIMITED, limit
 from machine import machine
 from random_checkpoint import SIZES, VOCAB, checkpoint
 
@@ -64,8 +66,9 @@ def tokens_of(texts: list[str]) -> int:
 # ---- one contender at a time -----------------------------------------------------------------------------
 
 
-def serve(pipe: Connection, name: str, folder: str, device: str) -> None:
+def serve(pipe: Connection, name: str, folder: str, device: str, limited: str) -> None:
     """One contender in its own process: load, then time what it is told to."""
+    limit(limited)
     try:
         start = time.perf_counter()
         contender = CONTENDERS[device][name]
@@ -89,8 +92,16 @@ def serve(pipe: Connection, name: str, folder: str, device: str) -> None:
 class Field:
     """The contenders, each in its process, waiting."""
 
-    def __init__(self, names: list[str], folder: str, numbers: set[str], device: str = "cpu") -> None:
-        self.contenders = CONTENDERS[device]
+    def __init__(
+        self,
+        contenders: dict[str, Contender],
+        names: list[str],
+        folder: str,
+        numbers: set[str],
+        device: str,
+        limited: str,
+    ) -> None:
+        self.contenders = contenders
         self.workers: dict[str, tuple[Any, Any]] = {}
         self.opening: dict[str, float] = {}
         self.absent: dict[str, str] = {}
@@ -100,11 +111,14 @@ class Field:
             if self.contenders[name].missing:
                 self.absent[name] = self.contenders[name].missing
                 continue
+            if limited and self.contenders[name].needs in UNLIMITED:
+                self.absent[name] = f"cannot be limited to {limited}"
+                continue
             if self.contenders[name].numbers not in numbers:
                 self.absent[name] = f"there are no instructions for {self.contenders[name].numbers} here"
                 continue
             ours, theirs = context.Pipe()
-            process = context.Process(target=serve, args=(theirs, name, folder, device), daemon=True)
+            process = context.Process(target=serve, args=(theirs, name, folder, device, limited), daemon=True)
             process.start()
             answer = ours.recv()
             if isinstance(answer, str):
@@ -212,23 +226,28 @@ def main() -> None:
     options.add_argument("--patience", type=float, default=30.0, help="seconds after which a job is not repeated")
     options.add_argument("--workloads", default="ABCD")
     options.add_argument("--device", choices=CONTENDERS, default="cpu")
+    options.add_argument("--limit", choices=LIMITS, default="", help="leave instructions of this processor unused")
     options.add_argument("--contenders", default="", help="names, with commas between; all that are installed")
     options.add_argument("--quick", action="store_true")
     options.add_argument("--output", type=Path, default=None)
     args = options.parse_args()
     if args.quick:
         args.size, args.passages, args.longest, args.rounds = "small", 32, 1024, 2
-    known = CONTENDERS[args.device]
+    limit(args.limit)
+    known = dict(CONTENDERS[args.device])
     names = [name.strip() for name in args.contenders.split(",")] if args.contenders else list(known)
     if unknown := [name for name in names if name not in known]:
         options.error(f"no contender {unknown[0]!r}; known are {', '.join(known)}")
     rates = matrix_rates() if args.device == "cpu" else gpu_rates()
+    if "bfloat16" not in rates:  # our kernels then multiply weights in bfloat16 by states in float32
+        known["threefold bfloat16"] = known["threefold bfloat16"]._replace(numbers="float32")
     jobs = {key: texts for key, texts in workloads(args.passages, args.longest).items() if key in args.workloads}
-    field = Field(names, str(checkpoint(args.size)), set(rates), args.device)
+    field = Field(known, names, str(checkpoint(args.size)), set(rates), args.device, args.limit)
     hidden, layers, _, ffn = SIZES[args.size]
     result: dict[str, Any] = {
         "size": args.size,
         "device": args.device,
+        "limit": args.limit,
         "rounds": args.rounds,
         "tokens": {key: tokens_of(texts) for key, texts in jobs.items()},
         "flops_per_token": 2 * layers * (4 * hidden * hidden + 2 * hidden * ffn),
@@ -238,17 +257,17 @@ def main() -> None:
         "absent": field.absent,
         **machine(),
     }
-    suffix = "" if args.device == "cpu" else f"-{args.device}"
+    suffix = "".join(f"-{part}" for part in (args.limit, args.device) if part not in ("", "cpu"))
     output = args.output or ROOT / "results" / f"encode-{args.size}{suffix}.json"
     output.parent.mkdir(exist_ok=True)
     for result["seconds"] in alternate(field, jobs, args.rounds, args.patience):
         output.write_text(json.dumps(result, indent=1) + "\n")  # an interrupted run keeps what it has
     field.close()
-    show(result)
+    show(result, known)
     print(json.dumps(result))
 
 
-def show(result: dict[str, Any]) -> None:
+def show(result: dict[str, Any], contenders: dict[str, Contender]) -> None:
     print(
         "\nmatrix products: " + ", ".join(f"{name} {rate:,} GFLOP/s" for name, rate in result["matrix_gflops"].items())
     )
@@ -259,7 +278,7 @@ def show(result: dict[str, Any]) -> None:
         base = statistics.median(next(iter(found.values())))
         for name, times in found.items():
             median = statistics.median(times)
-            rate = 1e9 * result["matrix_gflops"][CONTENDERS[result["device"]][name].numbers]
+            rate = 1e9 * result["matrix_gflops"][contenders[name].numbers]
             use = result["flops_per_token"] * tokens / median / rate
             spread = (max(times) - min(times)) / median / 2
             print(

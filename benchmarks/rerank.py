@@ -209,6 +209,7 @@ def main() -> None:
     parser.add_argument("--precision", action="append", help="of ours; float32 and bfloat16")
     parser.add_argument("--output", type=Path, default=ROOT / "results" / "rerank.json")
     options = parser.parse_args()
+    from threefold.encoder.network import NetworkConfig
     from threefold.encoder.precision import choose_device, choose_precision
 
     folder = checkpoint(options.size)
@@ -221,7 +222,7 @@ def main() -> None:
     names += [f"FlagReranker, batch {batch}" for batch in options.batch or [128, 16]]
     report = machine() | {"size": options.size, "passages": len(texts), "tokens": int(lengths.sum())}
     rows = summary(run(folder, names, texts, options.rounds), int(lengths.sum()), float(flops))
-    auto = f"threefold {choose_precision('auto', choose_device('cpu'))}"
+    auto = f"threefold {choose_precision('auto', choose_device('cpu'), NetworkConfig())}"
     mine = next((row for row in rows if row["contender"] == auto), rows[0])
     best = min(row["median_s"] for row in rows if row["contender"].startswith("FlagReranker"))
     for row in rows:

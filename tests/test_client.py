@@ -272,6 +272,43 @@ def test_what_is_not_an_address_is_refused_at_once(kind: type[Client | AsyncClie
         kind(address)
 
 
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"timeout_s": -1}, "timeout_s must be a number of seconds above 0; got -1"),
+        ({"timeout_s": float("nan")}, "timeout_s must be a number of seconds above 0; got nan"),
+        ({"timeout_s": float("inf")}, "timeout_s must be a number of seconds above 0; got inf"),
+        ({"retries": -1}, "retries and max_wait_s must be at least 0; got -1 and 120"),
+        ({"max_wait_s": float("nan")}, "at least 0; got 5 and nan"),
+        ({"api_key": "ключ"}, "no header can carry it"),
+        ({"api_key": "two words\n"}, "no header can carry it"),
+    ],
+)
+def test_what_no_request_could_be_sent_with_is_refused_at_once(
+    kind: type[Client | AsyncClient], told: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        kind("http://127.0.0.1:8000", **told)
+
+
+def test_a_closed_client_says_so(url: str) -> None:
+    client = Client(url)
+    client.close()
+    with pytest.raises(InputError, match=r"this client is closed\. Make another"):
+        client.embed(["fox"])
+    with pytest.raises(InputError, match="this client is closed"):
+        client.collection("some").add([Document("1", "fox")])
+
+    async def ask() -> None:
+        async with AsyncClient(url) as later:
+            pass
+        await later.embed(["fox"])
+
+    with pytest.raises(InputError, match="this client is closed"):
+        asyncio.run(ask())
+
+
 @pytest.mark.parametrize("answer", ["<html>hello", "", "[]", '{"results": [{}]}', '{"results": 5}'])
 def test_a_good_status_with_something_else_says_what_came(answer: str) -> None:
     script = Scripted(httpx.Response(200, text=answer), httpx.Response(200, text=answer or "5"))

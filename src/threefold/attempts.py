@@ -5,8 +5,11 @@ Nothing is repeated that the server may still be working at, and nothing that wo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from math import inf
+from typing import Final
 
 import httpx
 
@@ -14,6 +17,8 @@ from threefold.errors import DeadlineError, InputError, ServeError, UnavailableE
 
 #: Seconds before a broken connection is tried again: the first time (it doubles).
 AGAIN_S = 0.5
+#: What a header can carry of a key.
+_KEY: Final = re.compile("[!-~]+")
 #: What is tried again. Not a server that is slow: it may still be working at what it was sent.
 _BROKEN = (
     httpx.ConnectTimeout,
@@ -32,7 +37,9 @@ class Attempts:
     """
 
     def __init__(self, timeout_s: float, retries: int, max_wait_s: float) -> None:
-        self.timeout_s = timeout_s
+        self.timeout_s = patience(timeout_s)
+        if retries < 0 or not max_wait_s >= 0:
+            raise InputError(f"retries and max_wait_s must be at least 0; got {retries} and {max_wait_s}")
         self.retries = retries
         self.max_wait_s = max_wait_s
 
@@ -71,8 +78,17 @@ def address(base_url: str) -> httpx.URL:
     return url
 
 
+def patience(timeout_s: float) -> float:
+    """Refused where no server could answer in time, or is waited for without end."""
+    if not 0 < timeout_s < inf:
+        raise InputError(f"timeout_s must be a number of seconds above 0; got {timeout_s}")
+    return timeout_s
+
+
 def headers(api_key: str | None) -> dict[str, str]:
     """What every request says."""
+    if api_key and not _KEY.fullmatch(api_key):
+        raise InputError("the api_key has spaces or characters that are not ASCII: no header can carry it")
     return {"authorization": f"Bearer {api_key}"} if api_key else {}
 
 

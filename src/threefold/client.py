@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Generic, Self, TypeVar
 
 from threefold import remote
@@ -70,6 +71,13 @@ class _Told(Generic[Http, Transport]):
         )
         self._served: Served | None = None
 
+    @contextmanager
+    def _our_errors(self) -> Iterator[None]:
+        if self._http.is_closed:
+            raise InputError("this client is closed. Make another")
+        with self._attempts.our_errors():
+            yield
+
 
 class Client(_Told[httpx.Client, httpx.BaseTransport]):
     """A server, through blocking calls. May be shared between threads; a context manager.
@@ -97,7 +105,7 @@ class Client(_Told[httpx.Client, httpx.BaseTransport]):
         """One request, repeated as the server says."""
 
         def once() -> T:
-            with self._attempts.our_errors():
+            with self._our_errors():
                 return _checked(self._http.request(ask.method, ask.path, content=ask.content, headers=JSON), ask)
 
         return self._repeated(once)
@@ -178,7 +186,7 @@ class Client(_Told[httpx.Client, httpx.BaseTransport]):
 
     def _stream(self, path: str, documents: Documents, progress: Progress | None) -> dict[str, Any]:
         lines = (remote.document_line(document) for document in documents)
-        with self._attempts.our_errors(), self._http.stream("POST", path, content=lines) as response:
+        with self._our_errors(), self._http.stream("POST", path, content=lines) as response:
             if response.status_code >= 300:
                 response.read()
                 raise _refused(response)
@@ -243,7 +251,7 @@ class AsyncClient(_Told[httpx.AsyncClient, httpx.AsyncBaseTransport]):
         """One request, repeated as the server says."""
 
         async def once() -> T:
-            with self._attempts.our_errors():
+            with self._our_errors():
                 return _checked(await self._http.request(ask.method, ask.path, content=ask.content, headers=JSON), ask)
 
         return await self._repeated(once)
@@ -331,7 +339,7 @@ class AsyncClient(_Told[httpx.AsyncClient, httpx.AsyncBaseTransport]):
     async def _stream(
         self, path: str, documents: Documents | AsyncDocuments, progress: Progress | None
     ) -> dict[str, Any]:
-        with self._attempts.our_errors():
+        with self._our_errors():
             async with self._http.stream("POST", path, content=_lines(documents)) as response:
                 if response.status_code >= 300:
                     await response.aread()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from threefold.encoder import bench as subject
 from threefold.encoder.bench import Measured, bench, fidelity, passages, usual_precisions
@@ -43,13 +44,21 @@ def test_passages_are_the_same_for_a_seed_and_of_mixed_lengths() -> None:
     assert min(lengths) < 250 < 600 < max(lengths) <= 2000
 
 
-@pytest.mark.parametrize(("fast", "expected"), [(True, ("float32", "bfloat16")), (False, ("float32",))])
+@pytest.mark.parametrize(
+    ("fast", "why_not_native", "expected"),
+    [
+        (True, "no AVX2", ("float32", "bfloat16")),
+        (False, "", ("float32", "bfloat16")),
+        (False, "no AVX2", ("float32",)),
+    ],
+)
 def test_what_would_be_emulated_is_not_measured(
-    fast: bool, expected: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    fast: bool, why_not_native: str, expected: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subject, "fast_bfloat16", lambda: fast)
+    monkeypatch.setattr(subject, "status", lambda: why_not_native)
     monkeypatch.setattr(subject, "has_int8", lambda: False)
-    assert usual_precisions() == expected
+    assert usual_precisions(torch.device("cpu")) == expected
 
 
 def test_nothing_to_measure_is_refused() -> None:

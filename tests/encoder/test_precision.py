@@ -16,6 +16,7 @@ from tests.encoder.checkpoints import bge_m3
 from tests.encoder.test_encoder import TEXTS
 from tests.fakes import CORPUS
 
+from threefold.encoder import native
 from threefold.encoder import precision as subject
 from threefold.encoder.attention import Layout
 from threefold.encoder.bench import fidelity, passages
@@ -48,6 +49,17 @@ def test_auto_is_what_the_processor_does_fast_and_never_int8(
     with caplog.at_level(logging.INFO):
         assert choose_precision("auto", CPU) == chosen
     assert f"precision auto: {chosen} on cpu" in caplog.text
+
+
+@pytest.mark.parametrize(("config", "chosen"), [(NetworkConfig(), "bfloat16"), (NetworkConfig(heads=64), "float32")])
+def test_auto_is_bfloat16_where_our_kernels_run_the_network(
+    config: NetworkConfig, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They need no instructions for it; heads of 16 dimensions they do not know."""
+    monkeypatch.setattr(subject, "fast_bfloat16", lambda: False)
+    monkeypatch.setattr(native, "status", lambda: "")
+    assert choose_precision("auto", CPU, config) == chosen
+    assert choose_precision("auto", CPU) == "float32"  # by PyTorch
 
 
 @pytest.mark.parametrize(
@@ -190,10 +202,14 @@ def test_float32_is_packed_and_exact(m3_folder: Path, monkeypatch: pytest.Monkey
 
 
 def test_what_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not any(packs(precision, torch.device("cuda")) for precision in ("float32", "bfloat16", "float16"))
+    config, small = NetworkConfig(), NetworkConfig(heads=64)
+    assert not any(packs(precision, torch.device("cuda"), config) for precision in ("float32", "bfloat16", "float16"))
     for name in ("has_onednn", "has_bfloat16", "has_int8"):
         monkeypatch.setattr(subject, name, lambda: False)
-    assert not any(packs(precision, CPU) for precision in ("float32", "bfloat16", "int8"))
+    monkeypatch.setattr(native, "status", lambda: "")
+    assert [packs("bfloat16", CPU, one) for one in (config, small)] == [True, False]  # by our kernels
+    monkeypatch.setattr(native, "status", lambda: "the processor has no AVX2")
+    assert not any(packs(precision, CPU, config) for precision in ("float32", "bfloat16", "int8"))
 
 
 # ---- real weights ----------------------------------------------------------------------------------------

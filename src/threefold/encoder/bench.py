@@ -19,7 +19,8 @@ import torch
 
 from threefold.encoder.encoder import Encoder
 from threefold.encoder.memory import peak_bytes
-from threefold.encoder.precision import Precision, choose_device, choose_precision, cuda_bfloat16
+from threefold.encoder.native import status
+from threefold.encoder.precision import Precision, check_precision, choose_device, cuda_bfloat16
 from threefold.encoder.products import fast_bfloat16, has_int8
 from threefold.errors import InputError, WorkerError
 from threefold.types import Encoded, Floats, Sparse
@@ -56,7 +57,7 @@ class Measured:
     weight_bytes       the weights as they are held; parts of them in pages of a file that processes share
     peak_bytes         most memory that the process ever had, Python and its libraries included; of a GPU, what it
                        took of the GPU's; 0 where unknown
-    kernels            what ran the layers: "native" or "PyTorch"
+    kernels            what ran the layers: "native" with its build, or "PyTorch"
     cosines            to float32, per representation: mean over the texts
     lowest             the lowest of those
     """
@@ -91,13 +92,13 @@ def passages(count: int = 64, seed: int = 0) -> list[str]:
     return texts
 
 
-def usual_precisions(device: torch.device | None = None) -> tuple[Precision, ...]:
-    """What is worth measuring there (None: on this CPU): emulated bfloat16 is a hundred times slower than float32."""
-    if device is not None and device.type == "cuda":
+def usual_precisions(device: torch.device) -> tuple[Precision, ...]:
+    """What is worth measuring there: emulated bfloat16 is a hundred times slower than float32."""
+    if device.type == "cuda":
         return ("float32", "float16", "bfloat16") if cuda_bfloat16(device) else ("float32", "float16")
-    if device is not None and device.type == "mps":
+    if device.type == "mps":
         return ("float32", "float16")
-    possible: dict[Precision, bool] = {"float32": True, "bfloat16": fast_bfloat16(), "int8": has_int8()}
+    possible: dict[Precision, bool] = {"float32": True, "bfloat16": fast_bfloat16() or not status(), "int8": has_int8()}
     return tuple(name for name, has in possible.items() if has)
 
 
@@ -126,7 +127,7 @@ def bench(
     place = choose_device(device)
     wanted = list(dict.fromkeys(precisions or usual_precisions(place)))
     for precision in wanted:
-        choose_precision(precision, place)  # refused now, not after the others were measured
+        check_precision(precision, place)  # refused now, not after the others were measured
     exact: Encoded | None = None
     for precision in dict.fromkeys([EXACT, *wanted]):
         if progress is not None:

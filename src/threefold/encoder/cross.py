@@ -24,6 +24,7 @@ from threefold.encoder.network import Batch
 from threefold.encoder.precision import (
     Precision,
     cast,
+    check_precision,
     choose_budget,
     choose_device,
     choose_precision,
@@ -83,12 +84,13 @@ class CrossEncoder:
     ) -> None:
         guard_children()
         self.device = choose_device(device)
-        self.precision = choose_precision(precision, self.device)
+        check_precision(precision, self.device)
         self._source = find(model, revision)
         loaded = load_cross(self._source.folder)
         self.hash = loaded.hash
         self.tokenizer = Tokenizer.load(self._source.folder)
         self._config = loaded.model.config
+        self.precision = choose_precision(precision, self.device, self._config.network)
         self.budget = choose_budget(self._config.network, self.device, budget)
         if self.tokenizer.vocab > self._config.network.vocab:
             raise CheckpointError(

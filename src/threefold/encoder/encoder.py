@@ -26,6 +26,7 @@ from threefold.encoder.model import Model
 from threefold.encoder.network import Batch
 from threefold.encoder.precision import (
     Precision,
+    check_precision,
     choose_budget,
     choose_device,
     choose_precision,
@@ -76,11 +77,12 @@ class Encoder(Front):
     ) -> None:
         guard_children()
         self.device = choose_device(device)
-        self.precision = choose_precision(precision, self.device)
+        check_precision(precision, self.device)
         if graphs and self.device.type != "cuda":
             raise InputError(f"graphs=True needs a CUDA GPU; the device is {self.device}. Leave it out elsewhere")
         source = find(model, revision)
         loaded = load(source.folder, pooling, query_prompt=query_prompt, document_prompt=document_prompt)
+        self.precision = choose_precision(precision, self.device, loaded.config.network)
         self.budget = choose_budget(loaded.config.network, self.device, budget)
         super().__init__(source, loaded, self.precision)
         self._model = prepare(loaded, self.precision, self.device)
@@ -97,9 +99,10 @@ class Encoder(Front):
 
     @property
     def kernels(self) -> str:
-        """What runs the layers: "native" (threefold's own, see docs/speed.md) or "PyTorch", and why not the former."""
+        """What runs the layers: "native" (threefold's own, see docs/speed.md) and for which instructions, or "PyTorch",
+        and why not the former."""
         if getattr(self._model.network, "native", False):
-            return "native"
+            return f"native ({native.choice()[0]})"
         if self.device.type != "cpu" or self.precision == "float32":
             return "PyTorch"
         return f"PyTorch ({native.status() or 'sizes that the native ones do not know'})"

@@ -1,12 +1,17 @@
-"""The layers of a network as one call into `c/layer.c`, on processors with AVX512-VNNI and AVX512-BF16.
+"""The layers of a network as one call into `c/layer.c`, on x86 processors with AVX2 or more.
 
 PyTorch runs a layer in some thirty operations, each of which writes its result to memory, and oneDNN's products read
 the weights for a query at half of what memory gives. Here all layers are one call: rounding, bias, GELU and residual
 run inside the products, attention inside the first cache (docs/speed.md has what that is worth).
 
-The library is compiled when threefold is installed from source and a C compiler is there (`hatch_build.py`). Without
-it, or on another processor, the products of `products.py` do the same; `status` says which it is and why.
-THREEFOLD_NATIVE=0 switches it off.
+Builds, each for the instructions that its name says:
+  avx512_bf16  states and weights in bfloat16, or int8 by VNNI
+  avx512       states in float32, weights in bfloat16, or int8 by VNNI
+  avx2         the same with half as wide vectors and without VNNI
+
+They are compiled when threefold is installed from source and a C compiler is there (`hatch_build.py`). Without them, or
+on another processor, the products of `products.py` do the same; `status` says which it is and why. THREEFOLD_NATIVE=0
+switches them off, the name of a build takes that one.
 """
 
 from __future__ import annotations
@@ -23,15 +28,16 @@ import torch
 from torch import Tensor, nn
 
 from threefold.encoder.attention import Layout
-from threefold.encoder.compiling import fingerprint
+from threefold.encoder.compiling import BUILDS, fingerprint, library_of
 from threefold.encoder.network import NetworkConfig
 from threefold.encoder.stored import Reader
-from threefold.errors import ShapeError
+from threefold.errors import ConfigError, ShapeError
 
-LIBRARY: Final = Path(__file__).parent / "c" / "layer.so"
+FOLDER: Final = Path(__file__).parent / "c"
 #: Scratch memory of more than this is given back as soon as a smaller batch comes.
 KEPT_BYTES: Final = 64 << 20
-#: Outputs in a panel of packed weights, and dimensions of a head that the kernel of attention knows.
+#: Outputs of a matrix come in multiples of this, the widest panel of packed weights; and the dimensions of a head that
+#: the kernel of attention knows.
 PANEL: Final = 64
 HEADS: Final = (32, 64)
 
@@ -59,22 +65,57 @@ class _Layer(ctypes.Structure):
     ]
 
 
+def fits(build: str) -> bool:
+    """Whether this processor has the instructions of a build."""
+    has = torch.cpu
+    if build == "avx2":
+        return has._is_avx2_supported()
+    wide = has._is_avx512_supported() and has._is_vnni_supported()
+    return wide and (build == "avx512" or has._is_avx512_bf16_supported())
+
+
 @cache
+def choice() -> tuple[str, str]:
+    """The build that runs and nothing, or nothing and why none does."""
+    asked = os.environ.get("THREEFOLD_NATIVE", "1")
+    if asked not in ("0", "1", *BUILDS):
+        raise ConfigError(f"THREEFOLD_NATIVE must be 0, 1, {', '.join(BUILDS)}; got {asked!r}")
+    if asked == "0":
+        return "", "switched off by THREEFOLD_NATIVE=0"
+    if asked == "1" and (why := _left_to_pytorch()):
+        return "", why
+    build = next((build for build in ([asked] if asked != "1" else BUILDS) if fits(build)), None)
+    if build is None:
+        return "", f"the processor cannot run {asked}"
+    return ("", why) if (why := _missing(build)) else (build, "")
+
+
 def status() -> str:
     """Empty where the kernels run, else why they do not."""
-    if os.environ.get("THREEFOLD_NATIVE", "1") == "0":
-        return "switched off by THREEFOLD_NATIVE=0"
-    if not (torch.cpu._is_avx512_bf16_supported() and torch.cpu._is_vnni_supported()):
-        return "the processor has no AVX512-BF16 and AVX512-VNNI"
+    return choice()[1]
+
+
+def _left_to_pytorch() -> str:
+    """Empty, or what PyTorch's products do better on this processor."""
     if torch.cpu._is_amx_tile_supported():
         return "the processor has AMX, which oneDNN's products use"
-    if not LIBRARY.is_file():
+    if not torch.cpu._is_avx2_supported():
+        return "the processor has no AVX2"
+    if torch.cpu._is_avx512_supported() and not torch.cpu._is_vnni_supported():
+        return "the processor has AVX512 without VNNI, which oneDNN's products use"
+    return ""
+
+
+def _missing(build: str) -> str:
+    """Empty, or why the library of a build cannot be used."""
+    library = library_of(FOLDER, build)
+    if not library.is_file():
         return "not compiled: no C compiler that knows these instructions was there when threefold was installed"
     try:
-        made_of = _library().threefold_sources().decode()
+        made_of = _library(build).threefold_sources().decode()
     except (OSError, AttributeError) as error:  # not a library, of another system, or too old
         return f"cannot be loaded: {error}"
-    if made_of != fingerprint(LIBRARY.parent):
+    if made_of != fingerprint(FOLDER):
         return "compiled from other sources than these: install threefold again (pip install -e .)"
     return ""
 
@@ -86,8 +127,8 @@ def runs(config: NetworkConfig) -> bool:
 
 
 @cache
-def _library() -> ctypes.CDLL:
-    library = ctypes.CDLL(str(LIBRARY))
+def _library(build: str) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(library_of(FOLDER, build)))
     number, address = ctypes.c_int, ctypes.c_void_p
     for name, result, arguments in (
         ("sources", ctypes.c_char_p, []),
@@ -101,11 +142,15 @@ def _library() -> ctypes.CDLL:
 
 
 class NativeLayers(nn.Module):
-    """All layers. They overwrite their input, states (T, d) in float32."""
+    """All layers. They overwrite their input, states (T, d) in float32.
 
-    def __init__(self, config: NetworkConfig, read: Reader, int8: bool) -> None:
+    build  by which they run; empty: the one that is best here
+    """
+
+    def __init__(self, config: NetworkConfig, read: Reader, int8: bool, build: str = "") -> None:
         super().__init__()
         self.config = config
+        self.build = build or choice()[0]
         self._tensors: list[Tensor] = []
         self._layers = (_Layer * config.layers)(*(self._layer(read, f"layers.{i}", int8) for i in range(config.layers)))
 
@@ -125,7 +170,7 @@ class NativeLayers(nn.Module):
         rows = rows.contiguous()
         packed = torch.empty_like(rows)
         outputs, inputs = rows.shape
-        _library().threefold_pack(rows.data_ptr(), outputs, inputs, int(int8), packed.data_ptr())
+        _library(self.build).threefold_pack(rows.data_ptr(), outputs, inputs, int(int8), packed.data_ptr())
         scale = 0 if scales is None else self._kept(scales.float().contiguous())
         return _Matrix(self._kept(packed), scale, self._numbers(read, f"{name}.bias"), outputs, inputs)
 
@@ -165,7 +210,7 @@ class NativeLayers(nn.Module):
         return x
 
     def _run(self, x: Tensor, layout: Layout, first: int, count: int) -> None:
-        library, texts = _library(), len(layout.offsets) - 1
+        library, texts = _library(self.build), len(layout.offsets) - 1
         layers = ctypes.byref(self._layers, first * ctypes.sizeof(_Layer))
         offsets = layout.offsets.ctypes.data
         scratch = _scratch.of(library.threefold_scratch(layers, offsets, texts))

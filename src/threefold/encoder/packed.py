@@ -2,8 +2,8 @@
 
 Built straight from the tensors of a checkpoint: the word table (half of bge-m3) stays in the mapped file, where all
 processes share its pages, and only the rows of a batch are read; each matrix of the layers is packed as it comes.
-Embeddings and norms stay in float; beside int8 products activations are bfloat16 where the processor has it, else
-float32. Where the kernels of `native.py` run, all layers are one call of theirs, and states stay float32 on the way.
+Embeddings and norms stay in float. Where the kernels of `native.py` run, all layers are one call of theirs, and states
+stay float32 on the way.
 
 Letters: T tokens of all texts in the batch, d hidden size, f feed-forward size.
 """
@@ -29,11 +29,12 @@ from threefold.encoder.stored import Reader, Stored
 INNER_BYTES = 8 << 20
 
 
-def activations(precision: str) -> torch.dtype:
-    """In which numbers states travel between the products."""
-    if precision == "int8":
-        return torch.bfloat16 if fast_bfloat16() else torch.float32
-    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+def activations(precision: str, native: bool = False) -> torch.dtype:
+    """In which numbers states travel between PyTorch's products. Where bfloat16 would be emulated, those beside int8
+    products or our own kernels are float32."""
+    if precision == "float32" or (not fast_bfloat16() and (native or precision == "int8")):
+        return torch.float32
+    return torch.bfloat16
 
 
 class PackedNetwork(Network):
@@ -42,8 +43,8 @@ class PackedNetwork(Network):
     def __init__(self, config: NetworkConfig, read: Reader, precision: str) -> None:
         nn.Module.__init__(self)
         self.config = config
-        self.dtype = activations(precision)
         self.native = precision != "float32" and native.runs(config)
+        self.dtype = activations(precision, self.native)
         self.tables = nn.ModuleDict({name: _Table(read(f"{name}.weight")) for name in ("words", "positions", "types")})
         self.first_norm = _Norm(read, "norm", config.norm_eps)
         if self.native:

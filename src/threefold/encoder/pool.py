@@ -30,7 +30,14 @@ from threefold.encoder.checkpoint import load
 from threefold.encoder.encoder import Encoder
 from threefold.encoder.front import Front, Progress
 from threefold.encoder.gathering import Gathering
-from threefold.encoder.precision import Precision, choose_budget, choose_device, choose_precision
+from threefold.encoder.network import NetworkConfig
+from threefold.encoder.precision import (
+    Precision,
+    check_precision,
+    choose_budget,
+    choose_device,
+    choose_precision,
+)
 from threefold.encoder.sources import find
 from threefold.encoder.transfer import is_lost
 from threefold.encoder.workers import Workers
@@ -96,7 +103,8 @@ class EncoderPool(Front):
         threads: int | None = None,
     ) -> None:
         self.devices = _devices(devices, processes)
-        self.precision = _precision(precision, self.devices)
+        for device in self.devices:
+            check_precision(precision, torch.device(device))
         on_cpu = all(device == "cpu" for device in self.devices)
         if threads is not None and threads < 1:
             raise InputError(f"threads must be at least 1; got {threads}")
@@ -104,6 +112,7 @@ class EncoderPool(Front):
             threads = max(1, _cores() // len(self.devices))
         source = find(model, revision)
         loaded = load(source.folder, pooling, query_prompt=query_prompt, document_prompt=document_prompt)
+        self.precision = _precision(precision, self.devices, loaded.config.network)
         super().__init__(source, loaded, self.precision)  # prompts are put here: the processes are given tokens
         budgets = [choose_budget(self.config.network, torch.device(device), budget) for device in self.devices]
         self.budget = max(budgets)  # of what a process is given at a time; each cuts it into its own
@@ -251,9 +260,9 @@ def _devices(devices: Sequence[str] | None, processes: int | None) -> tuple[str,
     return tuple(str(choose_device(device)) for device in devices)
 
 
-def _precision(precision: Precision, devices: Sequence[str]) -> Precision:
+def _precision(precision: Precision, devices: Sequence[str], config: NetworkConfig) -> Precision:
     """One for all: a text must not get another vector because another device was free."""
-    found = sorted({choose_precision(precision, torch.device(device)) for device in devices})
+    found = sorted({choose_precision(precision, torch.device(device), config) for device in devices})
     if len(found) > 1:
         raise InputError(f"these devices prefer {' and '.join(found)}; say one precision for all, such as {found[0]!r}")
     return found[0]  # type: ignore[return-value]

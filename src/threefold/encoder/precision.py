@@ -1,9 +1,10 @@
 """Where and in which numbers the network runs. `auto` takes what the processor multiplies fastest, and says so.
 
 float32   exact reference
-bfloat16  weights and activations in 16 bits, norms and sums inside in 32; needs AVX512-BF16, AMX or a GPU to be fast
-int8      CPUs only: matrices of the layers in int8 with a scale per row, activations in uint8 with a scale per token;
-          tables, norms, attention and heads stay in float. Half the memory of bfloat16; fast with VNNI or AMX
+bfloat16  weights and activations in 16 bits, norms and sums inside in 32: needs AVX512-BF16, AMX or a GPU. Our kernels
+          for other processors keep activations in float32: as many products, half of the weights to read
+int8      CPUs only: matrices of the layers in int8 with a scale per row, activations in int8 with a scale per token;
+          tables, norms, attention and heads stay in float. Half the memory of bfloat16
 float16   GPUs only: on CPUs it is emulated
 
 `auto` never chooses int8, whose vectors differ enough to be seen in some ranking (docs/speed.md has the figures): a
@@ -19,6 +20,7 @@ from typing import Final, Literal, TypeVar
 import torch
 from torch import nn
 
+from threefold.encoder import native
 from threefold.encoder.checkpoint import Loaded, empty
 from threefold.encoder.model import Model
 from threefold.encoder.native import NativeLayers
@@ -60,13 +62,19 @@ def choose_device(device: str) -> torch.device:
     return chosen
 
 
-def choose_precision(precision: str, device: torch.device) -> str:
-    """The precision to run in; `auto` is bfloat16 where there are instructions for it, else float16 on a CUDA GPU and
-    float32 elsewhere."""
+def choose_precision(precision: str, device: torch.device, config: NetworkConfig | None = None) -> str:
+    """The precision to run in. `auto` is bfloat16 where there are instructions for it or our kernels run a network of
+    this configuration (None: PyTorch will), else float16 on a CUDA GPU and float32 elsewhere."""
+    check_precision(precision, device)
     if precision == "auto":
-        precision = _fastest(device)
+        precision = _fastest(device, config)
         log.info("precision auto: %s on %s", precision, device)
-    if precision not in (*_TYPES, "int8"):
+    return precision
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Refuse what the device cannot do, before a model is looked for."""
+    if precision not in ("auto", *_TYPES, "int8"):
         raise InputError(f"unknown precision {precision!r}; use auto, {', '.join(_TYPES)} or int8")
     if precision == "float16" and device.type == "cpu":
         raise InputError("float16 on a CPU is emulated and slow; use bfloat16 or float32")
@@ -76,7 +84,6 @@ def choose_precision(precision: str, device: torch.device) -> str:
         raise InputError(f"int8 runs on CPUs, and the device is {device}; use bfloat16 or float16")
     if precision == "int8" and not has_int8():
         raise InputError(f"int8 needs oneDNN, which PyTorch lacks on {platform.machine()}; use bfloat16 or float32")
-    return precision
 
 
 def choose_budget(config: NetworkConfig, device: torch.device, budget: int | None = None) -> int:
@@ -98,26 +105,29 @@ def cuda_bfloat16(device: torch.device) -> bool:
     return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def _fastest(device: torch.device) -> str:
+def _fastest(device: torch.device, config: NetworkConfig | None) -> str:
     if device.type == "cuda":
         return "bfloat16" if cuda_bfloat16(device) else "float16"
-    return "bfloat16" if device.type == "cpu" and fast_bfloat16() else "float32"
+    fast = device.type == "cpu" and (fast_bfloat16() or (config is not None and native.runs(config)))
+    return "bfloat16" if fast else "float32"
 
 
-def packs(precision: str, device: torch.device) -> bool:
-    """Whether this precision runs on a `PackedNetwork`."""
+def packs(precision: str, device: torch.device, config: NetworkConfig) -> bool:
+    """Whether a network in this precision runs as a `PackedNetwork`."""
     if device.type != "cpu":
         return False
-    return {"int8": has_int8(), "bfloat16": has_bfloat16(), "float32": has_onednn()}.get(precision, False)
+    if precision == "bfloat16":
+        return has_bfloat16() or native.runs(config)
+    return {"int8": has_int8(), "float32": has_onednn()}.get(precision, False)
 
 
 def prepare(loaded: Loaded, precision: str, device: torch.device) -> Model:
     """The model of a checkpoint, ready to run; only what this precision needs is read from the file."""
-    if not packs(precision, device):
+    if not packs(precision, device, loaded.config.network):
         return cast(loaded.model, precision, device)
     model = empty(Model, loaded.config)
-    model.network = PackedNetwork(loaded.config.network, lambda name: loaded.stored(f"network.{name}"), precision)
-    dtype = activations(precision)
+    network = PackedNetwork(loaded.config.network, lambda name: loaded.stored(f"network.{name}"), precision)
+    model.network, dtype = network, network.dtype
     heads = {name: loaded.stored(f"heads.{name}").to(dtype) for name in model.heads.state_dict()}
     model.heads.load_state_dict(heads, assign=True)
     return model.eval().requires_grad_(False)
@@ -125,7 +135,7 @@ def prepare(loaded: Loaded, precision: str, device: torch.device) -> Model:
 
 def cast(model: M, precision: str, device: torch.device) -> M:
     """A module in memory in this precision on this device, ready to run and without gradients."""
-    if isinstance(model, Network) and packs(precision, device):
+    if isinstance(model, Network) and packs(precision, device, model.config):
         return PackedNetwork.of(model, precision).eval()  # type: ignore[return-value]  # it is a Network
     dtype = activations(precision) if precision == "int8" else _TYPES[precision]
     return model.to(device=device, dtype=dtype).eval().requires_grad_(False)

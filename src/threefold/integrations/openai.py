@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -31,7 +30,6 @@ ATTEMPTS: Final = 5
 PATIENCE_S: Final = 30.0
 
 #: What a header can carry of a key: visible ASCII.
-_KEY: Final = re.compile("[!-~]+")
 
 log = logging.getLogger(__name__)
 
@@ -227,9 +225,7 @@ def _client(url: str, api_key: str | None, timeout_s: float) -> Any:
         import httpx
     except ImportError as error:
         raise MissingExtraError("httpx", "evaluate", "a remote endpoint") from error
-    from threefold.attempts import address, headers  # late: it needs httpx
+    from threefold.attempts import address, headers, patience  # late: it needs httpx
 
     address(url)
-    if api_key and not _KEY.fullmatch(api_key):
-        raise InputError("the key of the endpoint has spaces or characters that are not ASCII: no header can carry it")
-    return httpx.Client(base_url=url.rstrip("/") + "/", headers=headers(api_key), timeout=timeout_s)
+    return httpx.Client(base_url=url.rstrip("/") + "/", headers=headers(api_key), timeout=patience(timeout_s))

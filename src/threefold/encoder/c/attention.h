@@ -1,120 +1,164 @@
 // softmax(q k' / sqrt(head)) v of one head of one text, block by block with a running maximum (Milakov and Gimelshein
 // 2018, arXiv 1805.02867; Dao et al. 2022, arXiv 2205.14135): no table of scores, whatever the length.
 //
-// Keys and values are packed once per head of a text, padded to whole panels of 64 keys; those of a text that is one
-// block of queries where they are used:
-//   keys    [keys / 64][head / 2][64][2]   weights of the product q k'
-//   values  [keys / 2][head][2]            weights of the product p v
+// Keys and values are packed once per head of a text, padded to whole panels of keys; those of a text that is one
+// block of queries where they are used. A group is one state in float32, or two in bfloat16:
+//   keys    [keys / PANEL][groups of a head][PANEL]           weights of the product q k'
+//   values  [head / columns][groups of keys][columns]         weights of the product p v
 
 #pragma once
 
 #include "product.h"
 
-// A block of scores is 24 kB and stays in the first cache.
-enum { BLOCK_QUERIES = 48, BLOCK_KEYS = 128, MOST_HEAD = 64 };
+enum {
+    PER_GROUP = GROUP_BYTES / sizeof(state),
+    BLOCK_QUERIES = 48,
+    BLOCK_KEYS = 64 * PER_GROUP, // scores and weights of a block are 24 or 36 kB and stay in the first cache
+    OWN_KEYS = (BLOCK_QUERIES + PANEL - 1) / PANEL * PANEL,
+    MOST_HEAD = 64,
+};
+
+static const enum kind STATES = FLOAT_STATES ? FLOAT : BF16;
 
 INLINE int padded(int length) {
     return tiles_of(length, PANEL) * PANEL;
 }
 
-INLINE __mmask16 first_of_16(int count) {
-    return count >= 16 ? 0xFFFF : count <= 0 ? 0 : (__mmask16)((1u << count) - 1);
+// Columns of a head that are one panel of values.
+INLINE int value_columns(int head) {
+    return least(head, PANEL);
 }
 
-// From rows of `stride` bfloat16 each. Rows behind the end are zeros.
-static void pack_keys(const bf16 *keys, ptrdiff_t stride, int length, int head, bf16 *to) {
-    const __m512i rows = _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
-                                            _mm512_set1_epi32((int)(stride * sizeof(bf16))));
+// 1 to TILE_ROWS rows by one panel; twice as many by half of one.
+static void states_by_panel(int rows, const struct operands *o) {
+    rows_by_panel(STATES, rows, o);
+}
+
+static void states_by_half(int rows, const struct operands *o) {
+    switch (rows) {
+    case 1: tile(STATES, 1, WIDE / 2, o); break;
+    case 2: tile(STATES, 2, WIDE / 2, o); break;
+    case 3: tile(STATES, 3, WIDE / 2, o); break;
+    case 4: tile(STATES, 4, WIDE / 2, o); break;
+    case 5: tile(STATES, 5, WIDE / 2, o); break;
+    case 6: tile(STATES, 6, WIDE / 2, o); break;
+    case 7: tile(STATES, 7, WIDE / 2, o); break;
+    case 8: tile(STATES, 8, WIDE / 2, o); break;
+    case 9: tile(STATES, 9, WIDE / 2, o); break;
+    case 10: tile(STATES, 10, WIDE / 2, o); break;
+    case 11: tile(STATES, 11, WIDE / 2, o); break;
+    case 12: tile(STATES, 12, WIDE / 2, o); break;
+    }
+}
+
+// From rows of `stride` states each. Rows behind the end are zeros.
+static void pack_keys(const state *keys, ptrdiff_t stride, int length, int head, state *to) {
     for (int first = 0; first < padded(length); first += PANEL)
-        for (int g = 0; g < head; g += 2)
-            for (int row = first; row < first + PANEL; row += 16, to += 32) {
-                __m512i column = _mm512_setzero_si512();
-                if (row < length)
-                    column = _mm512_mask_i32gather_epi32(column, first_of_16(length - row), rows,
-                                                         keys + row * stride + g, 1);
-                _mm512_storeu_si512(to, column);
+        for (int g = 0; g < head; g += PER_GROUP)
+            for (int row = first; row < first + PANEL; row += LANES, to += LANES * PER_GROUP) {
+                const char *from = (const char *)(keys + row * stride + g);
+                store_ints(to, gather(from, (int)(stride * sizeof(state)), length - row));
             }
 }
 
-static void pack_values(const bf16 *values, ptrdiff_t stride, int length, int head, bf16 *to) {
-    for (int row = 0; row < padded(length); row += 2)
-        for (int c = 0; c < head; c += 16, to += 32) {
-            __m512i even = _mm512_setzero_si512(), odd = even;
-            if (row < length)
-                even = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(values + row * stride + c)));
-            if (row + 1 < length)
-                odd = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(values + (row + 1) * stride + c)));
-            _mm512_storeu_si512(to, _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
-        }
+// One group of rows from this one on, 4 bytes for each of LANES columns.
+INLINE ints group_of_rows(const state *values, ptrdiff_t stride, int row, int length) {
+#ifdef __AVX512BF16__
+    ints even = row < length ? widened(values + row * stride) : no_ints();
+    ints odd = row + 1 < length ? widened(values + (row + 1) * stride) : no_ints();
+    return pairs_of(even, odd);
+#else
+    return row < length ? load_ints(values + row * stride) : no_ints();
+#endif
+}
+
+static void pack_values(const state *values, ptrdiff_t stride, int length, int head, state *to) {
+    const int columns = value_columns(head);
+    for (int first = 0; first < head; first += columns)
+        for (int row = 0; row < padded(length); row += PER_GROUP)
+            for (int c = first; c < first + columns; c += LANES, to += LANES * PER_GROUP)
+                store_ints(to, group_of_rows(values + c, stride, row, length));
 }
 
 // One row of scores becomes weights that are not yet divided by their sum: the first `valid`, and zeros up to a
-// multiple of 16. Returns what everything summed so far has to be multiplied by.
-INLINE float soften(const float *scores, bf16 *weights, int valid, float scale, float *top, float *sum) {
-    __m512 most = _mm512_set1_ps(-INFINITY), all = _mm512_setzero_ps();
-    for (int j = 0; j < valid; j += 16) {
-        __mmask16 here = first_of_16(valid - j);
-        most = _mm512_mask_max_ps(most, here, most, _mm512_loadu_ps(scores + j));
-    }
-    float before = *top, now = fmaxf(before, _mm512_reduce_max_ps(most));
-    for (int j = 0; j < valid; j += 16) {
-        __m512 x = _mm512_sub_ps(_mm512_loadu_ps(scores + j), _mm512_set1_ps(now)); // 0 at the top, to the bit
-        x = _mm512_mul_ps(x, _mm512_set1_ps(scale));
-        x = _mm512_maskz_mov_ps(first_of_16(valid - j), power_of_two(x));
-        write_bf16(weights + j, x);
-        all = _mm512_add_ps(all, x);
+// whole vector. Returns what everything summed so far has to be multiplied by.
+INLINE float soften(const float *scores, state *weights, int valid, float scale, float *top, float *sum) {
+    vec most = set(-INFINITY), all = set(0);
+    for (int j = 0; j < valid; j += LANES) most = larger(most, first_of(load(scores + j), valid - j, -INFINITY));
+    float before = *top, now = fmaxf(before, largest_of(most));
+    for (int j = 0; j < valid; j += LANES) {
+        vec x = (load(scores + j) - set(now)) * set(scale); // 0 at the top, to the bit
+        x = first_of(power_of_two(x), valid - j, 0);
+        write_state(weights + j, x);
+        all = all + x;
     }
     float fade = exp2f((before - now) * scale); // 0 for the first block
     *top = now;
-    *sum = *sum * fade + _mm512_reduce_add_ps(all);
+    *sum = *sum * fade + sum_of(all);
     return fade;
 }
 
-// Rows first to last of a text. `queries` and `to` are at its first token, with rows of q_stride and stride numbers.
-static void attend(const bf16 *queries, ptrdiff_t q_stride, const bf16 *keys, const bf16 *values, int length, int head,
-                   int first, int last, bf16 *to, ptrdiff_t stride) {
-    float scores[BLOCK_QUERIES * BLOCK_KEYS], found[BLOCK_QUERIES * MOST_HEAD] = {0};
-    float top[BLOCK_QUERIES], sum[BLOCK_QUERIES] = {0};
-    bf16 weights[BLOCK_QUERIES * BLOCK_KEYS];
-    const int rows = last - first, score_tiles = tiles_of(rows, TILE_ROWS);
-    const int value_tiles = head == 32 ? tiles_of(rows, 2 * TILE_ROWS) : score_tiles;
-    const float scale = 1.44269504f / sqrtf((float)head); // weights are powers of two
-    for (int r = 0; r < rows; r++) top[r] = -INFINITY;
-    for (int start = 0; start < length; start += BLOCK_KEYS) {
-        const int valid = least(length - start, BLOCK_KEYS);
-        for (int j = 0; j < valid; j += PANEL)
-            for (int i = 0; i < score_tiles; i++) {
-                int a = border(rows, score_tiles, i), b = border(rows, score_tiles, i + 1);
-                struct operands o = {.inputs = (const char *)(queries + (first + a) * q_stride),
-                                     .input_stride = q_stride * sizeof(bf16),
-                                     .weights = (const char *)(keys + (ptrdiff_t)(start + j) * head),
-                                     .groups = head / 2,
-                                     .sums = scores + a * BLOCK_KEYS + j,
-                                     .sum_stride = BLOCK_KEYS * sizeof(float)};
-                rows_by_64_bf16(b - a, &o);
-            }
-        for (int r = 0; r < rows; r++) {
-            float fade = soften(scores + r * BLOCK_KEYS, weights + r * BLOCK_KEYS, valid, scale, top + r, sum + r);
-            for (int c = 0; c < head; c += 16) {
-                float *at = found + r * head + c;
-                _mm512_storeu_ps(at, _mm512_mul_ps(_mm512_loadu_ps(at), _mm512_set1_ps(fade)));
-            }
+// What is under way for a block of queries.
+struct block {
+    float scores[BLOCK_QUERIES * BLOCK_KEYS], found[BLOCK_QUERIES * MOST_HEAD];
+    float top[BLOCK_QUERIES], sum[BLOCK_QUERIES];
+    state weights[BLOCK_QUERIES * BLOCK_KEYS];
+};
+
+// Scores of `rows` queries with `valid` keys.
+INLINE void score(struct block *b, const state *queries, ptrdiff_t stride, int rows, const state *keys, int valid,
+                  int head) {
+    const int tiles = tiles_of(rows, TILE_ROWS);
+    for (int j = 0; j < valid; j += PANEL)
+        for (int i = 0; i < tiles; i++) {
+            int first = border(rows, tiles, i), last = border(rows, tiles, i + 1);
+            struct operands o = {.inputs = (const char *)(queries + first * stride),
+                                 .input_stride = stride * sizeof(state),
+                                 .weights = (const char *)(keys + (ptrdiff_t)j * head),
+                                 .groups = head / PER_GROUP,
+                                 .sums = b->scores + first * BLOCK_KEYS + j,
+                                 .sum_stride = BLOCK_KEYS * sizeof(float)};
+            states_by_panel(last - first, &o);
         }
-        for (int i = 0; i < value_tiles; i++) {
-            int a = border(rows, value_tiles, i), b = border(rows, value_tiles, i + 1);
-            struct operands o = {.inputs = (const char *)(weights + a * BLOCK_KEYS),
-                                 .input_stride = BLOCK_KEYS * sizeof(bf16),
-                                 .weights = (const char *)(values + (ptrdiff_t)start * head),
-                                 .groups = (valid + 1) / 2,
-                                 .sums = found + a * head,
+}
+
+// Adds `valid` values, each by its weight. From one panel of values to the next it is `step` states.
+INLINE void add_values(struct block *b, int rows, const state *values, ptrdiff_t step, int valid, int head) {
+    const int columns = value_columns(head), half = columns < PANEL;
+    const int tiles = tiles_of(rows, half ? 2 * TILE_ROWS : TILE_ROWS);
+    for (int c = 0; c < head; c += columns, values += step)
+        for (int i = 0; i < tiles; i++) {
+            int first = border(rows, tiles, i), last = border(rows, tiles, i + 1);
+            struct operands o = {.inputs = (const char *)(b->weights + first * BLOCK_KEYS),
+                                 .input_stride = BLOCK_KEYS * sizeof(state),
+                                 .weights = (const char *)values,
+                                 .groups = tiles_of(valid, PER_GROUP),
+                                 .sums = b->found + first * head + c,
                                  .sum_stride = head * sizeof(float),
                                  .add = 1};
-            (head == 32 ? rows_by_32_bf16 : rows_by_64_bf16)(b - a, &o);
+            (half ? states_by_half : states_by_panel)(last - first, &o);
         }
+}
+
+// Rows first to last of a text. `queries` and `to` are at its first token, with rows of q_stride and stride numbers.
+static void attend(const state *queries, ptrdiff_t q_stride, const state *keys, const state *values, int length,
+                   int head, int first, int last, state *to, ptrdiff_t stride) {
+    struct block b;
+    const int rows = last - first, columns = value_columns(head);
+    const float scale = 1.44269504f / sqrtf((float)head); // weights are powers of two
+    memset(b.found, 0, sizeof b.found);
+    for (int r = 0; r < rows; r++) b.top[r] = -INFINITY, b.sum[r] = 0;
+    for (int start = 0; start < length; start += BLOCK_KEYS) {
+        const int valid = least(length - start, BLOCK_KEYS);
+        score(&b, queries + first * q_stride, q_stride, rows, keys + (ptrdiff_t)start * head, valid, head);
+        for (int r = 0; r < rows; r++) {
+            const int at = r * BLOCK_KEYS;
+            vec fade = set(soften(b.scores + at, b.weights + at, valid, scale, b.top + r, b.sum + r));
+            for (float *x = b.found + r * head, *end = x + head; x < end; x += LANES) store(x, load(x) * fade);
+        }
+        add_values(&b, rows, values + (ptrdiff_t)start * columns, (ptrdiff_t)padded(length) * columns, valid, head);
     }
     for (int r = 0; r < rows; r++)
-        for (int c = 0; c < head; c += 16) {
-            __m512 x = _mm512_div_ps(_mm512_loadu_ps(found + r * head + c), _mm512_set1_ps(sum[r]));
-            write_bf16(to + (first + r) * stride + c, x);
-        }
+        for (int c = 0; c < head; c += LANES)
+            write_state(to + (first + r) * stride + c, load(b.found + r * head + c) / set(b.sum[r]));
 }

@@ -1,14 +1,12 @@
-// Layers of BERT / XLM-RoBERTa (attention and feed-forward, each with residual and LayerNorm) for inference on
-// processors with AVX512-VNNI and AVX512-BF16. The same function as `_PackedLayer` in packed.py, all layers in one
-// call.
+// Layers of BERT / XLM-RoBERTa (attention and feed-forward, each with residual and LayerNorm) for inference, all in
+// one call. The same function as `_PackedLayer` in packed.py. One build for each kind of processor (compiling.py):
+// what is special to it is in avx512.h and avx2.h.
 //
 // Work is cut into stages, and a stage into tasks. A token's numbers never depend on how, so a text's result does not
 // depend on its batch, to the last bit.
 
 #include "attention.h"
 #include "team.h"
-
-#include <string.h>
 
 #ifndef SOURCES
 #define SOURCES ""
@@ -32,7 +30,7 @@ struct layer {
     float eps;
 };
 
-// Rows as the products read them: bfloat16, or int8 with the step and the sum of each row.
+// Rows as the products read them: states, or whole numbers with the step and the sum of each row.
 struct rows {
     char *values;
     float *step;
@@ -43,7 +41,7 @@ struct rows {
 enum {
     SHORT = 24,
     BLOCK_BYTES = 512 << 10,
-    MOST_PANELS = 8,
+    MOST_COLUMNS = 512,
     TASKS_PER_THREAD = 4,
     ROWS_AT_ONCE = 1024,
     ROWS_PER_TASK = 8
@@ -59,7 +57,7 @@ struct pass {
     int first, rows; // of the part after attention: so many tokens from this one on
     int *places;     // (texts + 1,) room that keys of the texts before take: their padded lengths
     int *blocks;     // (texts + 1,) blocks of queries of the texts before
-    bf16 *qkv, *keys, *values, *context, *inner;
+    state *qkv, *keys, *values, *context, *inner;
     float *y;
     struct rows states, inputs, inners;
 };
@@ -68,46 +66,45 @@ enum finish { AS_IS, GELU, PLUS };
 
 // ---- rows as inputs ---------------------------------------------------------------------------------------------
 
-INLINE __m512 sixteen(const void *from, int wide, int i) {
-    return wide ? _mm512_loadu_ps((const float *)from + i) : read_bf16((const bf16 *)from + i);
+INLINE vec numbers(const void *from, int wide, int i) {
+    return wide ? load((const float *)from + i) : read_state((const state *)from + i);
 }
 
-// One row of `count` numbers (float32 if `wide`, else bfloat16) into row `r` of `to`.
+// One row of `count` numbers (float32 if `wide`, else states) into row `r` of `to`.
 static void prepare(const struct layer *l, const void *from, int wide, int count, struct rows *to, int r) {
     if (!l->int8) {
-        bf16 *out = (bf16 *)to->values + (ptrdiff_t)r * count;
-        for (int i = 0; i < count; i += 16) write_bf16(out + i, sixteen(from, wide, i));
+        state *out = (state *)to->values + (ptrdiff_t)r * count;
+        for (int i = 0; i < count; i += LANES) write_state(out + i, numbers(from, wide, i));
         return;
     }
-    __m512i most = _mm512_setzero_si512(), sum = most;
-    for (int i = 0; i < count; i += 16) most = larger_magnitude(most, sixteen(from, wide, i));
+    ints most = no_ints(), sum = no_ints();
+    for (int i = 0; i < count; i += LANES) most = larger_magnitude(most, numbers(from, wide, i));
     float largest = magnitude(most);
     float step = (largest < 1e-12f ? 1e-12f : largest) / 127.0f; // NaN and infinity stay in the step
-    char *out = to->values + (ptrdiff_t)r * count;
-    for (int i = 0; i < count; i += 16) {
-        __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(sixteen(from, wide, i), _mm512_set1_ps(1.0f / step)));
-        sum = _mm512_add_epi32(sum, q);
-        _mm_storeu_si128((__m128i *)(out + i), _mm512_cvtsepi32_epi8(q));
+    whole *out = (whole *)to->values + (ptrdiff_t)r * count;
+    for (int i = 0; i < count; i += LANES) {
+        ints q = to_ints(numbers(from, wide, i) * set(1.0f / step));
+        sum = add_ints(sum, q);
+        store_whole(out + i, q);
     }
     to->step[r] = step;
-    to->sum[r] = _mm512_reduce_add_epi32(sum);
+    to->sum[r] = sum_of_ints(sum);
 }
 
 // LayerNorm of one row in place, and the row as an input where `to` is not null.
 static void normalise(const struct layer *l, const struct norm *norm, float *row, struct rows *to, int r) {
     const int d = l->hidden;
-    __m512 sum = _mm512_setzero_ps(), squares = sum;
-    for (int i = 0; i < d; i += 16) sum = _mm512_add_ps(sum, _mm512_loadu_ps(row + i));
-    __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / d);
-    for (int i = 0; i < d; i += 16) {
-        __m512 x = _mm512_sub_ps(_mm512_loadu_ps(row + i), mean);
-        squares = _mm512_fmadd_ps(x, x, squares);
+    vec sum = set(0), squares = set(0);
+    for (int i = 0; i < d; i += LANES) sum = sum + load(row + i);
+    vec mean = set(sum_of(sum) / d);
+    for (int i = 0; i < d; i += LANES) {
+        vec x = load(row + i) - mean;
+        squares = multiply_add(x, x, squares);
     }
-    __m512 by = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(squares) / d + l->eps));
-    for (int i = 0; i < d; i += 16) {
-        __m512 x = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(row + i), mean), by);
-        x = _mm512_fmadd_ps(x, _mm512_loadu_ps(norm->weight + i), _mm512_loadu_ps(norm->bias + i));
-        _mm512_storeu_ps(row + i, x);
+    vec by = set(1.0f / sqrtf(sum_of(squares) / d + l->eps));
+    for (int i = 0; i < d; i += LANES) {
+        vec x = (load(row + i) - mean) * by;
+        store(row + i, multiply_add(x, load(norm->weight + i), load(norm->bias + i)));
     }
     if (to) prepare(l, row, 1, d, to, r);
 }
@@ -115,39 +112,43 @@ static void normalise(const struct layer *l, const struct norm *norm, float *row
 // ---- products ---------------------------------------------------------------------------------------------------
 
 // Sums of a tile -> outputs of rows r.. and columns c.. : scaled, with bias, then as `finish` says. AS_IS and GELU give
-// bfloat16 (rows, outputs) at `to`; PLUS gives float32, with `plus` (rows, outputs) added.
+// states (rows, outputs) at `to`; PLUS gives float32, with `plus` (rows, outputs) added.
 INLINE void finish_tile(const struct layer *l, const struct matrix *m, const struct rows *in, const void *sums, int r,
                         int rows, int c, enum finish finish, void *to, const float *plus) {
     for (int i = 0; i < rows; i++)
-        for (int j = 0; j < PANEL; j += 16) {
-            __m512 x;
+        for (int j = 0; j < PANEL; j += LANES) {
+            vec x;
             const ptrdiff_t at = (ptrdiff_t)(r + i) * m->outputs + c + j;
             if (l->int8) {
-                __m512i whole = _mm512_loadu_si512((const int32_t *)sums + i * PANEL + j);
-                whole = _mm512_sub_epi32(whole, _mm512_slli_epi32(_mm512_set1_epi32(in->sum[r + i]), ZERO_POINT_BITS));
-                __m512 scale = _mm512_mul_ps(_mm512_loadu_ps(m->scale + c + j), _mm512_set1_ps(in->step[r + i]));
-                x = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), scale, _mm512_loadu_ps(m->bias + c + j));
+                ints sum = load_ints((const int32_t *)sums + i * PANEL + j);
+                if (ZERO_POINT) sum = subtract_ints(sum, all_ints(in->sum[r + i] * ZERO_POINT));
+                vec scale = load(m->scale + c + j) * set(in->step[r + i]);
+                x = multiply_add(to_floats(sum), scale, load(m->bias + c + j));
             } else {
-                x = _mm512_add_ps(_mm512_loadu_ps((const float *)sums + i * PANEL + j),
-                                  _mm512_loadu_ps(m->bias + c + j));
+                x = load((const float *)sums + i * PANEL + j) + load(m->bias + c + j);
             }
             if (finish == PLUS) {
-                _mm512_storeu_ps((float *)to + at, _mm512_add_ps(x, _mm512_loadu_ps(plus + at)));
+                store((float *)to + at, x + load(plus + at));
             } else {
-                write_bf16((bf16 *)to + at, finish == GELU ? gelu(x) : x);
+                write_state((state *)to + at, finish == GELU ? gelu(x) : x);
             }
         }
 }
 
-INLINE int bytes_of(const struct layer *l) {
-    return l->int8 ? 1 : 2;
+// Of one input of a product, and of one weight.
+INLINE int input_bytes(const struct layer *l) {
+    return l->int8 ? sizeof(whole) : sizeof(state);
+}
+
+INLINE int weight_bytes(const struct layer *l) {
+    return l->int8 ? sizeof(int8_t) : sizeof(bf16);
 }
 
 // Rows and columns that one task multiplies: rows that stay in the second cache, or all of a short batch; and for a
 // short batch so many panels that each thread has one range of the weights to read, else some tasks for each thread.
 INLINE int block_rows(const struct layer *l, const struct matrix *m, int rows) {
     if (rows <= SHORT) return rows;
-    int most = BLOCK_BYTES / (m->inputs * bytes_of(l));
+    int most = BLOCK_BYTES / (m->inputs * input_bytes(l));
     most = most < 48 ? 48 : most;
     int blocks = tiles_of(rows, most);
     return tiles_of(tiles_of(rows, blocks), TILE_ROWS) * TILE_ROWS;
@@ -157,7 +158,7 @@ INLINE int block_panels(const struct pass *p, const struct matrix *m, int rows) 
     const int panels = m->outputs / PANEL;
     if (rows <= SHORT) return tiles_of(panels, p->threads);
     int width = panels * tiles_of(rows, block_rows(p->layer, m, rows)) / (TASKS_PER_THREAD * p->threads);
-    return width < 1 ? 1 : least(width, MOST_PANELS);
+    return width < 1 ? 1 : least(width, MOST_COLUMNS / PANEL);
 }
 
 INLINE int product_tasks(const struct pass *p, const struct matrix *m, int rows) {
@@ -172,8 +173,10 @@ static void product(struct pass *p, int task, const struct matrix *m, const stru
     const int first = task / across * height, last = least(first + height, rows);
     const int panels = m->outputs / PANEL, panel = task % across * width;
     const int end = least(panel + width, panels);
-    const int tiles = tiles_of(last - first, TILE_ROWS), groups = m->inputs * bytes_of(l) / GROUP_BYTES;
-    const ptrdiff_t row_bytes = (ptrdiff_t)m->inputs * bytes_of(l), panel_bytes = row_bytes * PANEL;
+    const int tiles = tiles_of(last - first, TILE_ROWS);
+    const int groups = m->inputs * weight_bytes(l) / GROUP_BYTES;
+    const ptrdiff_t row_bytes = (ptrdiff_t)m->inputs * input_bytes(l);
+    const ptrdiff_t panel_bytes = (ptrdiff_t)groups * GROUP_BYTES * PANEL;
     int32_t sums[TILE_ROWS * PANEL] __attribute__((aligned(64)));
     for (int n = panel; n < end; n++)
         for (int i = 0; i < tiles; i++) {
@@ -187,7 +190,7 @@ static void product(struct pass *p, int task, const struct matrix *m, const stru
                                  .sum_stride = PANEL * sizeof(float)};
             // of the next panel half is fetched beside each of the first two tiles, while this one is multiplied
             if (tiles > 1 && i < 2 && n + 1 < end) o.ahead = w + panel_bytes + i * panel_bytes / 2;
-            (l->int8 ? rows_by_64_int8 : rows_by_64_bf16)(b - a, &o);
+            (l->int8 ? rows_by_panel_int8 : rows_by_panel_bf16)(b - a, &o);
             finish_tile(l, m, in, sums, a, b - a, n * PANEL, finish, to, plus);
         }
 }
@@ -225,8 +228,8 @@ INLINE int room(int length) {
 
 // One head of a text: where its queries begin in `qkv`, and where its packed keys and values do, if they have room.
 struct view {
-    const bf16 *queries;
-    bf16 *keys, *values;
+    const state *queries;
+    state *keys, *values;
     int length, head;
 };
 
@@ -257,7 +260,7 @@ static void attend_block(struct pass *p, int task) {
     const int text = index_of(p->blocks, p->texts, task / heads), h = task % heads;
     const int blocks = p->blocks[text + 1] - p->blocks[text], block = task / heads - p->blocks[text];
     struct view v = view_of(p, text, h);
-    bf16 own_keys[PANEL * MOST_HEAD], own_values[PANEL * MOST_HEAD];
+    state own_keys[OWN_KEYS * MOST_HEAD], own_values[OWN_KEYS * MOST_HEAD];
     if (!room(v.length)) {
         v.keys = own_keys, v.values = own_values;
         pack_view(p, &v);
@@ -317,7 +320,7 @@ static void forward_part(struct pass *p) {
     const int parts = tiles_of(p->rows, ROWS_PER_TASK);
     if (l->int8) {
         share(p, parts, read_context);
-    } else { // bfloat16 is read where it lies
+    } else { // states are read where they lie
         p->inputs.values = (char *)(p->context + (ptrdiff_t)p->first * l->hidden);
         p->inners.values = (char *)p->inner;
     }
@@ -351,7 +354,7 @@ static void *carve(uintptr_t *at, size_t bytes) {
 }
 
 static void carve_rows(uintptr_t *at, struct rows *rows, const struct layer *l, size_t count, size_t width) {
-    rows->values = carve(at, count * width * bytes_of(l));
+    rows->values = carve(at, count * width * input_bytes(l));
     rows->step = carve(at, count * sizeof(float));
     rows->sum = carve(at, count * sizeof(int32_t));
 }
@@ -365,11 +368,11 @@ static size_t arrange(struct pass *p, char *scratch) {
     uintptr_t at = (uintptr_t)scratch;
     p->places = carve(&at, (p->texts + 1) * sizeof(int));
     p->blocks = carve(&at, (p->texts + 1) * sizeof(int));
-    p->qkv = carve(&at, n * 3 * d * sizeof(bf16));
-    p->keys = carve(&at, places * d * sizeof(bf16));
-    p->values = carve(&at, places * d * sizeof(bf16));
-    p->context = carve(&at, n * d * sizeof(bf16));
-    p->inner = carve(&at, some * l->ffn * sizeof(bf16));
+    p->qkv = carve(&at, n * 3 * d * sizeof(state));
+    p->keys = carve(&at, places * d * sizeof(state));
+    p->values = carve(&at, places * d * sizeof(state));
+    p->context = carve(&at, n * d * sizeof(state));
+    p->inner = carve(&at, some * l->ffn * sizeof(state));
     p->y = carve(&at, some * d * sizeof(float));
     carve_rows(&at, &p->states, l, n, d);
     carve_rows(&at, &p->inputs, l, some, d);
@@ -406,17 +409,23 @@ void threefold_layers(const struct layer *layers, int count, float *x, const int
     GOMP_parallel(run_layers, &p, threads, 0);
 }
 
+// Four weights in int8 as the products want them: with their zero, and those of a step side by side after
+// int8_of_step.
+INLINE void store_int8(char *to, const char *weights) {
+    for (int i = 0; i < 4; i++) to[i] = (char)(weights[sizeof(whole) == 1 ? i : i % 2 * 2 + i / 2] + ZERO_POINT);
+}
+
 // Weights (outputs, inputs) in int8 or bfloat16, row by row and at any address, into panels as product.h wants them.
 void threefold_pack(const char *weight, int outputs, int inputs, int int8, char *to) {
-    const ptrdiff_t row_bytes = (ptrdiff_t)inputs * (int8 ? 1 : 2);
-    const uint32_t zero = int8 ? 0x80808080u : 0; // + 128 in each byte, modulo 256
+    const ptrdiff_t row_bytes = (ptrdiff_t)inputs * (int8 ? sizeof(char) : sizeof(bf16));
     for (int panel = 0; panel < outputs; panel += PANEL)
         for (ptrdiff_t g = 0; g < row_bytes; g += GROUP_BYTES)
             for (int c = 0; c < PANEL; c++, to += GROUP_BYTES) {
-                uint32_t group;
-                memcpy(&group, weight + (panel + c) * row_bytes + g, GROUP_BYTES);
-                group ^= zero;
-                memcpy(to, &group, GROUP_BYTES);
+                const char *from = weight + (panel + c) * row_bytes + g;
+                if (int8)
+                    store_int8(to, from);
+                else
+                    memcpy(to, from, GROUP_BYTES);
             }
 }
 

@@ -1,17 +1,18 @@
 // Matrix products of a few rows by packed weights, at the rate of the processor (docs/speed.md).
 //
-// Weights are in panels of 64 outputs. A panel has its inputs in groups of 4 bytes, as the instructions read them:
-//   bfloat16  [inputs / 2][64][2]
-//   int8      [inputs / 4][64][4], unsigned with 128 as zero: the product wants one unsigned side, and only the
-//             signed side can be repeated from memory
-// A tile is at most 6 rows by 64 columns (or 12 by 32): 24 registers of sums, so that nothing is read but weights and
-// inputs, each once.
+// Weights are in panels of so many outputs as a tile is wide. A panel has its inputs in groups of 4 bytes, as the
+// instructions read them:
+//   BF16   [inputs / 2][PANEL][2]   by inputs that are states
+//   INT8   [inputs / 4][PANEL][4]   by whole inputs
+//   FLOAT  [inputs][PANEL]          by inputs in float32: attention where states are that
 
 #pragma once
 
 #include "numbers.h"
 
-enum { PANEL = 64, TILE_ROWS = 6, GROUP_BYTES = 4, ZERO_POINT_BITS = 7 };
+enum { PANEL = WIDE * LANES, GROUP_BYTES = 4, VECTOR_BYTES = 4 * LANES, LINE_BYTES = 64 };
+
+enum kind { BF16, INT8, FLOAT };
 
 #define UNROLLED(i, count) _Pragma("GCC unroll 12") for (int i = 0; i < count; i++)
 
@@ -19,81 +20,77 @@ enum { PANEL = 64, TILE_ROWS = 6, GROUP_BYTES = 4, ZERO_POINT_BITS = 7 };
 struct operands {
     const char *inputs, *weights;
     ptrdiff_t input_stride, sum_stride;
-    int groups;        // of 4 bytes in a row of inputs
+    int groups;        // of weights, for each output
     int add;           // to the sums that are there already
     void *sums;        // float32, or int32 in int8
-    const char *ahead; // weights that are wanted next, or NULL: two lines of them are fetched per group
+    const char *ahead; // weights that are wanted next, or NULL: half as many of them are fetched as are read
 };
 
-INLINE __m512i multiply(const int int8, __m512i sum, __m512i weights, __m512i x) {
-    if (int8) return _mm512_dpbusd_epi32(sum, weights, x);
-    __m512 more = _mm512_dpbf16_ps(_mm512_castsi512_ps(sum), (__m512bh)weights, (__m512bh)x);
-    return _mm512_castps_si512(more);
+// A group of weights meets 4 bytes of inputs, or 8 where inputs are wider than weights: then in two steps.
+INLINE int steps(const enum kind kind) {
+    return kind == INT8 ? sizeof(whole) : kind == BF16 ? sizeof(state) / sizeof(bf16) : 1;
 }
 
-// `rows` rows by `wide` registers of 16 columns: constants where it is called, so the sums stay in registers.
-INLINE void tile(const int int8, const int rows, const int wide, const struct operands *o) {
-    __m512i sums[12][4], weights[4];
+INLINE ints weights_of_step(const enum kind kind, const int step, ints weights) {
+    if (kind == INT8) return int8_of_step(weights, step);
+    if (steps(kind) == 1) return weights;
+    return as_bits(step ? odd_bf16(weights) : even_bf16(weights));
+}
+
+INLINE ints add_products(const enum kind kind, ints sum, ints weights, ints x) {
+    if (kind == INT8) return add_products_int8(sum, weights, x);
+#ifdef __AVX512BF16__
+    return as_bits(add_products_bf16(as_floats(sum), weights, x));
+#else
+    return as_bits(multiply_add(as_floats(weights), as_floats(x), as_floats(sum)));
+#endif
+}
+
+INLINE void fetch(const char *ahead) {
+    for (int line = 0; line < PANEL * GROUP_BYTES / 2; line += LINE_BYTES) _mm_prefetch(ahead + line, _MM_HINT_T1);
+}
+
+// `rows` rows by `wide` registers of columns: constants where it is called, so the sums stay in registers.
+INLINE void tile(const enum kind kind, const int rows, const int wide, const struct operands *o) {
+    ints sums[2 * TILE_ROWS][WIDE], weights[WIDE];
     char *to = o->sums;
     UNROLLED (r, rows)
-        UNROLLED (j, wide) {
-            sums[r][j] = o->add ? _mm512_loadu_si512(to + r * o->sum_stride + 64 * j) : _mm512_setzero_si512();
-        }
+        UNROLLED (j, wide) sums[r][j] = o->add ? load_ints(to + r * o->sum_stride + VECTOR_BYTES * j) : no_ints();
     const char *from = o->inputs, *w = o->weights, *ahead = o->ahead;
     const ptrdiff_t stride = o->input_stride;
-    for (int g = 0; g < o->groups; g++, from += GROUP_BYTES) {
-        UNROLLED (j, wide) weights[j] = _mm512_loadu_si512(w + 64 * j);
-        w += 64 * wide;
-        if (ahead) {
-            _mm_prefetch(ahead, _MM_HINT_T1);
-            _mm_prefetch(ahead + 64, _MM_HINT_T1);
-            ahead += 128;
-        }
-        UNROLLED (r, rows) {
-            __m512i x = _mm512_set1_epi32(*(const int *)(from + r * stride));
-            UNROLLED (j, wide) sums[r][j] = multiply(int8, sums[r][j], weights[j], x);
+    for (int g = 0; g < o->groups; g++, w += VECTOR_BYTES * wide) {
+        if (ahead) fetch(ahead), ahead += PANEL * GROUP_BYTES / 2;
+        UNROLLED (step, steps(kind)) {
+            UNROLLED (j, wide) weights[j] = weights_of_step(kind, step, load_ints(w + VECTOR_BYTES * j));
+            UNROLLED (r, rows) {
+                ints x = repeat(from + r * stride);
+                UNROLLED (j, wide) sums[r][j] = add_products(kind, sums[r][j], weights[j], x);
+            }
+            from += GROUP_BYTES;
         }
     }
     UNROLLED (r, rows)
-        UNROLLED (j, wide) _mm512_storeu_si512(to + r * o->sum_stride + 64 * j, sums[r][j]);
+        UNROLLED (j, wide) store_ints(to + r * o->sum_stride + VECTOR_BYTES * j, sums[r][j]);
 }
 
-// 1 to 6 rows by 64 columns.
-INLINE void rows_by_64(const int int8, int rows, const struct operands *o) {
+// 1 to TILE_ROWS rows by one panel.
+INLINE void rows_by_panel(const enum kind kind, int rows, const struct operands *o) {
     switch (rows) {
-    case 1: tile(int8, 1, 4, o); break;
-    case 2: tile(int8, 2, 4, o); break;
-    case 3: tile(int8, 3, 4, o); break;
-    case 4: tile(int8, 4, 4, o); break;
-    case 5: tile(int8, 5, 4, o); break;
-    case 6: tile(int8, 6, 4, o); break;
+    case 1: tile(kind, 1, WIDE, o); break;
+    case 2: tile(kind, 2, WIDE, o); break;
+    case 3: tile(kind, 3, WIDE, o); break;
+    case 4: tile(kind, 4, WIDE, o); break;
+    case 5: tile(kind, 5, WIDE, o); break;
+    case 6: tile(kind, 6, WIDE, o); break;
     }
 }
 
-static void rows_by_64_bf16(int rows, const struct operands *o) {
-    rows_by_64(0, rows, o);
+static void rows_by_panel_bf16(int rows, const struct operands *o) {
+    rows_by_panel(BF16, rows, o);
 }
 
-static void rows_by_64_int8(int rows, const struct operands *o) {
-    rows_by_64(1, rows, o);
-}
-
-// 1 to 12 rows by 32 columns, in bfloat16: the values of heads of 32 dimensions.
-static void rows_by_32_bf16(int rows, const struct operands *o) {
-    switch (rows) {
-    case 1: tile(0, 1, 2, o); break;
-    case 2: tile(0, 2, 2, o); break;
-    case 3: tile(0, 3, 2, o); break;
-    case 4: tile(0, 4, 2, o); break;
-    case 5: tile(0, 5, 2, o); break;
-    case 6: tile(0, 6, 2, o); break;
-    case 7: tile(0, 7, 2, o); break;
-    case 8: tile(0, 8, 2, o); break;
-    case 9: tile(0, 9, 2, o); break;
-    case 10: tile(0, 10, 2, o); break;
-    case 11: tile(0, 11, 2, o); break;
-    case 12: tile(0, 12, 2, o); break;
-    }
+static void rows_by_panel_int8(int rows, const struct operands *o) {
+    rows_by_panel(INT8, rows, o);
 }
 
 // `total` rows are cut into tiles of nearly equal height: this is where tile `i` of `tiles` begins.
