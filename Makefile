@@ -12,6 +12,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 TORCH_INDEX ?=
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# A process for each core, at most four, and no threads inside: most of the time is in imports and other processes.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test test-all check format bench clean
 
@@ -35,12 +37,12 @@ demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
-	$(BIN)/python -m pytest -m peers
+	$(PYTEST)
+	$(PYTEST) -m peers
 	$(BIN)/python tests/gpu/run.py -q
 
 test-all: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "peers or slow or not (peers or slow)"
+	$(PYTEST) -m "peers or slow or not (peers or slow)"
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
