@@ -7,6 +7,7 @@ one after the other; for more, serve from several machines with a cluster.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -138,7 +139,7 @@ class EdgeStore(PointStore[EdgeFilter]):
         """
         with self._writing, files.file_errors(self._folder, "optimize"):
             self._copy_shard(files.copy_path(self._folder))
-            _compact(self._folder)
+            _compact(self._folder, self._lock)
             with self._reading:
                 self._take_copy()
             files.drop_leftovers(self._folder)
@@ -287,10 +288,11 @@ def _load_shard(folder: Path, manifest: Manifest) -> EdgeShard:
         ) from error
 
 
-def _compact(folder: Path) -> None:
+def _compact(folder: Path, lock: FolderLock) -> None:
+    """Build the index of the copy. Should this process be killed, the folder stays locked until the child has ended."""
     script = str(Path(compact.__file__))
-    command = [sys.executable, "-P", script, str(files.copy_path(folder))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-P", script, str(files.copy_path(folder)), str(os.getpid())]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, pass_fds=lock.handles)
     if done.returncode != 0:
         raise StoreError(
             f"{folder}: building the index failed (exit status {done.returncode}): {done.stderr.strip()[-500:]}. "

@@ -1,6 +1,7 @@
 """One process per collection: an advisory lock on `folder/lock`, with the owner's process id inside.
 
-The operating system releases it when the process ends, however it ends, so there are no stale locks.
+The operating system releases it when the process ends, however it ends, so there are no stale locks. A process that
+was started with `handles` holds it as well, for as long as it runs.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class FolderLock:
         os.lseek(handle, 0, os.SEEK_SET)
         os.ftruncate(handle, 0)
         os.write(handle, str(os.getpid()).encode("ascii"))
+        #: For `pass_fds` of a child that works on the folder; Windows has no locks that are inherited.
+        self.handles = () if sys.platform == "win32" else (handle,)
         self._close = weakref.finalize(self, os.close, handle)
 
     def release(self) -> None:
