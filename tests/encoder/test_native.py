@@ -333,6 +333,7 @@ def processor(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, str]]
     def choose(*features: str) -> tuple[str, str]:
         for feature in FEATURES:
             monkeypatch.setattr(torch.cpu, f"_is_{feature}_supported", lambda feature=feature: feature in features)
+        monkeypatch.setattr(subject, "_has_avx_vnni", lambda: "avx_vnni" in features)
         return choice.__wrapped__()
 
     return choose
@@ -343,6 +344,7 @@ def processor(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, str]]
     [
         (FEATURES[:4], "avx512_bf16"),
         (FEATURES[:3], "avx512"),
+        ((FEATURES[0], "avx_vnni"), "avx_vnni"),
         (FEATURES[:1], "avx2"),
     ],
 )
@@ -375,6 +377,16 @@ def test_leaves_other_processors_to_pytorch(
     assert processor(*features) == (("avx512_bf16", "") if can else ("", "the processor cannot run avx512_bf16"))
 
 
+def test_takes_the_next_where_the_compiler_did_not_know_the_best(
+    processor: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = {"avx512", "avx2"}
+    monkeypatch.setattr(subject, "_missing", lambda build: "" if build in compiled else f"{build} is not compiled")
+    assert processor(*FEATURES[:4]) == ("avx512", "")
+    compiled.clear()
+    assert processor(*FEATURES[:4]) == ("", "avx512_bf16 is not compiled")
+
+
 def test_says_when_there_is_no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(subject, "FOLDER", tmp_path)
     assert "not compiled" in subject._missing("avx2")
@@ -392,7 +404,7 @@ def test_can_be_switched_off() -> None:
 
 def test_unknown_builds_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("THREEFOLD_NATIVE", "avx9")
-    with pytest.raises(ConfigError, match="THREEFOLD_NATIVE must be 0, 1, avx512_bf16, avx512, avx2; got 'avx9'"):
+    with pytest.raises(ConfigError, match="must be 0, 1, avx512_bf16, avx512, avx_vnni, avx2; got 'avx9'"):
         choice.__wrapped__()
 
 
@@ -445,9 +457,25 @@ def test_compiles_and_knows_its_sources(hook: ModuleType, sources: Path, monkeyp
     assert {file.name for file in sources.glob("*.so")} == {f"layer-{build}.so" for build in BUILDS}
     monkeypatch.setattr(subject, "FOLDER", sources)
     monkeypatch.setattr(subject, "_library", subject._library.__wrapped__)
-    assert [subject._missing(build) for build in BUILDS] == ["", "", ""]
+    assert not any(subject._missing(build) for build in BUILDS)
     (sources / "team.h").write_text("// another")
     assert all("compiled from other sources" in subject._missing(build) for build in BUILDS)
+
+
+@needs_compiler
+@pytest.mark.skipif("avx512" not in HERE, reason="the processor has no AVX512-VNNI")
+def test_avx_vnni_by_the_same_instructions_of_avx512(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They differ in their encoding alone: on a processor that has only the latter, the build is made of those."""
+    flags = "-O3 -std=gnu11 -fPIC -shared -mavx2 -mfma -mavx512vl -mavx512vnni -U__AVX512F__ -D__AVXVNNI__"
+    same = "-D_mm256_dpbusd_avx_epi32=_mm256_dpbusd_epi32"
+    library = library_of(tmp_path, "avx_vnni")
+    subprocess.run(["cc", *flags.split(), same, FOLDER / "layer.c", "-o", library, "-lm"], check=True)
+    x, lengths = states(200, SIZES[1]), [12, 60, 128]
+    wanted = [run(SIZES[1], int8, x, lengths, "avx512") for int8 in (False, True)]
+    monkeypatch.setattr(subject, "FOLDER", tmp_path)
+    monkeypatch.setattr(subject, "_library", cache(subject._library.__wrapped__))
+    for int8 in (False, True):
+        torch.testing.assert_close(run(SIZES[1], int8, x, lengths, "avx_vnni"), wanted[int8], atol=0.03, rtol=0)
 
 
 @needs_compiler
@@ -460,7 +488,7 @@ def test_a_compiler_that_knows_some_instructions_builds_those(
     monkeypatch.setenv("CC", str(old))
     said = hook.compile_kernels(sources)
     assert said == f"avx512_bf16: {old} failed: unknown option"
-    assert {file.name for file in sources.glob("*.so")} == {"layer-avx512.so", "layer-avx2.so"}
+    assert {file.name for file in sources.glob("*.so")} == {f"layer-{build}.so" for build in list(BUILDS)[1:]}
 
 
 @needs_compiler

@@ -14,7 +14,12 @@ from pathlib import Path
 
 _AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "fma")
 #: The instructions of each build.
-BUILDS = {"avx512_bf16": (*_AVX512, "avx512bf16"), "avx512": _AVX512, "avx2": ("avx2", "fma")}
+BUILDS = {
+    "avx512_bf16": (*_AVX512, "avx512bf16"),
+    "avx512": _AVX512,
+    "avx_vnni": ("avx2", "fma", "avxvnni"),
+    "avx2": ("avx2", "fma"),
+}
 
 
 def library_of(folder: Path, build: str) -> Path:

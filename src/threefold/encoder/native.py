@@ -7,6 +7,7 @@ run inside the products, attention inside the first cache (docs/speed.md has wha
 Builds, each for the instructions that its name says:
   avx512_bf16  states and weights in bfloat16, or int8 by VNNI
   avx512       states in float32, weights in bfloat16, or int8 by VNNI
+  avx_vnni     the same with half as wide vectors
   avx2         the same with half as wide vectors and without VNNI
 
 They are compiled when threefold is installed from source and a C compiler is there (`hatch_build.py`). Without them, or
@@ -68,8 +69,8 @@ class _Layer(ctypes.Structure):
 def fits(build: str) -> bool:
     """Whether this processor has the instructions of a build."""
     has = torch.cpu
-    if build == "avx2":
-        return has._is_avx2_supported()
+    if build in ("avx2", "avx_vnni"):
+        return has._is_avx2_supported() and (build == "avx2" or _has_avx_vnni())
     wide = has._is_avx512_supported() and has._is_vnni_supported()
     return wide and (build == "avx512" or has._is_avx512_bf16_supported())
 
@@ -84,10 +85,17 @@ def choice() -> tuple[str, str]:
         return "", "switched off by THREEFOLD_NATIVE=0"
     if asked == "1" and (why := _left_to_pytorch()):
         return "", why
-    build = next((build for build in ([asked] if asked != "1" else BUILDS) if fits(build)), None)
-    if build is None:
+    missing = {build: _missing(build) for build in BUILDS if asked in ("1", build) and fits(build)}
+    if not missing:
         return "", f"the processor cannot run {asked}"
-    return ("", why) if (why := _missing(build)) else (build, "")
+    build = next((build for build, why in missing.items() if not why), "")
+    return build, "" if build else next(iter(missing.values()))
+
+
+def _has_avx_vnni() -> bool:
+    """By the word of Linux, the only system that has a build for it: not every PyTorch knows."""
+    processor = Path("/proc/cpuinfo")
+    return processor.is_file() and "avx_vnni" in processor.read_text().split()
 
 
 def status() -> str:

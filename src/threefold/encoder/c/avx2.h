@@ -1,4 +1,5 @@
-// Vectors of 8 float32 (AVX2 and FMA). The same names as in avx512.h, which says what they mean.
+// Vectors of 8 float32 (AVX2 and FMA), products in int8 by AVX-VNNI where it is. The same names as in avx512.h, which
+// says what they mean.
 
 #pragma once
 
@@ -6,13 +7,17 @@
 
 typedef __m256 vec;
 typedef __m256i ints;
+#ifdef __AVXVNNI__
+typedef int8_t whole;
+#else
 typedef int16_t whole; // without VNNI only products of 16 bits are exact
+#endif
 
 enum {
     LANES = 8,
     WIDE = 2, // there are 16 registers: 12 of sums
     TILE_ROWS = 6,
-    ZERO_POINT = 0,
+    ZERO_POINT = sizeof(whole) == 1 ? 128 : 0,
 };
 
 INLINE vec set(float x) {
@@ -145,8 +150,28 @@ INLINE unsigned largest_unsigned_of(ints x) {
     return a > b ? a : b;
 }
 
+INLINE __m128i narrowed(ints x) {
+    return _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+}
+
+#ifdef __AVXVNNI__
+
 INLINE void store_whole(whole *to, ints x) {
-    _mm_storeu_si128((__m128i *)to, _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)));
+    _mm_storel_epi64((__m128i *)to, _mm_packs_epi16(narrowed(x), _mm_setzero_si128()));
+}
+
+INLINE ints int8_of_step(ints weights, const int step) {
+    return (void)step, weights;
+}
+
+INLINE ints add_products_int8(ints sum, ints weights, ints x) {
+    return _mm256_dpbusd_avx_epi32(sum, weights, x);
+}
+
+#else
+
+INLINE void store_whole(whole *to, ints x) {
+    _mm_storeu_si128((__m128i *)to, narrowed(x));
 }
 
 // The first two of four weights lie in the low halves of 16 bits, the last two in the high ones.
@@ -159,6 +184,8 @@ INLINE ints add_products_int8(ints sum, ints weights, ints x) {
     __asm__("" : "+x"(sum)); // else gcc adds the products of steps first, for which there are no registers
     return sum;
 }
+
+#endif
 
 // ---- bfloat16 ---------------------------------------------------------------------------------------------------
 
