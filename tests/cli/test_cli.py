@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -350,6 +351,36 @@ def test_one_damaged_collection_does_not_hide_the_others(
     assert "broken" in err
 
 
+def test_a_collection_that_cannot_be_read_does_not_hide_the_others(
+    use: Path, texts: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ours", "theirs"):
+        run(capsys, "index", texts, "--into", name)
+    (collection_folder("ours").parent / "notes.txt").write_text("no collection")
+    lstat = Path.lstat
+
+    def guarded(path: Path) -> os.stat_result:
+        if path.parent.name == "theirs":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return lstat(path)
+
+    monkeypatch.setattr(Path, "lstat", guarded)
+    code, out, err = run(capsys, "list", "--json")
+    assert (code, [one["name"] for one in json.loads(out)]) == (4, ["ours"])
+    assert err.endswith("theirs/manifest.json: Permission denied\n")
+
+
+def test_a_home_that_cannot_be_read_is_not_one_without_collections(
+    use: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run_json(capsys, "list") == []
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("THREEFOLD_HOME", str(tmp_path / "file"))
+    code, out, err = run(capsys, "list", "--json")
+    assert (code, out) == (2, "")
+    assert "file/collections: Not a directory" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
@@ -364,7 +395,11 @@ def test_one_damaged_collection_does_not_hide_the_others(
         (["choose", "TEXTS", "--cache", "FILE"], 2, "is a file; give the name of a folder"),
         (["search", "x", "--in", "mine", "-k", str(2**70)], 2, "k must be at most"),
         (["search", "x", "--in", "mine", "--where", '{"": 1}'], 2, "needs the name of a field"),
+        (["search", "x", "--in", "mine", "--weights", "dense=1,dense=0.3"], 2, "names a representation twice"),
+        (["index", "no\nfile", "--into", "x"], 2, "error: no file does not exist"),
         (["keys", "create", "ann", "--file", "nowhere/keys.json"], 2, "the folder nowhere does not exist"),
+        (["keys", "create", "ann", "--file", ""], 2, "--file '.': expected the name of a file"),
+        (["keys", "revoke", "key-1", "--file", "/"], 2, "--file '/': expected the name of a file"),
         (["keys", "credit", "key-1", "--file", "KEYS", "--make", "--amount", "nan"], 2, "--amount nan"),
     ],
 )
@@ -381,6 +416,7 @@ def test_what_nobody_meant_is_one_line_too(
     code, _, err = run(capsys, *(places.get(one, one) for one in arguments))
     assert code == status
     assert message in err.replace("\n", " ")
+    assert err.startswith("Usage") or len(err.splitlines()) == 1
     assert not collection_folder("x").exists()
 
 

@@ -155,6 +155,16 @@ def test_distil_by_a_cross_encoder_and_by_an_embedding_model(
         assert row["pos_scores"] + row["neg_scores"] == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize(("teacher", "place", "odd"), [("--model", 0, "texts"), ("--reranker", 1, "pairs")])
+def test_distil_says_what_the_teacher_did_not_read_to_its_end(
+    teacher: str, place: int, odd: str, data: Path, models: tuple[Path, Path], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    data.write_text(json.dumps({"query": "fox", "pos": ["fox " * 9000], "neg": ["dog"]}) + "\n")
+    report = run_json(capsys, "distil", data, "-o", tmp_path / "out.jsonl", teacher, models[place])
+    assert report["odd"] == {f"{odd} longer than the teacher reads, cut": 1}
+
+
 def test_distil_wants_one_teacher(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for options in ([], ["--reranker", "a", "--model", "b"]):
         code, _, err = run(capsys, "distil", data, "-o", tmp_path / "out.jsonl", *options)

@@ -214,6 +214,21 @@ def test_html_title_falls_back_to_the_heading(tmp_path: Path) -> None:
     assert one(tmp_path, "x.htm", "<h1>Only <i>this</i></h1>text").title == "Only this"
 
 
+@pytest.mark.parametrize(
+    ("page", "text", "title"),
+    [
+        ("<!doctype html><title>My page</title>Hello", "Hello", "My page"),  # no <head>: it may be left out
+        ("<title> </title><h1></h1><h1>Head</h1>", "#\n\n# Head", "Head"),
+        ("<svg><title>Icon</title></svg><h1>Head</h1>", "# Head", "Head"),
+    ],
+)
+def test_a_title_is_not_text_and_the_first_that_says_something(
+    tmp_path: Path, page: str, text: str, title: str
+) -> None:
+    document = one(tmp_path, "x.html", page)
+    assert (document.text, document.title) == (text, title)
+
+
 def test_html_in_its_declared_encoding(tmp_path: Path) -> None:
     page = '<meta charset="{}"><p>Grüße</p>'
     assert one(tmp_path, "x.html", page.format("latin-1").encode("latin-1")).text == "Grüße"
@@ -247,6 +262,7 @@ def test_a_page_that_the_parser_refuses_does_not_end_the_job(tmp_path: Path) -> 
     documents, skipped = load(write(tmp_path, pages))
     assert [d.text for d in documents] == ["a", "c"]
     assert [s.reason.split(":")[0] for s in skipped] == [f"{tmp_path / 'b.html'} is not HTML"]
+    assert "\n" not in skipped[0].reason
 
 
 def test_html_nested_deeper_than_python_recurses(tmp_path: Path) -> None:
@@ -314,6 +330,18 @@ def test_blank_lines_before_the_header_of_a_table(tmp_path: Path) -> None:
     assert one(tmp_path, "x.csv", "\n\ntext,n\na,1\n").id == "x.csv:1"
 
 
+@pytest.mark.parametrize("end", ["\r", "\r\n", "\r\r\n"])  # of old Macs, of Windows, of Windows twice
+def test_the_line_ends_of_a_table(tmp_path: Path, end: str) -> None:
+    documents, skipped = load(write(tmp_path, {"x.csv": end.join(["text,n", "a,1", '"b\rc",2', ""])}))
+    assert ([document.text for document in documents], skipped) == (["a", "b\rc"], [])
+
+
+def test_a_carriage_return_within_a_row_ends_it(tmp_path: Path) -> None:
+    documents, skipped = load(write(tmp_path, {"x.csv": "text,n\na\rb,1\nc,2\n"}))
+    assert [document.text for document in documents] == ["b", "c"]
+    assert [one.reason for one in skipped] == ["the row has 1 fields, the header has 2"]
+
+
 def test_a_field_of_a_million_characters(tmp_path: Path) -> None:
     assert len(one(tmp_path, "x.csv", "text\n" + "a" * 1_000_000).text) == 1_000_000
 
@@ -374,6 +402,15 @@ def test_a_file_that_is_not_what_its_name_says(tmp_path: Path, monkeypatch: pyte
     for module in ("markitdown", "markitdown.converters"):
         monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
     assert "is damaged: it does not begin as" in reason(tmp_path, name, "just text")
+
+
+def test_an_office_file_behind_a_password_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("markitdown", "markitdown.converters"):
+        monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
+    said = reason(tmp_path, "x.docx", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(512))
+    assert "is protected by a password, or in the format of Office before 2007. Save it as docx" in said
 
 
 def test_office_files_by_a_stand_in_for_markitdown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

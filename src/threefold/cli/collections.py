@@ -19,6 +19,7 @@ from threefold.cli.show import (
     err,
     named,
     note,
+    of_system,
     one_line,
     out,
     print_json,
@@ -154,15 +155,20 @@ def list_collections(as_json: options.Json = False) -> None:
 
     found: list[dict[str, Any]] = []
     damaged: list[str] = []
-    for path in sorted((home() / "collections").glob("*/manifest.json")):
+    for folder in _folders(home() / "collections"):
         try:
-            manifest, size = read_manifest(path.parent), size_bytes(path.parent)
+            if not _has_manifest(folder):  # left by a creation that was interrupted, or none of ours
+                continue
+            manifest, size = read_manifest(folder), size_bytes(folder)
         except StoreError as error:
             damaged.append(str(error))
             continue
+        except OSError as error:  # such as a folder of another user
+            damaged.append(of_system(error))
+            continue
         found.append(
             {
-                "name": path.parent.name,
+                "name": folder.name,
                 "model": manifest.model,
                 "size_bytes": size,
                 "multi_storage": manifest.multi_storage,
@@ -239,6 +245,25 @@ def show_hit(rank: int, hit: Hit) -> None:
     ]
     out.print(named("scores", ", ".join(parts), indent="   "))
     show_reasons(hit.why.terms[:6], hit.why.tokens[:6], indent="   ")
+
+
+def _folders(place: Path) -> list[Path]:
+    """What is there. Unlike with `Path.glob`, a place that cannot be read is an error, and not one without any."""
+    try:
+        return sorted(place.iterdir())
+    except FileNotFoundError:  # nothing was indexed yet
+        return []
+
+
+def _has_manifest(folder: Path) -> bool:
+    """Whether it is a collection. A folder that may not be read is an error, which `Path.exists` hides."""
+    from threefold.store.folder import manifest_path
+
+    try:
+        manifest_path(folder).lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _plain(hit: Hit) -> dict[str, Any]:

@@ -25,7 +25,17 @@ keys_app = typer.Typer(
     no_args_is_help=True,
 )
 
-KeyFileOption = Annotated[Path, typer.Option("--file", help="The file of keys.", envvar="THREEFOLD_SERVE_KEYS_FILE")]
+
+def _named(path: Path) -> Path:
+    """A place of a file, and not of a folder: "" is "." as a path."""
+    if not path.name:
+        raise InputError(f"--file {str(path)!r}: expected the name of a file, such as keys.json")
+    return path
+
+
+KeyFileOption = Annotated[
+    Path, typer.Option("--file", help="The file of keys.", envvar="THREEFOLD_SERVE_KEYS_FILE", callback=_named)
+]
 UsageFileOption = Annotated[
     Path | None,
     typer.Option(

@@ -33,7 +33,7 @@ from threefold.cli import (
     train,
     tune,
 )
-from threefold.cli.show import complain, out, silence
+from threefold.cli.show import complain, of_system, out, silence
 from threefold.errors import ThreefoldError
 
 interrupts.as_usual()
@@ -117,7 +117,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         raise
     except OSError as error:  # what no part has made an error of its own
-        complain(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
+        complain(of_system(error))
         return 2
     if status == interrupts.STATUS:  # newer versions of typer make this of Ctrl-C, and say nothing
         complain(INTERRUPTED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -92,7 +93,7 @@ def mine(
     start = time.perf_counter()
     with progress_bar("encoding", quiet=as_json) as bar:
         encoder = _Watched(options.open_encoder(model, revision, device, precision), bar)
-        judge = _cross(teacher, device, precision)[1] if teacher else None
+        judge = _cross(teacher, device, precision, found)[1] if teacher else None
         mined = mining.mine(
             examples,
             encoder,
@@ -145,12 +146,14 @@ def distil(
     with progress_bar("judging", len(examples), quiet=as_json) as bar:
         judge: Judge
         if reranker:
-            name, judge = _cross(reranker, device, precision)
+            name, judge = _cross(reranker, device, precision, found)
         else:
-            encoder = options.open_encoder(model, revision, device, precision)
+            encoder = _Watched(options.open_encoder(model, revision, device, precision))
             name, judge = encoder.card.name, ModeJudge(encoder, mode, chosen)
         rows = scored(examples, judge, prompted=not reranker, progress=lambda done: bar.update(done, 0))
         count = write_records(output, (example.to_row() for example in rows))
+    if not reranker and encoder.cut:
+        found["texts longer than the teacher reads, cut"] = len(encoder.cut)
     pairs = sum(len(example.positives) + len(example.negatives) for example in examples)
     about: dict[str, Any] = {"file": str(output), "records": count, "pairs": pairs, "odd": dict(found), "teacher": name}
     _report(about | {"seconds": round(time.perf_counter() - start, 3)}, as_json)
@@ -163,12 +166,15 @@ def _ranks(text: str) -> tuple[int, int]:
     return int(first), int(last)
 
 
-def _cross(name: str, device: str, precision: str) -> tuple[str, Judge]:
-    """A cross-encoder and its name."""
+def _cross(name: str, device: str, precision: str, found: Counter[str]) -> tuple[str, Judge]:
+    """A cross-encoder and its name; the pairs that it cut are counted in `found`."""
     cross = options.open_reranker(name, None, device, precision)
 
     def judge(pairs: Sequence[tuple[str, str]]) -> Floats:
-        return cross.score(list(pairs))
+        judged = cross.judge(list(pairs))
+        if cut := int(judged.truncated.sum()):
+            found["pairs longer than the teacher reads, cut"] += cut
+        return judged.scores
 
     return cross.name, judge
 
@@ -185,11 +191,12 @@ def _report(about: Mapping[str, Any], as_json: bool) -> None:
 
 
 class _Watched:
-    """An encoder that encodes in steps and moves a bar."""
+    """An encoder that encodes in steps, moves a bar, and keeps the texts that it cut."""
 
-    def __init__(self, encoder: TextEncoder, bar: Bar) -> None:
+    def __init__(self, encoder: TextEncoder, bar: Bar | None = None) -> None:
         self._encoder, self._bar = encoder, bar
         self.card, self.tokenizer = encoder.card, encoder.tokenizer
+        self.cut: set[str] = set()
         self._done = [0, 0]
 
     def encode(self, texts: Sequence[str], **options: Any) -> Encoded:
@@ -206,7 +213,10 @@ class _Watched:
 
         parts = []
         for first in range(0, max(len(texts), 1), _STEP):
-            parts.append(encode(texts[first : first + _STEP], **options))
+            step = texts[first : first + _STEP]
+            parts.append(encode(step, **options))
+            self.cut.update(compress(step, parts[-1].truncated))
             self._done[:] = self._done[0] + len(parts[-1]), self._done[1] + int(parts[-1].tokens.sum())
-            self._bar.update(*self._done)
+            if self._bar is not None:
+                self._bar.update(*self._done)
         return Encoded.concat(parts)

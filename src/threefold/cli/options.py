@@ -90,6 +90,8 @@ def parse_weights(text: str | None) -> Weights | None:
     try:
         if any("=" in part for part in parts):
             named = {key.strip(): float(value) for key, _, value in (part.partition("=") for part in parts)}
+            if len(named) < len(parts):
+                raise InputError(f"--weights {text!r} names a representation twice")
             return Weights.from_dict({"dense": 0.0, "sparse": 0.0, "multi": 0.0} | named, "--weights")
         dense, sparse, multi = map(float, parts)
     except ValueError:

@@ -72,13 +72,22 @@ def one_line(name: str) -> str:
 
 
 def complain(message: str) -> None:
-    """One error for a person."""
-    err.print(Text.assemble(("error: ", "bold red"), visible(message)))
+    """One error for a person, on one line: names and the words of other libraries may hold line feeds."""
+    err.print(Text.assemble(("error: ", "bold red"), _joined(message)))
 
 
 def note(message: str) -> None:
-    """Something worth knowing that is not a result."""
-    err.print(Text(visible(message), style="dim"))
+    """Something worth knowing that is not a result, on one line."""
+    err.print(Text(_joined(message), style="dim"))
+
+
+def _joined(message: str) -> str:
+    return " ".join(line.strip() for line in visible(message).splitlines() if line.strip())
+
+
+def of_system(error: OSError) -> str:
+    """An error of the operating system that no part has made one of its own: the file, if it is about one, and why."""
+    return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
 
 
 def named(name: str, what: str, indent: str = "") -> Text:

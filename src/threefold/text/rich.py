@@ -11,16 +11,23 @@ import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from threefold.errors import DocumentError, MissingExtraError
 from threefold.text.decode import decode, has_mark
 
+if TYPE_CHECKING:
+    from bs4 import BeautifulSoup
+
 OFFICE_SUFFIXES = (".pdf", ".docx", ".pptx", ".xlsx")
 HTML_SUFFIXES = (".html", ".htm", ".xhtml")
 
-_HIDDEN = frozenset({"script", "style", "noscript", "template", "head", "svg", "iframe", "object", "canvas"})
+#: How Office files begin that are encrypted (MS-OFFCRYPTO), and those before 2007: MS-CFB, 2.2.
+_OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
+
+_HIDDEN = frozenset({"script", "style", "noscript", "template", "head", "title", "svg", "iframe", "object", "canvas"})
 _BLOCK_NAMES = """
 address article aside blockquote body dd details div dl dt fieldset figcaption figure footer form h1 h2 h3 h4 h5 h6
 header hr html li main nav ol p pre section summary table tbody tfoot thead tr ul
@@ -66,12 +73,19 @@ def read_html(data: bytes, name: str) -> Rendered:
         try:
             soup = BeautifulSoup(page, "html.parser")
         except ParserRejectedMarkup as error:
-            raise DocumentError(f"{name} is not HTML: {error}") from error
-    heading = soup.title or soup.find("h1")
-    title = _SPACES.sub(" ", heading.get_text()).strip() if heading else ""
+            raise DocumentError(f"{name} is not HTML: {_reason(error)}") from error
     text = _LINE_SPACES.sub("\n", "".join(_visible(soup)))
     text = _BLANK_LINES.sub("\n\n", text).strip().translate(_GIVE_BACK)
-    return Rendered(text.strip("\n").rstrip(), title)
+    return Rendered(text.strip("\n").rstrip(), _title_of(soup))
+
+
+def _title_of(soup: BeautifulSoup) -> str:
+    """The first title that says something, but for those of drawings; else the first such heading."""
+    titles = (tag for tag in soup.find_all("title") if tag.find_parent("svg") is None)
+    for tag in chain(titles, soup.find_all("h1")):
+        if title := _SPACES.sub(" ", tag.get_text()).strip():
+            return title
+    return ""
 
 
 def _decode_html(data: bytes, name: str) -> str:
@@ -152,14 +166,22 @@ def read_office(path: Path) -> Rendered:
     except markitdown.MissingDependencyException as error:
         raise MissingExtraError(f"markitdown[{kind}]", "docs", purpose) from error
     except Exception as error:  # parsers of foreign formats raise anything
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise DocumentError(f"{path} is damaged or not readable: {reason}") from error
+        raise DocumentError(f"{path} is damaged or not readable: {_reason(error)}") from error
     return Rendered(result.markdown, result.title or "")
+
+
+def _reason(error: Exception) -> str:
+    """What a foreign parser says, on one line of bounded length."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _check_signature(path: Path, kind: str) -> None:
     with path.open("rb") as file:
         head = file.read(1024)
     good = b"%PDF-" in head if kind == "pdf" else head.startswith(b"PK\x03\x04")
+    if head.startswith(_OLE):
+        raise DocumentError(
+            f"{path} is protected by a password, or in the format of Office before 2007. Save it as {kind} without one"
+        )
     if not good:
         raise DocumentError(f"{path} is damaged: it does not begin as a {kind} file does")

@@ -7,6 +7,7 @@ follows might be anything, and the error says where. Fields of csv and tsv stay 
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -75,9 +76,10 @@ def _cells(path: Path, delimiter: str) -> Iterator[list[str] | BadRow]:
 
     def lines() -> Iterator[str]:
         nonlocal last
-        for line in read_lines(path):
-            last = line
-            yield line
+        for part in read_lines(path):
+            for line in io.StringIO(part, newline=""):  # "\r" ends a row as well, or csv raises at what follows it
+                last = line
+                yield line
 
     reader = csv.reader(lines(), delimiter=delimiter, strict=True)
     while True:
