@@ -16,7 +16,7 @@ import threefold
 ROOT = Path(threefold.__file__).parent
 LAYERS = [
     "errors",
-    "characters types config replacing",
+    "characters types config paths replacing",
     "text score evaluate",
     "encoder store",
     "attempts export ingest opening remote retrieve shards",

@@ -9,6 +9,7 @@ from typing import get_args
 
 from threefold.config import Chunking, Manifest, MultiStorage
 from threefold.errors import ConfigError, InputError
+from threefold.paths import expanded
 from threefold.store.folder import check_model, left_by_creation, manifest_path
 from threefold.store.protocol import Store
 from threefold.text.protocol import TextEncoder
@@ -16,21 +17,13 @@ from threefold.text.protocol import TextEncoder
 
 def home() -> Path:
     """Where threefold keeps things: `$THREEFOLD_HOME`, by default `~/.threefold`."""
-    return _expanded(os.environ.get("THREEFOLD_HOME") or "~/.threefold")
-
-
-def _expanded(path: str | Path) -> Path:
-    """With the folder of a user in the place of `~` or `~name`."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise InputError(f"{path}: {error} Write the whole path") from error
+    return expanded(os.environ.get("THREEFOLD_HOME") or "~/.threefold")
 
 
 def collection_folder(path_or_name: str | Path) -> Path:
     """A bare name is a folder of `$THREEFOLD_HOME/collections` (default `~/.threefold`); anything else is a path."""
     if isinstance(path_or_name, Path) or os.sep in path_or_name or "/" in path_or_name:
-        return _expanded(path_or_name)
+        return expanded(path_or_name)
     if path_or_name in ("", ".", ".."):
         raise InputError(
             f"{path_or_name!r} is not a name of a collection. Use a word like papers, or a path like ./papers"

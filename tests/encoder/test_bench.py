@@ -69,7 +69,7 @@ def test_nothing_to_measure_is_refused() -> None:
 def test_a_run(m3_folder: Path) -> None:
     """float32 is measured for comparison also where nobody asked for its figures."""
     seen: list[str] = []
-    texts = passages(4)
+    texts = [*passages(4), "w " * 20_000]
     found = list(bench(str(m3_folder), texts, precisions=["int8"], rounds=1, threads=1, progress=seen.append))
     assert seen == ["float32", "int8"]
     (measured,) = found
@@ -79,3 +79,4 @@ def test_a_run(m3_folder: Path) -> None:
     assert measured.weight_bytes > 0
     assert measured.cosines.keys() == measured.lowest.keys() == {"dense", "sparse", "multi"}
     assert min(measured.cosines.values()) >= 0.99
+    assert measured.truncated == 1

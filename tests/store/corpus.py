@@ -31,14 +31,14 @@ def unit(rows: Floats) -> Floats:
     return scaled
 
 
-def encoded(n: int, seed: int = 0) -> Encoded:
-    """n texts of 1 to 6 tokens and 1 to 8 terms."""
+def encoded(n: int, seed: int = 0, tokens: int = 6) -> Encoded:
+    """n texts of 1 to `tokens` tokens and 1 to 8 terms."""
     rng = np.random.default_rng(seed)
     rows = [
         {int(term): float(rng.uniform(0.1, 1)) for term in rng.choice(VOCAB, rng.integers(1, 9), replace=False)}
         for _ in range(n)
     ]
-    lengths = rng.integers(1, 7, n)
+    lengths = rng.integers(1, tokens + 1, n)
     return Encoded(
         unit(rng.normal(size=(n, DIM))),
         Sparse.of(rows, VOCAB),

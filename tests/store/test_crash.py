@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -9,16 +11,22 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from tests.store.corpus import chunk, chunks, encoded, ids_of, manifest
 
-from threefold.errors import StoreError, StoreLockedError
-from threefold.store import compact, edge
+from threefold.config import Filter
+from threefold.errors import StoreCorruptError, StoreError, StoreLockedError
+from threefold.store import compact, edge, redo
 from threefold.store.edge import EdgeStore
-from threefold.store.folder import copy_folder, copy_path, old_path, shard_path
+from threefold.store.folder import closed_path, copy_folder, copy_path, old_path, redo_path, shard_path, size_bytes
+from threefold.store.lock import FolderLock
+from threefold.types import Encoded
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,6 +69,171 @@ def test_kill_while_adding_loses_nothing_acknowledged(folder: Path, acknowledged
         assert f"w{done - 1}#0" in ids_of(store.search("sparse", last, 100))
 
 
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_a_kill_while_replacing_is_made_good(folder: Path, call: int) -> None:
+    """Before what is replaced is deleted, after it, and before the flush."""
+    with EdgeStore.open(folder) as store:
+        store.upsert(chunks(60), encoded(60, seed=1))
+    process = _start(folder, f"replace:{call}")
+    process.communicate()
+    assert process.returncode == 9
+    with EdgeStore.open(folder) as store:
+        assert store.count() == 60
+        _same_tokens(store.vectors(ids_of(chunks(60))), encoded(60, seed=2, tokens=30))
+        store.upsert([chunk("more", part) for part in range(60)], encoded(60, seed=3))
+        store.delete(Filter("eq", "document_id", "d0"))
+    with EdgeStore.open(folder) as store:  # what was repeated once is not repeated over later changes
+        assert store.count() == 60 + 60 - 4
+    assert sorted(path.name for path in folder.iterdir()) == ["closed.json", "lock", "manifest.json", "shard"]
+
+
+def _same_tokens(found: Encoded, wanted: Encoded) -> None:
+    assert found.multi is not None
+    assert wanted.multi is not None
+    assert found.multi.offsets.tolist() == wanted.multi.offsets.tolist()
+    np.testing.assert_allclose(found.multi.rows, wanted.multi.rows, atol=0.05)
+
+
+def test_a_kill_while_half_of_the_token_vectors_have_new_places(quick_folder: Path) -> None:
+    """What a kill leaves, put together by hand: the engine would give places beyond the end of its file twice."""
+    with tempfile.TemporaryDirectory(dir=quick_folder) as place:
+        killed, half = Path(place) / "killed", Path(place) / "half"
+        with EdgeStore.create(killed, manifest("int8")) as store:
+            store.upsert(chunks(60), encoded(60, seed=1))
+        shutil.copytree(killed, half)
+        _start(killed, "replace:3").communicate()
+        with EdgeStore.open(half) as store:
+            store.upsert(chunks(60)[::2], encoded(60, seed=2, tokens=30).take(range(0, 60, 2)))
+        (offsets,) = half.rglob("tq_offsets")
+        shutil.copytree(offsets, killed / offsets.relative_to(half), dirs_exist_ok=True)
+        with EdgeStore.open(killed) as store:
+            _same_tokens(store.vectors(ids_of(chunks(60))), encoded(60, seed=2, tokens=30))
+
+
+class Interrupted:
+    """A shard that is interrupted after its first change."""
+
+    def __init__(self, shard: Any) -> None:
+        self._shard, self._left = shard, 1
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._shard, name)
+
+    def update(self, operation: Any) -> None:
+        self._shard.update(operation)
+        self._left -= 1
+        if self._left == 0:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupt_while_replacing_finishes_the_write(folder: Path) -> None:
+    """What is replaced is deleted first: Ctrl-C between the two would lose both versions."""
+    with EdgeStore.open(folder) as store:
+        shard, store._shard = store._shard, Interrupted(store._shard)  # type: ignore[assignment]
+        with pytest.raises(KeyboardInterrupt):
+            store.upsert(chunks(8), encoded(8, seed=5))
+        store._shard = shard
+        assert store.count() == 8
+        _same_tokens(store.vectors(ids_of(chunks(8))), encoded(8, seed=5))
+    assert sorted(path.name for path in folder.iterdir()) == ["closed.json", "lock", "manifest.json", "shard"]
+
+
+def test_a_redo_file_that_cannot_be_written_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path, *_: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(redo, "save", fail)
+    with EdgeStore.open(folder) as store:
+        before = store.fetch(ids_of(chunks(8)))
+        with pytest.raises(StoreError, match="cannot write: No space left"):
+            store.upsert(chunks(8, "d"), encoded(8, seed=5))
+        assert store.fetch(ids_of(chunks(8))) == before
+    assert sorted(path.name for path in folder.iterdir()) == ["closed.json", "lock", "manifest.json", "shard"]
+
+
+def test_a_damaged_redo_file_is_named(folder: Path) -> None:
+    redo_path(folder).write_bytes(b"PK half")
+    with pytest.raises(StoreCorruptError, match=r"redo\.npz: damaged .*delete this file"):
+        EdgeStore.open(folder)
+    redo_path(folder).unlink()
+    EdgeStore.open(folder).close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the child goes on, and holds the lock meanwhile")
+def test_a_kill_during_optimize_ends_the_child_as_well(folder: Path) -> None:
+    process = _start(folder, "optimize")
+    while not copy_path(folder).exists():
+        assert process.poll() is None
+    _end(process)
+    for _ in range(1000):
+        with contextlib.suppress(StoreLockedError):  # for as long as the child takes to end
+            EdgeStore.open(folder).close()
+            break
+        time.sleep(0.01)
+    assert not copy_path(folder).exists()
+    with EdgeStore.open(folder) as store:
+        assert store.count() == 8
+
+
+def test_a_child_holds_the_lock_of_its_parent(folder: Path) -> None:
+    """Without it, a process that is killed leaves a child that writes where the next one works."""
+    lock = FolderLock(folder)
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=lock.handles)
+    lock.release()
+    with pytest.raises(StoreLockedError):
+        EdgeStore.open(folder)
+    child.communicate(b"\n")
+    EdgeStore.open(folder).close()
+
+
+@pytest.mark.parametrize("damage", ["segments", "mutable_id_tracker.mappings", "version.info"])
+def test_chunks_that_went_missing_are_not_missing_in_silence(folder: Path, damage: str) -> None:
+    """As after a copy of the folder that was interrupted: the engine says nothing."""
+    with EdgeStore.open(folder) as store:
+        store.upsert([chunk("last")], encoded(1))  # the log has this one, and no more
+    for path in list(shard_path(folder).rglob(damage)):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(
+        StoreCorruptError, match=r"shard: \d chunks, but 9 when the collection was closed.*closed\.json"
+    ):
+        EdgeStore.open(folder)
+    closed_path(folder).unlink()
+    EdgeStore.open(folder).close()
+
+
+def test_the_number_of_chunks_is_said_while_nobody_changes_it(folder: Path, tmp_path: Path) -> None:
+    with EdgeStore.open(folder) as store:
+        assert closed_path(folder).exists()
+        store.upsert([chunk("more")], encoded(1))
+        assert not closed_path(folder).exists()
+        store.snapshot(tmp_path / "copy")
+    assert closed_path(folder).read_text() == closed_path(tmp_path / "copy").read_text() == '{\n  "chunks": 9\n}\n'
+
+
+def test_after_a_write_that_failed_the_number_is_not_said(folder: Path) -> None:
+    """The engine may repeat it when it opens the shard."""
+    with EdgeStore.open(folder) as store:
+        shard, store._shard = store._shard, FailingUpdate()  # type: ignore[assignment]
+        with pytest.raises(StoreError, match="could not write: no space"):
+            store.upsert([chunk("more")], encoded(1))
+        store._shard = shard
+    assert not closed_path(folder).exists()
+
+
+class FailingUpdate:
+    """A shard that can be asked and not changed."""
+
+    def count(self, _: object) -> int:
+        return 0
+
+    def retrieve(self, *_: object) -> list[object]:
+        return []
+
+    def update(self, _: object) -> None:
+        raise Exception("no space")  # as the engine does
+
+
 def test_a_second_process_is_told_who_has_it(folder: Path) -> None:
     process = _start(folder, "hold")
     assert process.stdout is not None
@@ -100,7 +273,7 @@ def test_an_end_while_copying_or_tidying(folder: Path) -> None:
         assert store.count() == 8
         store.optimize()
         assert store.count() == 8
-    assert sorted(path.name for path in folder.iterdir()) == ["lock", "manifest.json", "shard"]
+    assert sorted(path.name for path in folder.iterdir()) == ["closed.json", "lock", "manifest.json", "shard"]
 
 
 def _replace_compactor(monkeypatch: pytest.MonkeyPatch, folder: Path, code: str) -> None:
@@ -248,6 +421,21 @@ def test_a_call_that_fails_half_way_says_what_is_stored(folder: Path, monkeypatc
         with pytest.raises(StoreError, match=r"no more \(2 of 5 chunks of this call are stored\)"):
             store.upsert(chunks(5, "part"), encoded(5))
         assert store.count() == 8 + 2
+
+
+def test_a_folder_is_measured_while_files_vanish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "file").write_bytes(b"x" * 10_000)
+    whole = size_bytes(tmp_path)
+    assert whole >= 10_000
+    walk = os.walk
+
+    def with_gone(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+        for place, folders, names in walk(folder):
+            yield place, folders, [*names, "gone"]
+
+    monkeypatch.setattr(os, "walk", with_gone)
+    assert size_bytes(tmp_path) == whole
 
 
 def test_a_copy_keeps_bytes_and_holes(tmp_path: Path) -> None:

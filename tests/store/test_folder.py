@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from tests.store.corpus import chunks, encoded, manifest
 
-from threefold.errors import MissingExtraError, ModelMismatchError, StoreCorruptError, StoreError
+from threefold.errors import InputError, MissingExtraError, ModelMismatchError, StoreCorruptError, StoreError
 from threefold.store.check import batches
 from threefold.store.edge import EdgeStore
 from threefold.store.folder import check_model, manifest_path, read_manifest, shard_path, write_manifest
+from threefold.store.payload import from_payload
 from threefold.store.protocol import Scored
 from threefold.store.ties import best
 
@@ -152,6 +153,11 @@ def test_a_snapshot_needs_a_folder_of_its_own(folder: Path, tmp_path: Path) -> N
         store.snapshot(tmp_path / "busy")
 
 
+def test_a_stored_chunk_that_is_not_whole_is_an_error_of_the_collection() -> None:
+    with pytest.raises(StoreCorruptError, match=r"not whole .*'document_id'.*Restore it from a snapshot"):
+        from_payload({})
+
+
 def test_another_model_is_refused_by_name() -> None:
     check_model(manifest(model="tiny", precision="float16"), manifest(model="renamed", precision="int8"))
     with pytest.raises(ModelMismatchError, match=r"built with 'tiny', not with 'large' .*model_hash 'm1' against 'm2'"):
@@ -189,3 +195,12 @@ def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "threefold.store.qdrant", raising=False)
     with pytest.raises(MissingExtraError, match=r'qdrant_client.*pip install "threefold\[cluster\]"'):
         importlib.import_module("threefold.store.qdrant")
+
+
+@pytest.mark.parametrize("url", ["cuda:99", "[]", "   "])
+def test_what_is_no_address_of_a_cluster_is_refused(url: str) -> None:
+    pytest.importorskip("qdrant_client", reason="extra `cluster` is not installed")
+    from threefold.store.qdrant import connect
+
+    with pytest.raises(InputError, match=r"Write it as http://host:6333"):
+        connect(url)

@@ -97,6 +97,18 @@ def test_a_corpus_adds_texts_and_prompts_are_read(encoder: FakeEncoder) -> None:
     assert mined[0].prompt == "park box: "
 
 
+def test_what_was_cut_is_counted_once(encoder: FakeEncoder) -> None:
+    """Also where the same texts are read again behind a prompt."""
+    long = " ".join(WORDS * 3)
+    data = [
+        *examples(),
+        Example(long, (f"{long} disk",)),
+        Example("fox", ("dog",), prompt="box: ", kind="symmetric_sts"),
+    ]
+    counts = mine(data, encoder, everything(), max_tokens=30, corpus=[f"{long} fox", "park"]).counts
+    assert (counts["documents truncated"], counts["texts in the pool"]) == (2, 16)
+
+
 def test_the_first_ten_ranks_are_left_out_unless_it_is_said(encoder: FakeEncoder) -> None:
     data = examples()
     whole = mine(data, encoder, everything()).examples

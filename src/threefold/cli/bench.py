@@ -78,6 +78,8 @@ def bench(
         note("bfloat16 was not measured: there are no instructions for it here")
     for reason in bad:
         note(f"skipped: {reason}")
+    if cut := rows[0][0].truncated:
+        note(f"{cut:,} texts were longer than the model reads and were cut")
 
 
 def _cost(measured: Any, price_per_hour: float | None) -> dict[str, float]:

@@ -15,6 +15,7 @@ import typer
 from threefold.cli import options
 from threefold.cli.show import note, out, print_json, print_table
 from threefold.errors import InputError
+from threefold.paths import expanded
 
 if TYPE_CHECKING:
     from threefold.serve.keys import Key
@@ -226,7 +227,7 @@ def _place(file: Path, usage_file: Path | None) -> Path:
     """Where the usage of these keys is kept."""
     from threefold.serve.keys import usage_file_of
 
-    return (usage_file or usage_file_of(file)).expanduser()
+    return expanded(usage_file or usage_file_of(file))
 
 
 def _ledger(path: Path, *, make: bool = False) -> Ledger:

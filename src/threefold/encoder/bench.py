@@ -57,9 +57,10 @@ class Measured:
     weight_bytes       the weights as they are held; parts of them in pages of a file that processes share
     peak_bytes         most memory that the process ever had, Python and its libraries included; of a GPU, what it
                        took of the GPU's; 0 where unknown
-    kernels            what ran the layers: "native" with its build, or "PyTorch"
+    kernels            what ran the layers: "native" or "PyTorch"
     cosines            to float32, per representation: mean over the texts
     lowest             the lowest of those
+    truncated          texts that were longer than the model reads, and were cut
     """
 
     precision: Precision
@@ -73,6 +74,7 @@ class Measured:
     cosines: dict[str, float]
     lowest: dict[str, float]
     kernels: str = ""
+    truncated: int = 0
 
     def cost_per_million_tokens(self, price_per_hour: float) -> float:
         """What a million tokens cost on a machine of this price, in its currency."""
@@ -207,11 +209,13 @@ def _measure(job: _Job) -> tuple[Measured, Encoded]:
     encoder = Encoder(job.model, device=job.device, revision=job.revision, precision=job.precision)
     opening = time.perf_counter() - start
     compared = encoder.encode(job.texts[:COMPARED])  # warms up, too
-    seconds, tokens = [], 0
+    seconds, tokens, truncated = [], 0, 0
     for _ in range(job.rounds):
         start = time.perf_counter()
-        tokens = int(encoder.encode(job.texts).tokens.sum())
+        encoded = encoder.encode(job.texts)
         seconds.append(time.perf_counter() - start)
+        tokens, truncated = int(encoded.tokens.sum()), int(encoded.truncated.sum())
+        del encoded  # or the next round has twice its memory
     queries = [" ".join(text.split()[:8]) for text in job.texts[:COMPARED]]
     waits = []
     for query in queries:
@@ -230,6 +234,7 @@ def _measure(job: _Job) -> tuple[Measured, Encoded]:
         kernels=encoder.kernels.split(" ")[0],
         cosines={},
         lowest={},
+        truncated=truncated,
     )
     return measured, compared
 

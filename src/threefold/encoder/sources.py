@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from threefold.errors import CheckpointError, InputError, OfflineError
 from threefold.evaluate.hub import absent_from_cache, hub_errors, offline, one_line, reason_of
+from threefold.paths import expanded
 
 #: The model that ships with the package.
 EMBEDDED = "threefold-mini"
@@ -68,7 +69,7 @@ def find(model: str | os.PathLike[str] | None, revision: str | None = None) -> S
         return Source(folder, EMBEDDED, "")
     if not str(model):
         raise InputError(f"the name of the model is empty; leave it out, or say {EMBEDDED!r}, for the embedded one")
-    path = Path(model).expanduser()
+    path = expanded(model)
     if path.is_dir():
         _no_revision(str(model), revision)
         return Source(path, str(model), "")

@@ -10,6 +10,7 @@ from threefold.encoder.checkpoint import load
 from threefold.encoder.model import Model, ModelConfig
 from threefold.encoder.sources import EMBEDDED, embedded_folder, find
 from threefold.errors import InputError
+from threefold.paths import expanded
 from threefold.text.tokenizer import Tokenizer
 
 #: Numbers that weights may be written in.
@@ -55,7 +56,7 @@ def open_model(
 
 def check_target(model: str | os.PathLike[str] | None, folder: Path) -> None:
     """The folder of the model is mapped into memory while it is read: neither it nor one above it can be replaced."""
-    place = embedded_folder() if model is None or model == EMBEDDED else Path(model).expanduser()
+    place = embedded_folder() if model is None or model == EMBEDDED else expanded(model)
     source, target = place.resolve(), folder.resolve()
     if source == target:
         raise InputError(f"{folder} is the model itself; name another folder")

@@ -68,7 +68,7 @@ def run_task(
             documents=len(task.documents),
             queries=len(task.qrels),
             protocol=protocol.describe(mode, task.language),
-            warnings=dict(task.warnings) | ({} if mode in LEXICAL else _truncations(documents, queries)),
+            warnings=dict(task.warnings) | ({} if mode in LEXICAL else truncations(documents, queries)),
             seconds=seconds,
         )
         for mode in protocol.modes
@@ -118,7 +118,8 @@ def _check_modes(card: ModelCard, protocol: Protocol) -> None:
             raise ConfigError(f"mode {mode!r}: the dense vectors of {card.name} have {card.dense_dim} dimensions")
 
 
-def _truncations(documents: Unique | None, queries: Unique | None) -> dict[str, int]:
+def truncations(documents: Unique | None, queries: Unique | None) -> dict[str, int]:
+    """{what was longer than the protocol reads: how many}."""
     counts = {
         "documents truncated": documents.truncated if documents else 0,
         "queries truncated": queries.truncated if queries else 0,

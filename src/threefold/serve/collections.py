@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,6 +19,7 @@ from threefold.collection import Collection
 from threefold.config import Chunking
 from threefold.errors import StoreError
 from threefold.ingest import AddReport, Progress
+from threefold.paths import expanded
 from threefold.retrieve.stages import Diversify, Group, Rerank, Retriever
 from threefold.serve import wire
 from threefold.serve.adding import Adding, BodyLimits, LineStream
@@ -112,7 +112,7 @@ def _without_paths(call: Call, namespace: str) -> Iterator[None]:
     try:
         yield
     except StoreError as error:
-        folder = Path(call.server.config.collections).expanduser() / namespace
+        folder = expanded(call.server.config.collections) / namespace
         said = str(error).replace(f"{folder}/", "")
         if said != str(error):
             log.warning("request %s: %s", call.id, error)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from threefold.errors import ConfigError, DeadlineError, InputError
+from threefold.paths import expanded
 from threefold.serve.access import key_of, reading_keys
 from threefold.serve.accounts import Accounts
 from threefold.serve.bridge import QueuedEncoder, QueuedReranker
@@ -131,14 +132,14 @@ class Server:
         await self.catalog.start()
         self._check_prices()
         if self.config.collections:
-            self.library = self._open_library(Path(self.config.collections).expanduser())
+            self.library = self._open_library(expanded(self.config.collections))
 
     def _open_accounts(self) -> Accounts | None:
         config = self.config
         if not config.usage_file and not config.keys_file:
             return None
         path = Path(config.usage_file) if config.usage_file else usage_file_of(Path(config.keys_file))
-        accounts = Accounts(path.expanduser(), config.prices, currency=config.currency)
+        accounts = Accounts(expanded(path), config.prices, currency=config.currency)
         accounts.start()
         return accounts
 

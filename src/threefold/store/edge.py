@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
@@ -22,6 +22,7 @@ from qdrant_edge import (
     EdgeShard,
     HasIdCondition,
     PayloadSchemaType,
+    Point,
     Query,
     QueryRequest,
     Record,
@@ -34,8 +35,9 @@ from qdrant_edge import Filter as EdgeFilter
 
 from threefold.config import Filter, Manifest
 from threefold.errors import StoreCorruptError, StoreError
-from threefold.store import compact
+from threefold.store import compact, redo
 from threefold.store import folder as files
+from threefold.store.check import stored
 from threefold.store.edge_words import EdgeWords, edge_config, edge_point, edge_vector
 from threefold.store.filters import translate
 from threefold.store.lock import FolderLock
@@ -75,9 +77,13 @@ class EdgeStore(PointStore[EdgeFilter]):
     _words = EdgeWords()
     _vector = staticmethod(edge_vector)
 
-    def __init__(self, folder: Path, manifest: Manifest, lock: FolderLock, shard: EdgeShard) -> None:
+    def __init__(
+        self, folder: Path, manifest: Manifest, lock: FolderLock, shard: EdgeShard, *, counted: bool = False
+    ) -> None:
         """Use `create` or `open`."""
         super().__init__(manifest)
+        self._counted = counted  # closed.json is there and right
+        self._failed = False  # a change failed; the engine may repeat it when the shard is opened
         self._folder = folder
         self._lock = lock
         self._shard: EdgeShard | None = shard
@@ -110,20 +116,24 @@ class EdgeStore(PointStore[EdgeFilter]):
                 files.check_space(folder, 0)
                 files.recover_shard(folder)
                 shard = _load_shard(folder, manifest)
+                try:
+                    counted = files.check_closed(folder, _count(shard, None)) and not files.redo_path(folder).exists()
+                    _repeat(folder, manifest, shard)
+                except BaseException:
+                    shard.close()
+                    raise
                 files.drop_leftovers(folder)
             except BaseException:
                 lock.release()
                 raise
-        return cls(folder, manifest, lock, shard)
+        return cls(folder, manifest, lock, shard, counted=counted)
 
     def delete(self, where: Filter) -> int:
         condition = translate(where, self._words)
-        with self._writing, self._engine("delete") as shard:
-            files.check_space(self._folder, 0)
-            count = shard.count(CountRequest(exact=True, filter=condition))
+        with self._writing:
+            count = self._count(condition)
             if count:
-                shard.update(UpdateOperation.delete_points_by_filter(condition))
-                shard.flush()
+                self._change([UpdateOperation.delete_points_by_filter(condition)], "delete", 0)
             return count
 
     def score(self, query: Encoded, ids: Sequence[str]) -> Mapping[Representation, Floats]:
@@ -153,6 +163,8 @@ class EdgeStore(PointStore[EdgeFilter]):
                 raise StoreError(f"{target}: not empty. Give a snapshot a folder of its own")
             target.mkdir(parents=True, exist_ok=True)
             self._copy_shard(files.shard_path(target))
+            if not self._failed:
+                files.write_closed(target, self._count(None))
             files.write_manifest(target, self._manifest)
 
     def close(self) -> None:
@@ -163,7 +175,11 @@ class EdgeStore(PointStore[EdgeFilter]):
                 try:
                     with engine_errors(self._folder, "close"):
                         shard.flush()
+                        chunks = _count(shard, None)
                         shard.close()
+                    if not self._counted and not self._failed:
+                        with suppress(OSError):  # what is in it is stored, said or not
+                            files.write_closed(self._folder, chunks)
                 finally:
                     self._lock.release()
 
@@ -184,15 +200,31 @@ class EdgeStore(PointStore[EdgeFilter]):
         return BATCH_BYTES
 
     def _write(self, part: slice, payloads: list[dict[str, Any]], vectors: Encoded, size_bytes: int) -> None:
+        rows, texts = payloads[part], vectors.take(range(part.start, part.stop))
+        operations = [UpdateOperation.upsert_points(_points(self._manifest, rows, texts))]
+        old = self._known([point_id(row["id"]) for row in rows]) if "multi" in stored(self._manifest) else None
+        if not old:
+            return self._change(operations, "write", _WRITE_AMPLIFICATION * size_bytes)
+        operations.insert(0, UpdateOperation.delete_points([*old]))
         with files.file_errors(self._folder, "write"):
-            files.check_space(self._folder, _WRITE_AMPLIFICATION * size_bytes)
-        points = [
-            edge_point(self._manifest, point_id(payloads[i]["id"]), payloads[i], vectors, i)
-            for i in range(part.start, part.stop)
-        ]
-        with self._engine("write") as shard:
-            shard.update(UpdateOperation.upsert_points(points))
-            shard.flush()
+            files.check_space(self._folder, size_bytes)
+            with files.repeated_if_killed(self._folder, lambda draft: redo.save(draft, rows, texts)):
+                self._change(operations, "write", _WRITE_AMPLIFICATION * size_bytes)
+
+    def _change(self, operations: Sequence[UpdateOperation], action: str, size_bytes: int) -> None:
+        with self._engine(action) as shard, files.file_errors(self._folder, action):
+            files.check_space(self._folder, size_bytes)
+            if self._counted:
+                files.drop_closed(self._folder)
+                self._counted = False
+            try:
+                _apply(shard, operations)
+            except KeyboardInterrupt:  # perhaps between two of them
+                _apply(shard, operations)
+                raise
+            except BaseException:
+                self._failed = True
+                raise
 
     def _nearest(
         self, representation: Representation, vector: Any, limit: int, condition: EdgeFilter | None
@@ -230,7 +262,7 @@ class EdgeStore(PointStore[EdgeFilter]):
 
     def _count(self, condition: EdgeFilter | None) -> int:
         with self._engine("count") as shard:
-            return shard.count(CountRequest(exact=True, filter=condition))
+            return _count(shard, condition)
 
     def _copy_shard(self, target: Path) -> None:
         """A consistent copy: flushed, with writers waiting. A leftover of an interrupted copy is replaced."""
@@ -298,6 +330,32 @@ def _compact(folder: Path, lock: FolderLock) -> None:
             f"{folder}: building the index failed (exit status {done.returncode}): {done.stderr.strip()[-500:]}. "
             "The collection is as it was. Check memory and disk space, then repeat"
         )
+
+
+def _count(shard: EdgeShard, condition: EdgeFilter | None) -> int:
+    return shard.count(CountRequest(exact=True, filter=condition))
+
+
+def _apply(shard: EdgeShard, operations: Sequence[UpdateOperation]) -> None:
+    for operation in operations:
+        shard.update(operation)
+    shard.flush()
+
+
+def _points(manifest: Manifest, payloads: Sequence[dict[str, Any]], vectors: Encoded) -> list[Point]:
+    return [edge_point(manifest, point_id(row["id"]), row, vectors, i) for i, row in enumerate(payloads)]
+
+
+def _repeat(folder: Path, manifest: Manifest, shard: EdgeShard) -> None:
+    """Do again what a process was killed in; see `redo`."""
+    if files.redo_path(folder).exists():
+        points = _points(manifest, *redo.load(files.redo_path(folder)))
+        files.drop_closed(folder)
+        with engine_errors(folder, "repeat the write that was interrupted"):
+            shard.update(UpdateOperation.delete_points([point.id for point in points]))
+            shard.update(UpdateOperation.upsert_points(points))
+            shard.flush()
+        files.drop_redo(folder)
 
 
 def _these(points: Sequence[str]) -> EdgeFilter:

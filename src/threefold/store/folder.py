@@ -1,4 +1,4 @@
-"""A collection's folder: `manifest.json`, `shard/` (the engine's files) and `lock`.
+"""A collection's folder: `manifest.json`, `shard/` (the engine's files), `closed.json` and `lock`.
 
 Everything here survives a kill at any instruction: files are written beside their place, synced, and renamed.
 Knows nothing of the engine that owns `shard/`.
@@ -10,8 +10,8 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from threefold.config import Manifest
@@ -53,13 +53,24 @@ def first_path(folder: Path) -> Path:
     return folder / "shard.first"
 
 
+def closed_path(folder: Path) -> Path:
+    """Where the number of chunks stands while nobody changes them: see `write_closed`."""
+    return folder / "closed.json"
+
+
+def redo_path(folder: Path) -> Path:
+    """Where a write that replaces chunks is kept until it is done: see `redo`."""
+    return folder / "redo.npz"
+
+
 def left_by_creation(folder: Path) -> set[str]:
     """Names that may be in a folder whose creation was interrupted, and that the next creation takes over."""
-    return {path.name for path in (_draft(folder), first_path(folder), shard_path(folder), lock_path(folder))}
+    draft = _draft(manifest_path(folder))
+    return {path.name for path in (draft, first_path(folder), shard_path(folder), lock_path(folder))}
 
 
-def _draft(folder: Path) -> Path:
-    return manifest_path(folder).with_suffix(".tmp")
+def _draft(path: Path) -> Path:
+    return path.with_suffix(".tmp")
 
 
 def lock_path(folder: Path) -> Path:
@@ -69,15 +80,68 @@ def lock_path(folder: Path) -> Path:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Replace the manifest atomically; a killed process leaves the old one or the new one."""
-    target = manifest_path(folder)
-    draft = _draft(folder)
+    _write_json(manifest_path(folder), manifest.to_dict())
+
+
+def _write_json(path: Path, data: object) -> None:
+    draft = _draft(path)
     with draft.open("w", encoding="utf-8") as file:
-        json.dump(manifest.to_dict(), file, indent=2, ensure_ascii=False)
+        json.dump(data, file, indent=2, ensure_ascii=False)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
-    draft.replace(target)
+    draft.replace(path)
+    sync_folder(path.parent)
+
+
+def write_closed(folder: Path, chunks: int) -> None:
+    """Say how many chunks there are, when they are all on disk; see `check_closed`."""
+    _write_json(closed_path(folder), {"chunks": chunks})
+
+
+@contextmanager
+def repeated_if_killed(folder: Path, save: Callable[[Path], None]) -> Iterator[None]:
+    """Keep what `save` writes for as long as the block runs. After an error the caller repeats the call, not we."""
+    draft = _draft(redo_path(folder))
+    try:
+        save(draft)
+        draft.replace(redo_path(folder))
+        sync_folder(folder)
+        yield
+    finally:
+        draft.unlink(missing_ok=True)  # on a full disk it would be in the way
+        drop_redo(folder)
+
+
+def drop_redo(folder: Path) -> None:
+    """What was kept is done, and must never be done again over later changes."""
+    redo_path(folder).unlink(missing_ok=True)
     sync_folder(folder)
+
+
+def drop_closed(folder: Path) -> None:
+    """Before the first change: from here on a kill may leave any number of chunks."""
+    closed_path(folder).unlink(missing_ok=True)
+    sync_folder(folder)
+
+
+def check_closed(folder: Path, chunks: int) -> bool:
+    """Whether the number of chunks is known; another one is an error.
+
+    The engine takes a segment that lacks files for one that was never finished, and removes it without a word.
+    """
+    path = closed_path(folder)
+    try:
+        closed = json.loads(path.read_text(encoding="utf-8"))["chunks"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return False
+    if closed != chunks:
+        raise StoreCorruptError(
+            f"{shard_path(folder)}: {chunks:,} chunks, but {closed:,} when the collection was closed: files are "
+            f"missing or damaged (was it copied whole?). Copy the folder again or restore it from a snapshot; or "
+            f"delete {path.name} to open what is left, and add the documents again"
+        )
+    return True
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -152,9 +216,17 @@ def file_errors(folder: Path, action: str) -> Iterator[None]:
 
 
 def size_bytes(folder: Path) -> int:
-    """Bytes that a copy of `folder` takes; where the system tells holes in files, they count as nothing."""
-    status = [path.stat() for path in folder.rglob("*") if path.is_file()]
-    return sum(one.st_size if os.name == "nt" else one.st_blocks * 512 for one in status)
+    """Bytes that a copy of `folder` takes; where the system tells holes in files, they count as nothing.
+
+    What is removed meanwhile (by `optimize`) counts as nothing, too.
+    """
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                one = os.stat(os.path.join(place, name))
+                total += one.st_size if os.name == "nt" else one.st_blocks * 512
+    return total
 
 
 def copy_folder(source: Path, target: Path) -> None:

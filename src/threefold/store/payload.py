@@ -20,7 +20,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from threefold.errors import InputError
+from threefold.errors import InputError, StoreCorruptError
 from threefold.types import Chunk
 
 Scalar = str | int | float | bool
@@ -142,5 +142,11 @@ def _plain(value: Any) -> Any:
 
 def from_payload(payload: Mapping[str, Any]) -> Chunk:
     """The chunk of a payload; tuples in the metadata have become lists."""
-    fields = {name: payload[name] for name in _STORED_FIELDS}
-    return Chunk(**fields, metadata=json.loads(payload["metadata"]))
+    try:
+        fields = {name: payload[name] for name in _STORED_FIELDS}
+        return Chunk(**fields, metadata=json.loads(payload["metadata"]))
+    except (LookupError, TypeError, ValueError) as error:
+        raise StoreCorruptError(
+            f"a stored chunk is not whole ({error!r}): files of the collection are missing or damaged. "
+            "Restore it from a snapshot, or delete it and add the documents again"
+        ) from error

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from threefold.config import Filter, Manifest
-from threefold.errors import ConfigError, MissingExtraError, StoreCorruptError, StoreError
+from threefold.errors import ConfigError, InputError, MissingExtraError, StoreCorruptError, StoreError
 from threefold.store.check import stored
 from threefold.store.export import export
 from threefold.store.filters import translate
@@ -48,7 +48,10 @@ def connect(url: str, *, api_key: str | None = None, prefer_grpc: bool = False, 
     from qdrant_client import QdrantClient
 
     with _cluster_errors(f"connect to {url}"):
-        return QdrantClient(url=url, api_key=api_key, prefer_grpc=prefer_grpc, timeout=timeout_s)
+        try:
+            return QdrantClient(url=url, api_key=api_key, prefer_grpc=prefer_grpc, timeout=timeout_s)
+        except ValueError as error:
+            raise InputError(f"url {url!r}: {error}. Write it as http://host:6333") from error
 
 
 def exists(client: QdrantClient, name: str) -> bool:

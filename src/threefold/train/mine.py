@@ -21,7 +21,7 @@ from threefold.errors import ConfigError, InputError
 from threefold.evaluate.task import Task
 from threefold.retrieve.bm25 import BM25, model_terms
 from threefold.retrieve.exact import Exact
-from threefold.retrieve.experiment import encode_task
+from threefold.retrieve.experiment import encode_task, truncations
 from threefold.retrieve.modes import RANK_FUSION, Mode, Protocol
 from threefold.score import Weights
 from threefold.text.protocol import TextEncoder
@@ -139,6 +139,7 @@ def mine(
     for prompt, numbers in _by_prompt(examples).items():
         asked = dict.fromkeys(pool.queries[examples[number].asked] for number in numbers)
         search = _Search(pool, prompt, list(asked), encoder, settings, weights, max_tokens, cache, stream)
+        counts |= search.truncated  # the larger: one text counts once, whatever is read in front of it
         for number in numbers:
             example = examples[number]
             candidates = search.candidates(pool.queries[example.asked])
@@ -194,6 +195,7 @@ class _Search:
         )
         task = _task(pool, prompt, asked)
         documents, queries = encode_task(task, encoder, self.protocol, cache=cache, stream=stream)
+        self.truncated = Counter(truncations(documents, queries))
         run = Exact(task, self.protocol, documents, queries).runs(encoder.tokenizer)[mode]
         self.found = list(run.values())
         self.scores: PairScores | None = None
