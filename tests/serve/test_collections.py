@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -312,3 +313,15 @@ def test_collections_outlive_the_server(served: ServedEncoder, tmp_path: Path) -
     with serving(make_server(served, config)) as url, httpx.Client(base_url=url, timeout=START_S) as client:
         hits = client.post("/collections/kept/search", json={"query": DOCUMENTS[0]["text"], "k": 1}).json()["hits"]
         assert hits[0]["document_id"] == "fox"
+
+
+def test_the_document_of_an_address_is_the_one_that_is_deleted(client: httpx.Client) -> None:
+    ids = ["a", "a\n", "a\nb", "\n", "a/b", "é", "e\u0301", "A", "é" * 5_000]
+    client.put("/collections/ids")
+    assert add(client, "ids", lines([{"id": id, "text": "a fox"} for id in ids]))["report"]["added"] == len(ids)
+    for id in reversed(ids):
+        assert client.delete(f"/collections/ids/documents/{quote(id, safe='')}").status_code == 200
+        ids = ids[:-1]
+        left = client.get("/collections/ids/documents").json()["documents"]
+        assert [one["id"] for one in left] == sorted(ids)
+    client.delete("/collections/ids")

@@ -331,3 +331,41 @@ def test_a_collection_of_the_same_name_may_come_and_go_while_the_last_one_is_sti
     assert library.names("default") == []
     Library(tmp_path, served)  # the next server ends what was begun
     assert not list((tmp_path / "default").iterdir())
+
+
+def test_a_collection_that_another_process_has_open_is_not_deleted(served: ServedEncoder, tmp_path: Path) -> None:
+    """The other one goes on to add to it, and what it was told is stored would be gone."""
+    with client_of(served, tmp_path) as client, Collection(tmp_path / "default" / "cc", served) as theirs:
+        refused = client.delete("/collections/cc")
+        assert refused.status_code == 409
+        assert "another process has this collection open" in refused.json()["error"]["message"]
+        assert theirs.add("a fox").added == 1
+        theirs.close()
+        assert client.delete("/collections/cc").status_code == 200
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_folder_that_is_removed_while_the_server_runs(served: ServedEncoder, tmp_path: Path, replaced: bool) -> None:
+    """What was in it is not found any longer, and every other collection is closed well."""
+    with client_of(served, tmp_path) as client:
+        for name in ("aa", "bb"):
+            assert add(client, name, "one")["report"]["added"] == 1
+        shutil.rmtree(tmp_path / "default" / "bb")
+        if replaced:
+            with Collection(tmp_path / "default" / "bb", served) as other:
+                other.add("another text")
+        found = client.post("/collections/bb/search", json={"query": "a fox"})
+        assert found.status_code == (200 if replaced else 404)
+        assert [hit["text"] for hit in found.json().get("hits", ())] == ["another text"] * replaced
+        assert client.put("/collections/bb").status_code == (409 if replaced else 201)
+
+
+def test_one_collection_that_cannot_be_closed_keeps_no_other_open(served: ServedEncoder, tmp_path: Path) -> None:
+    library = Library(tmp_path, served)
+    for name in ("aa", "bb", "cc"):
+        library.create("default", name, None, None)
+        library.get("default", name).add("a fox")
+    shutil.rmtree(tmp_path / "default" / "bb")
+    library.close()
+    for name in ("aa", "cc"):
+        assert (tmp_path / "default" / name / "closed.json").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import NamedTuple
@@ -121,16 +122,19 @@ def build(server: Server) -> Starlette:
         finally:
             await server.stop()
 
-    routes = [
-        Route(one.path, endpoint(one.handler, server, one.path, one.dialect, one.scope), methods=[one.method])
-        for one in CONTRACTS
-    ]
     return Starlette(
-        routes=routes,
+        routes=[_route(one, server) for one in CONTRACTS],
         middleware=_cors(server.config.cors_origins),
         lifespan=lifespan,
         exception_handlers={HTTPException: no_route(server)},
     )
+
+
+def _route(one: Contract, server: Server) -> Route:
+    route = Route(one.path, endpoint(one.handler, server, one.path, one.dialect, one.scope), methods=[one.method])
+    # By default no id has a line break, and one at the end is left out: DELETE of "a\n" would delete "a".
+    route.path_regex = re.compile(route.path_regex.pattern.removesuffix("$") + r"\Z", re.DOTALL)
+    return route
 
 
 def _cors(origins: tuple[str, ...]) -> list[Middleware]:

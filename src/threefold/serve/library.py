@@ -8,17 +8,22 @@ threads.
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 import shutil
 import threading
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 from threefold.collection import Collection, CollectionInfo
 from threefold.config import Chunking, MultiStorage
+from threefold.errors import StoreError
 from threefold.serve.errors import RequestError
-from threefold.store.folder import manifest_path
+from threefold.store.folder import file_errors, lock_path, manifest_path
+from threefold.store.lock import FolderLock
 from threefold.text.protocol import Reranker, TextEncoder
 
 #: Names are folders: no separators, no dots first.
@@ -30,6 +35,23 @@ _GRAVE = ".deleted-"
 #: A namespace for servers without keys.
 OPEN = "default"
 
+log = logging.getLogger(__name__)
+
+
+class _Opened(NamedTuple):
+    """A collection, and the file that says whether its folder is still the one that was opened."""
+
+    collection: Collection
+    lock: os.stat_result
+
+    def is_there(self, folder: Path) -> bool:
+        """Whether nobody has removed the folder, or put another in its place. While we hold the lock, no other file
+        gets its number.
+        """
+        with suppress(OSError):
+            return manifest_path(folder).exists() and os.path.samestat(self.lock, lock_path(folder).stat())
+        return False
+
 
 class Library:
     """Collections by namespace and name."""
@@ -38,7 +60,7 @@ class Library:
         self._root = root
         self._encoder = encoder
         self._reranker = reranker
-        self._open: dict[Path, Collection] = {}
+        self._open: dict[Path, _Opened] = {}
         self._lock = threading.Lock()
         for grave in root.glob(f"*/{_GRAVE}*"):  # of deletions that were interrupted
             shutil.rmtree(grave, ignore_errors=True)
@@ -54,42 +76,63 @@ class Library:
         """A new collection; an existing one is refused."""
         folder = self._folder(namespace, name)
         with self._lock:
+            self._forget_if_gone(folder)
             if manifest_path(folder).exists():
                 raise RequestError(f"the collection {name!r} exists already", status=409, param="name")
             folder.parent.mkdir(parents=True, exist_ok=True)
-            self._open[folder] = Collection(
+            made = Collection(
                 folder, self._encoder, chunking=chunking, multi_storage=multi_storage, reranker=self._reranker
             )
-            return self._open[folder].info()
+            return self._keep(folder, made).info()
 
     def get(self, namespace: str, name: str) -> Collection:
         """An existing collection."""
         folder = self._folder(namespace, name)
         with self._lock:
-            if folder not in self._open:
-                if not manifest_path(folder).exists():
-                    raise _missing(name, self.names(namespace))
-                self._open[folder] = Collection(folder, self._encoder, create=False, reranker=self._reranker)
-            return self._open[folder]
+            self._forget_if_gone(folder)
+            if folder in self._open:
+                return self._open[folder].collection
+            if not manifest_path(folder).exists():
+                raise _missing(name, self.names(namespace))
+            return self._keep(folder, Collection(folder, self._encoder, create=False, reranker=self._reranker))
 
     def delete(self, namespace: str, name: str) -> None:
-        """Delete a collection and all that is in it."""
+        """Delete a collection and all that is in it. One that another process has open is refused."""
         folder = self._folder(namespace, name)
         with self._lock:
             if not manifest_path(folder).exists():
                 raise _missing(name, self.names(namespace))
-            opened = self._open.pop(folder, None)
-            if opened is not None:
-                opened.close()
-            grave = folder.with_name(f"{_GRAVE}{name}-{uuid4().hex}")  # the last one of this name may still be there
-            folder.rename(grave)  # gone at once, even if deleting takes long or is interrupted
+            self._release(folder)
+            with file_errors(folder, "delete the collection"):
+                FolderLock(folder).release()  # a process that went on to add to it would lose that
+                grave = folder.with_name(f"{_GRAVE}{name}-{uuid4().hex}")  # the last one may still be there
+                folder.rename(grave)  # gone at once, even if deleting takes long or is interrupted
         shutil.rmtree(grave)
 
     def close(self) -> None:
         """Release every folder."""
         with self._lock:
-            while self._open:
-                self._open.popitem()[1].close()
+            for folder in [*self._open]:
+                self._release(folder)
+
+    def _keep(self, folder: Path, collection: Collection) -> Collection:
+        self._open[folder] = _Opened(collection, lock_path(folder).stat())
+        return collection
+
+    def _forget_if_gone(self, folder: Path) -> None:
+        """What was removed, or replaced, by others than this server is not searched any longer."""
+        if folder in self._open and not self._open[folder].is_there(folder):
+            log.warning("%s was removed or replaced while this server had it open", folder)
+            self._release(folder)
+
+    def _release(self, folder: Path) -> None:
+        """Close a collection, if it is open. One that cannot be flushed must keep no other from being closed."""
+        opened = self._open.pop(folder, None)
+        try:
+            if opened is not None:
+                opened.collection.close()
+        except StoreError as error:
+            log.error("%s", error)
 
     def _folder(self, namespace: str, name: str) -> Path:
         if not _NAME.fullmatch(name):
