@@ -46,6 +46,16 @@ def test_bench_refuses(options: tuple[str, ...], message: str, capsys: pytest.Ca
     assert message in err
 
 
+def test_bench_says_why_a_file_has_no_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "own.jsonl"
+    file.touch()
+    assert run(capsys, "bench", "--texts", file)[2].endswith("own.jsonl: there is no text in it\n")
+    file.write_text('{"body": "a fox"}\n')
+    code, _, err = run(capsys, "bench", "--texts", file)
+    assert code == 2
+    assert err.endswith("there is no text in it; own.jsonl, row 1: no text in the field 'text'\n")
+
+
 def test_convert(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = run_json(capsys, "convert", folder, "-o", tmp_path / "int8", "--precision", "int8")
     assert report["bytes"] == (tmp_path / "int8" / "model.safetensors").stat().st_size

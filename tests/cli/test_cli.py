@@ -401,6 +401,18 @@ def test_a_home_that_cannot_be_read_is_not_one_without_collections(
         (["keys", "create", "ann", "--file", ""], 2, "--file '.': expected the name of a file"),
         (["keys", "revoke", "key-1", "--file", "/"], 2, "--file '/': expected the name of a file"),
         (["keys", "credit", "key-1", "--file", "KEYS", "--make", "--amount", "nan"], 2, "--amount nan"),
+        (["keys", "create", "ann", "--file", "PIPE"], 2, "is not an ordinary file"),
+        (["keys", "revoke", "key-1", "--file", "PIPE"], 2, "is not an ordinary file"),
+        (["index", "", "--into", "x"], 2, "'' names nothing; the current folder is '.'"),
+        (["convert", "MODEL", "-o", ""], 2, "'' names nothing"),
+        (["choose", ""], 2, "'' names nothing"),
+        (["choose", "TEXTS", "--cache", ""], 2, "'' names nothing"),
+        (["mine", "", "-o", "x.jsonl"], 2, "'' names nothing"),
+        (["mine", "FILE", "-o", "x.jsonl", "--corpus", ""], 2, "'' names nothing"),
+        (["evaluate", ""], 2, "'' names nothing"),
+        (["evaluate", "TEXTS", "--runs", ""], 2, "'' names nothing"),
+        (["evaluate", "TEXTS", "--data", ""], 2, "'' names nothing"),
+        (["tune", "", "-o", "x.json"], 2, "'' names nothing"),
     ],
 )
 def test_what_nobody_meant_is_one_line_too(
@@ -412,6 +424,8 @@ def test_what_nobody_meant_is_one_line_too(
     keys.write_text(json.dumps({"keys": [], "version": 1}))
     _, key = create_key(tmp_path / "own.json", "ann", ["embed"])
     places = {"TEXTS": texts, "FILE": texts / "fox.md", "KEYS": tmp_path / "own.json", "key-1": key.id}
+    os.mkfifo(tmp_path / "pipe")
+    places |= {"PIPE": tmp_path / "pipe"}
     places |= {"MODEL": model, "BELOW": texts / "fox.md/model", NOT_UTF_8: tmp_path / NOT_UTF_8}
     code, _, err = run(capsys, *(places.get(one, one) for one in arguments))
     assert code == status

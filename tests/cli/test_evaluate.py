@@ -132,7 +132,9 @@ def test_tuned_weights_are_never_judged_on_their_own_queries(
     assert "8 queries of 1 sets" in err
 
 
-def test_tune_refuses_before_it_encodes(beir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tune_and_evaluate_refuse_before_they_encode(
+    beir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     given = [beir, "--step", "1", "--cache", tmp_path / "cache"]
     weights = tmp_path / "weights.json"
     assert run(capsys, "tune", *given, tmp_path / "absent", "--split", "dev", "-o", weights)[0] == 5
@@ -145,7 +147,12 @@ def test_tune_refuses_before_it_encodes(beir: Path, tmp_path: Path, capsys: pyte
     corpus = beir / "corpus.jsonl"
     before = corpus.read_bytes()
     code, _, err = run(capsys, "tune", *given, "--split", "dev", "-o", corpus)
-    assert (code, "is one of the files to tune on" in err) == (2, True)
+    assert (code, "is one of the files of" in err) == (2, True)
+    for option in ("--save", "--html"):
+        code, _, err = run(capsys, "evaluate", beir, option, corpus)
+        assert (code, "is one of the files of" in err) == (2, True)
+    code, _, err = run(capsys, "evaluate", beir, "--save", tmp_path / "x", "--html", tmp_path / "x")
+    assert (code, "give each a file of its own" in err) == (2, True)
     assert corpus.read_bytes() == before
     assert not (tmp_path / "cache").exists()
     for _ in range(2):  # beside the data, and once more

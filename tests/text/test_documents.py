@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import codecs
+import io
 import json
 import sys
 import types
+import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 
 from threefold.errors import ConfigError, DocumentError, InputError
+from threefold.text import rich
 from threefold.text.documents import Loading, Skipped, content_hash, load_files, prepare
 from threefold.types import Document
 
@@ -52,6 +55,17 @@ def test_a_folder_is_walked_in_sorted_order_without_tools_and_hidden_files(tmp_p
     assert [d.id for d in documents] == ["a/b/c.py", "a/z.md", "b.txt"]
     assert documents[0].source == str(tmp_path / "a/b/c.py")
     assert not skipped
+
+
+def test_a_file_that_goes_while_its_folder_is_read_is_not_called_a_link(tmp_path: Path) -> None:
+    loading = load_files(write(tmp_path, {"a.txt": "a", "b.txt": "b", "c.txt": "c"}))
+    next(loading)
+    (tmp_path / "b.txt").unlink()
+    gone, kept = loading
+    assert isinstance(gone, Skipped)
+    assert gone.reason.endswith("b.txt was there when its folder was read, and is gone")
+    assert not gone.empty
+    assert isinstance(kept, Document)
 
 
 def test_an_empty_folder_says_so(tmp_path: Path) -> None:
@@ -387,6 +401,15 @@ def test_json(tmp_path: Path) -> None:
     assert "is not JSON" in reason(tmp_path, "x.json", "[" * 100_000)
 
 
+def test_a_list_is_no_id_title_or_language(tmp_path: Path) -> None:
+    odd: dict[str, Any] = {"id": [1], "title": {"de": "x"}, "language": ["de"]}
+    rows = [{"text": "a", field: value} for field, value in odd.items()]
+    rows.append({"text": "b", "id": 7, "tags": ["kept"]})
+    documents, skipped = load(write(tmp_path, {"x.jsonl": "\n".join(map(json.dumps, rows))}))
+    assert [s.reason for s in skipped] == [f"the field {field!r} is neither text nor a number" for field in odd]
+    assert [(d.id, dict(d.metadata)) for d in documents] == [("x.jsonl:7", {"tags": ["kept"]})]
+
+
 # ---- office files ---------------------------------------------------------------------------------------
 
 
@@ -441,6 +464,22 @@ def test_office_files_by_a_stand_in_for_markitdown(tmp_path: Path, monkeypatch: 
     assert one(tmp_path, "good.pdf", b"%PDF-1.7").text == "# Page\n\ntext"
     assert reason(tmp_path, "broken.pdf", b"%PDF-1.7").endswith("is damaged or not readable: no trailer more")
     assert "threefold[docs]" in reason(tmp_path, "x.xlsx", b"PK\x03\x04")
+
+
+@pytest.mark.parametrize(("suffix", "way"), [("docx", "plain text"), ("xlsx", "csv")])
+def test_an_office_file_that_unpacks_to_gigabytes_is_refused_unread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, way: str
+) -> None:
+    for module in ("markitdown", "markitdown.converters"):
+        monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
+    monkeypatch.setattr(rich, "MOST_XML", 1_000_000)
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as parts:
+        parts.writestr("word/document.xml", bytes(2_000_000))
+        parts.writestr("word/_rels/document.xml.rels", bytes(1_000_000))
+        parts.writestr("word/media/film.mp4", bytes(4_000_000))
+    said = reason(tmp_path, f"x.{suffix}", packed.getvalue())
+    assert said.endswith(f"unpacks to 3 MB of XML; at most 1 MB are read. Save it as several files, or as {way}")
 
 
 def test_office_files_by_markitdown(tmp_path: Path) -> None:

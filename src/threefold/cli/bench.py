@@ -57,6 +57,8 @@ def bench(
         raise InputError(f"--price-per-hour must be above 0 and finite; got {price_per_hour}")
     bad: list[str] = []
     own = None if texts is None else [text for _, text in file_rows(texts, text_field, "id", bad)]
+    if own == []:
+        raise InputError(f"--texts {texts}: there is no text in it" + "".join(f"; {reason}" for reason in bad[:1]))
     with err.status("measuring") as status:
         found = library.bench(
             model,
@@ -117,7 +119,9 @@ def _cells(measured: Any, cost: dict[str, float]) -> list[str]:
 
 def convert(
     model: Annotated[str, typer.Argument(help="Folder or hub name of a model.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="New folder for the converted model.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", parser=options.path_of, help="New folder for the converted model.")
+    ],
     precision: Annotated[str, typer.Option(help="bfloat16 (half the size), int8 (a quarter) or float32.")] = "bfloat16",
     revision: options.Revision = None,
     pooling: Annotated[

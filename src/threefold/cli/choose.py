@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from threefold.cli import judged, options
+from threefold.cli import options
 from threefold.cli.show import err, out, print_json, print_table, progress_bar
 from threefold.errors import InputError
 
@@ -18,14 +18,17 @@ if TYPE_CHECKING:
 
 
 def choose(
-    folder: Annotated[Path, typer.Argument(help="Own data: BEIR layout, pairs.jsonl, labels.jsonl, any of them.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(parser=options.path_of, help="Own data: BEIR layout, pairs.jsonl, labels.jsonl, any of them."),
+    ],
     models: Annotated[
         list[str] | None,
         typer.Option("--model", "-m", help="Folder or hub name; several are compared. Default: threefold-mini."),
     ] = None,
     device: options.Device = "auto",
     precision: options.PrecisionOption = "auto",
-    cache: judged.Cache = None,
+    cache: options.Cache = None,
     as_json: options.Json = False,
 ) -> None:
     """Judge models by retrieval, similarity, classification, clustering, unseen sources, speed and size."""

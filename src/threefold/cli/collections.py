@@ -51,7 +51,7 @@ Url = Annotated[str | None, typer.Option(help="A Qdrant server instead of a fold
 
 
 def index(
-    paths: Annotated[list[Path], typer.Argument(help="Files and folders to read.")],
+    paths: Annotated[list[Path], typer.Argument(parser=options.path_of, help="Files and folders to read.")],
     into: Into,
     delete_missing: Annotated[bool, typer.Option(help="Delete documents whose file is gone.")] = False,
     max_tokens: Annotated[int | None, typer.Option(help="Longest chunk in tokens (new collections).")] = None,

@@ -12,9 +12,9 @@ import typer
 from threefold.characters import check_name
 from threefold.cli import options
 from threefold.cli.show import err, note, print_json, progress_bar
-from threefold.errors import InputError
+from threefold.errors import DocumentError, InputError
 from threefold.text.decode import read_lines
-from threefold.text.rows import ROW_SUFFIXES, BadRow, read_rows
+from threefold.text.rows import ROW_SUFFIXES, BadRow, read_rows, scalar
 from threefold.text.tokenizer import Truncate
 from threefold.types import Representation
 
@@ -106,11 +106,12 @@ def _records(file: Path, text_field: str, id_field: str, bad: list[str], title_f
         elif not isinstance(row.get(text_field), str):
             bad.append(f"{file.name}, row {number}: no text in the field {text_field!r}")
         else:
-            id = row.get(id_field)
-            if isinstance(id, dict | list):
-                bad.append(f"{file.name}, row {number}: the field {id_field!r} is neither text nor a number")
-            else:
-                yield str(number if id is None else id), _titled(row.get(title_field), row[text_field])
+            try:
+                id = scalar(row.get(id_field), id_field)
+            except DocumentError as error:
+                bad.append(f"{file.name}, row {number}: {error}")
+                continue
+            yield str(number if id is None else id), _titled(row.get(title_field), row[text_field])
 
 
 def _titled(title: Any, text: str) -> str:

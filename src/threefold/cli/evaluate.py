@@ -13,7 +13,7 @@ import typer
 from threefold import __version__
 from threefold.cli import figures, judged, options
 from threefold.cli.protocols import Protocols, measures_in
-from threefold.cli.refusals import Refusals, check_sets
+from threefold.cli.refusals import Refusals, check_sets, check_targets
 from threefold.cli.running import Runner, SecondStage
 from threefold.cli.show import print_json, progress_bar
 from threefold.replacing import replacing
@@ -28,8 +28,9 @@ def evaluate(
     sets: Annotated[
         list[str],
         typer.Argument(
+            parser=options.given,
             help="Benchmarks (miracl:sw,yo  mldr  mkqa:th  narrativeqa  beir:scifact  mteb:NAME), or folders and "
-            "archives in BEIR layout."
+            "archives in BEIR layout.",
         ),
     ],
     modes: Annotated[
@@ -64,9 +65,11 @@ def evaluate(
     reranker: Annotated[
         str, typer.Option(help="Cross-encoder, by folder or hub name.", envvar=options.RERANKER_ENV)
     ] = "BAAI/bge-reranker-v2-m3",
-    cache: judged.Cache = None,
+    cache: options.Cache = None,
     stream: Annotated[bool, typer.Option(help="Keep vectors in files of the cache, not in memory.")] = False,
-    runs: Annotated[Path | None, typer.Option(help="Folder for the runs in TREC format.")] = None,
+    runs: Annotated[
+        Path | None, typer.Option(parser=options.path_of, help="Folder for the runs in TREC format.")
+    ] = None,
     save: Annotated[Path | None, typer.Option("--save", help="Write the report as JSON to this file.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report as a page with charts to this file.")] = None,
     model: options.Model = None,
@@ -84,9 +87,7 @@ def evaluate(
     from threefold.evaluate.compare import write_runs
     from threefold.evaluate.report import Report
 
-    for target in (save, html):
-        if target is not None:
-            options.require_folder_of(target)
+    check_targets(save, html, sets)
     for folder in (cache, runs):
         options.require_no_file(folder)
     load = partial(judged.sources, split=split, data=data, lenient=lenient, language=language)

@@ -35,13 +35,15 @@ Mcls = Annotated[
 ]
 Split = Annotated[str, typer.Option(help="Split of the judgements. Default: the one that papers report, or test.")]
 Data = Annotated[
-    Path | None, typer.Option(help="Folder of copies of hub data sets, FOLDER/owner/name; nothing is downloaded then.")
+    Path | None,
+    typer.Option(
+        parser=options.path_of,
+        help="Folder of copies of hub data sets, FOLDER/owner/name; nothing is downloaded then.",
+    ),
 ]
 Language = Annotated[
     str, typer.Option(help="Language of the sets for bm25-words, such as de; `name`: the last part of a set's name.")
 ]
-Cache = Annotated[Path | None, typer.Option(help="Folder that keeps encoded texts between runs.")]
-
 
 #: The split of one's own data that figures are reported on.
 REPORTED = "test"
@@ -157,6 +159,21 @@ def is_path(name: str) -> bool:
     from threefold.evaluate.tasks import is_name
 
     return not name.startswith("mteb:") and (Path(name).exists() or not is_name(name))
+
+
+def require_target(path: Path, sets: Iterable[str]) -> None:
+    """The place of a result, which must not be that of a file of the sets."""
+    options.require_folder_of(path)
+    for name in filter(is_path, sets):
+        if path.resolve() == Path(name).resolve() or _is_data(path):
+            raise InputError(f"{path} is one of the files of {name}; choose another name for the result")
+
+
+def _is_data(path: Path) -> bool:
+    """Whether a file is there, named as those of a data set in BEIR layout are."""
+    if not path.exists():
+        return False
+    return path.name.startswith(("corpus.", "queries.", "qrels.")) or path.parent.name == "qrels"
 
 
 def weights_of(text: str, card: ModelCard) -> Weights | Tuned | None:

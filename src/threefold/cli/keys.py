@@ -64,6 +64,7 @@ def create(
     """Make a key. It is shown once; the file keeps its hash."""
     from threefold.serve.keys import create_key
 
+    options.require_ordinary(file)
     wanted = options.names_in(scopes)
     quotas = {
         "tokens_per_minute": tokens_per_minute,
@@ -100,6 +101,7 @@ def revoke(id: Id, file: KeyFileOption, as_json: Json = False) -> None:
     """Take a key out; a running server refuses it at once."""
     from threefold.serve.keys import revoke_key
 
+    options.require_ordinary(file)
     key = revoke_key(file, id)
     if as_json:
         print_json({"key": key.id, "revoked": True})

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from threefold.train.judge import Judge
     from threefold.types import Encoded, Floats
 
-Files = Annotated[list[Path], typer.Argument(help="Training data: .jsonl, .tsv or .csv, also .gz or .xz; or folders.")]
+Files = Annotated[
+    list[Path],
+    typer.Argument(parser=options.path_of, help="Training data: .jsonl, .tsv or .csv, also .gz or .xz; or folders."),
+]
 Output = Annotated[Path, typer.Option("--output", "-o", help="File to write, .jsonl; packed if it ends in .gz or .xz.")]
 
 #: Texts that are encoded between two steps of the progress bar.
@@ -32,7 +35,10 @@ def mine(
     output: Output,
     corpus: Annotated[
         Path | None,
-        typer.Option(help="More texts to choose from: .jsonl with `text`, .txt, or a folder with corpus.jsonl."),
+        typer.Option(
+            parser=options.path_of,
+            help="More texts to choose from: .jsonl with `text`, .txt, or a folder with corpus.jsonl.",
+        ),
     ] = None,
     mode: Annotated[
         str, typer.Option(help="How the texts are searched: hybrid, dense, sparse, multi, dense+sparse, bm25, rrf, ...")
@@ -56,7 +62,7 @@ def mine(
     ] = "",
     max_tokens: Annotated[int | None, typer.Option(help="Longest text in tokens. Default: the model's.")] = None,
     seed: Annotated[int, typer.Option(help="Of the random pick.")] = 0,
-    cache: Annotated[Path | None, typer.Option(help="Folder that keeps encoded texts between runs.")] = None,
+    cache: options.Cache = None,
     stream: Annotated[bool, typer.Option(help="Keep vectors in files of the cache, not in memory.")] = False,
     model: options.Model = None,
     revision: options.Revision = None,

@@ -18,6 +18,19 @@ if TYPE_CHECKING:
     from threefold.encoder.encoder import Encoder
     from threefold.encoder.pool import EncoderPool
 
+
+def given(text: str) -> str:
+    """A place that was given. `""`, as of a variable of a script that is not set, would be the current folder."""
+    if not text:
+        raise typer.BadParameter("'' names nothing; the current folder is '.'")
+    return text
+
+
+def path_of(text: str) -> Path:
+    """A path that was given, see `given`."""
+    return Path(given(text))
+
+
 Model = Annotated[
     str | None,
     typer.Option(
@@ -36,6 +49,7 @@ Devices = Annotated[
     str, typer.Option(help="Several at once: GPUs such as cuda:0,cuda:1, or a number of processes on the CPU.")
 ]
 RERANKER_ENV = "THREEFOLD_RERANKER"
+Cache = Annotated[Path | None, typer.Option(parser=path_of, help="Folder that keeps encoded texts between runs.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 
 
@@ -112,15 +126,20 @@ def require_no_file(folder: Path | None) -> None:
         raise InputError(f"{folder} is a file; give the name of a folder")
 
 
+def require_ordinary(path: Path) -> None:
+    """A file that will be replaced is none of the things that only look like one, such as a pipe."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give the name of a file")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is not an ordinary file; give the name of a file that may be replaced")
+
+
 def require_folder_of(path: Path, *inputs: Path) -> None:
     """The folder in which a result will be written must be there before the work begins, and no input in its place."""
     parent = path.parent if str(path.parent) else Path()
     if not parent.is_dir():
         raise InputError(f"the folder {parent} does not exist; create it, or choose another place for {path.name}")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; give the name of a file")
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path} is not an ordinary file; give the name of a file that may be replaced")
+    require_ordinary(path)
     for given in inputs:
         if path.exists() and given.exists() and path.samefile(given):
             raise InputError(f"{path} is what would be read; choose another name for the result")

@@ -42,6 +42,15 @@ def check_sets(
             check_ids(runs, source.task.documents, source.task.queries)
 
 
+def check_targets(save: Path | None, html: Path | None, sets: Sequence[str]) -> None:
+    """The files of the report take the place neither of the data nor of each other."""
+    for target in (save, html):
+        if target is not None:
+            judged.require_target(target, sets)
+    if save is not None and html is not None and save.resolve() == html.resolve():
+        raise InputError(f"--save and --html both name {save}; give each a file of its own")
+
+
 class Refusals:
     """What is known about a set once it is loaded, before it is run.
 

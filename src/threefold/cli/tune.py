@@ -21,7 +21,9 @@ _DEVELOPMENT = {"miracl": "train", "mldr": "dev"}
 
 
 def tune(
-    sets: Annotated[list[str], typer.Argument(help="Benchmarks or paths, as in `threefold evaluate`.")],
+    sets: Annotated[
+        list[str], typer.Argument(parser=options.given, help="Benchmarks or paths, as in `threefold evaluate`.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="File for the weights.")],
     mode: Annotated[str, typer.Option(help="hybrid or dense+sparse.")] = "hybrid",
     measure: Annotated[str, typer.Option(help="What is made as large as possible.")] = "nDCG@10",
@@ -33,7 +35,7 @@ def tune(
     data: judged.Data = None,
     multi_depth: Annotated[int, typer.Option(help="hybrid reranks so many of dense.")] = 200,
     max_tokens: Annotated[int | None, typer.Option(help="Longest document in tokens. Default: the model's.")] = None,
-    cache: judged.Cache = None,
+    cache: options.Cache = None,
     model: options.Model = None,
     revision: options.Revision = None,
     device: options.Device = "auto",
@@ -44,9 +46,9 @@ def tune(
     from threefold.retrieve.modes import Protocol
     from threefold.retrieve.tune import tune as choose
 
-    options.require_folder_of(output)
+    judged.require_target(output, sets)
     options.require_no_file(cache)
-    _check(sets, split, share, output)
+    _check(sets, split, share)
     encoder = options.open_encoder(model, revision, device, precision)
     found = choose(
         _tasks(sets, split, data, share),
@@ -65,22 +67,13 @@ def tune(
         _show(found, output)
 
 
-def _check(sets: list[str], split: str, share: float, output: Path) -> None:
+def _check(sets: list[str], split: str, share: float) -> None:
     """What would be refused after the first set was encoded, before it."""
     for name in sets:
         chosen = _chosen(name, split, share)
         for reported in {task.reported for task in judged.announced([name], split=chosen)} or {judged.REPORTED}:
             if share == 1 and (chosen or reported) == reported:
                 _refuse_reported(name, reported)
-        if judged.is_path(name) and (output.resolve() == Path(name).resolve() or _is_data(output)):
-            raise InputError(f"{output} is one of the files to tune on; name another file")
-
-
-def _is_data(path: Path) -> bool:
-    """Whether a file is there, named as those of a data set in BEIR layout are."""
-    if not path.exists():
-        return False
-    return path.name.startswith(("corpus.", "queries.", "qrels.")) or path.parent.name == "qrels"
 
 
 def _refuse_reported(name: str, split: str) -> NoReturn:

@@ -47,6 +47,8 @@ def connect(url: str, *, api_key: str | None = None, prefer_grpc: bool = False, 
     """A client for `http(s)://host:6333`."""
     from qdrant_client import QdrantClient
 
+    if not url:  # the client would take localhost
+        raise InputError("url is empty; write it as http://host:6333")
     with _cluster_errors(f"connect to {url}"):
         try:
             return QdrantClient(url=url, api_key=api_key, prefer_grpc=prefer_grpc, timeout=timeout_s)

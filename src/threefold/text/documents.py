@@ -21,7 +21,7 @@ from threefold.errors import DocumentError, InputError, ThreefoldError
 from threefold.text.borders import title_of
 from threefold.text.decode import SNIFF_BYTES, decode, is_binary
 from threefold.text.rich import HTML_SUFFIXES, OFFICE_SUFFIXES, read_html, read_office
-from threefold.text.rows import ROW_SUFFIXES, BadRow, read_rows
+from threefold.text.rows import ROW_SUFFIXES, BadRow, read_rows, scalar
 from threefold.types import Document
 
 #: Folders of tools, never of documents. Hidden files and folders are left out as well.
@@ -166,9 +166,16 @@ def load_file(path: Path, id: str, options: Loading | None = None) -> Loaded:
 
 def _head(path: Path) -> bytes:
     if not path.is_file():
-        raise DocumentError(f"{path} is not a regular file" if path.exists() else f"{path} is a broken link")
+        raise DocumentError(f"{path} {_instead(path)}")
     with path.open("rb") as file:
         return file.read(SNIFF_BYTES)
+
+
+def _instead(path: Path) -> str:
+    """What there is where a file was expected."""
+    if path.exists():
+        return "is not a regular file"
+    return "is a broken link" if path.is_symlink() else "was there when its folder was read, and is gone"
 
 
 def _load_whole(path: Path, id: str) -> Document:
@@ -204,7 +211,8 @@ def _of_record(row: Mapping[str, Any], number: int, path: Path, id: str, options
     if not isinstance(text, str):
         raise DocumentError(f"the row has no text in the field {options.text_field!r}")
     key, title, language = (
-        _plain(rest.pop(field, None)) for field in (options.id_field, options.title_field, options.language_field)
+        _plain(scalar(rest.pop(field, None), field))
+        for field in (options.id_field, options.title_field, options.language_field)
     )
     return Document(f"{id}:{key or number}", text, str(path), title, language, rest)
 

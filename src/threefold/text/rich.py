@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import re
 import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib import import_module
@@ -26,6 +27,11 @@ HTML_SUFFIXES = (".html", ".htm", ".xhtml")
 
 #: How Office files begin that are encrypted (MS-OFFCRYPTO), and those before 2007: MS-CFB, 2.2.
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
+
+#: Most bytes of XML that an office file may unpack to: some hundred kilobytes can unpack to gigabytes, and parsers hold
+#: a multiple of that.
+MOST_XML = 100_000_000
+_XML = (".xml", ".rels")
 
 _HIDDEN = frozenset({"script", "style", "noscript", "template", "head", "title", "svg", "iframe", "object", "canvas"})
 _BLOCK_NAMES = """
@@ -159,6 +165,8 @@ def read_office(path: Path) -> Rendered:
     except ImportError as error:
         raise MissingExtraError("markitdown", "docs", purpose) from error
     _check_signature(path, kind)
+    if kind != "pdf":
+        _check_unpacked(path, kind)
     reader = markitdown.MarkItDown(enable_builtins=False, enable_plugins=False)
     reader.register_converter(getattr(converters, f"{kind.capitalize()}Converter")())
     try:
@@ -185,3 +193,18 @@ def _check_signature(path: Path, kind: str) -> None:
         )
     if not good:
         raise DocumentError(f"{path} is damaged: it does not begin as a {kind} file does")
+
+
+def _check_unpacked(path: Path, kind: str) -> None:
+    """Refuse what would take minutes and gigabytes, by the sizes that the file declares: a parser reads no more."""
+    try:
+        with zipfile.ZipFile(path) as parts:
+            size = sum(part.file_size for part in parts.infolist() if part.filename.lower().endswith(_XML))
+    except Exception:  # the parser says how it is damaged
+        return
+    if size > MOST_XML:
+        other = "csv" if kind == "xlsx" else "plain text"
+        raise DocumentError(
+            f"{path} unpacks to {size / 1e6:,.0f} MB of XML; at most {MOST_XML / 1e6:,.0f} MB are read. "
+            f"Save it as several files, or as {other}"
+        )

@@ -42,6 +42,13 @@ def read_rows(path: Path, text_field: str) -> Iterator[tuple[int, Row]]:
     return _read_json_lines(path)
 
 
+def scalar(value: Any, field: str) -> Any:
+    """The value of a field that is to become text; a list or a record would become how Python writes it."""
+    if isinstance(value, dict | list):
+        raise DocumentError(f"the field {field!r} is neither text nor a number")
+    return value
+
+
 def _read_table(path: Path, delimiter: str, text_field: str) -> Iterator[tuple[int, Row]]:
     rows = _cells(path, delimiter)
     header = _header(path, next(rows, []), text_field)
