@@ -412,10 +412,10 @@ def test_unknown_builds_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_packed_network_without_them_is_the_other_class(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("THREEFOLD_NATIVE", "1")
     made = network(SIZES[0])
-    assert PackedNetwork.of(made, "bfloat16").native
+    assert PackedNetwork.of(made, "int8").native
     assert not PackedNetwork.of(made, "float32").native
     monkeypatch.setattr(subject, "status", lambda: "for this test")
-    assert not PackedNetwork.of(made, "bfloat16").native
+    assert not PackedNetwork.of(made, "int8").native
 
 
 # ---- the compiler ----------------------------------------------------------------------------------------
