@@ -230,7 +230,7 @@ def test_many_searches_and_uploads_at_once_do_not_wait_for_each_other(client: ht
     client.delete("/collections/busy")
 
 
-def test_names_are_folders_and_nothing_else(client: httpx.Client, root: Path) -> None:
+def test_names_are_folders_and_nothing_else(client: httpx.Client, root: Path, papers: str) -> None:
     for name in ("..", ".hidden", "a b", "x" * 65, "%2e%2e"):
         assert client.put(f"/collections/{name}").status_code in (400, 404, 405)
     assert client.put("/collections/a%2Fb").status_code in (400, 404)

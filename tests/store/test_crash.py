@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -139,8 +139,8 @@ def test_an_interrupt_while_replacing_finishes_the_write(folder: Path) -> None:
 
 
 def test_a_redo_file_that_cannot_be_written_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(path: Path, *_: object) -> None:
-        path.write_bytes(b"half")
+    def fail(file: BinaryIO, *_: object) -> None:
+        file.write(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(redo, "save", fail)

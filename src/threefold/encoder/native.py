@@ -85,11 +85,14 @@ def choice() -> tuple[str, str]:
         return "", "switched off by THREEFOLD_NATIVE=0"
     if asked == "1" and (why := _left_to_pytorch()):
         return "", why
-    missing = {build: _missing(build) for build in BUILDS if asked in ("1", build) and fits(build)}
-    if not missing:
-        return "", f"the processor cannot run {asked}"
-    build = next((build for build, why in missing.items() if not why), "")
-    return build, "" if build else next(iter(missing.values()))
+    reasons = []
+    for build in BUILDS:
+        if asked not in ("1", build) or not fits(build):
+            continue
+        if not (why := _missing(build)):
+            return build, ""
+        reasons.append(why)
+    return "", reasons[0] if reasons else f"the processor cannot run {asked}"
 
 
 def _has_avx_vnni() -> bool:

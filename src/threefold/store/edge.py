@@ -201,21 +201,20 @@ class EdgeStore(PointStore[EdgeFilter]):
 
     def _write(self, part: slice, payloads: list[dict[str, Any]], vectors: Encoded, size_bytes: int) -> None:
         rows, texts = payloads[part], vectors.take(range(part.start, part.stop))
-        operations = [UpdateOperation.upsert_points(_points(self._manifest, rows, texts))]
+        points, needed = _points(self._manifest, rows, texts), _WRITE_AMPLIFICATION * size_bytes
         old = self._known([point_id(row["id"]) for row in rows]) if "multi" in stored(self._manifest) else None
         if not old:
-            return self._change(operations, "write", _WRITE_AMPLIFICATION * size_bytes)
-        operations.insert(0, UpdateOperation.delete_points([*old]))
+            return self._change([UpdateOperation.upsert_points(points)], "write", needed)
         with files.file_errors(self._folder, "write"):
             files.check_space(self._folder, size_bytes)
-            with files.repeated_if_killed(self._folder, lambda draft: redo.save(draft, rows, texts)):
-                self._change(operations, "write", _WRITE_AMPLIFICATION * size_bytes)
+            with files.repeated_if_killed(self._folder, lambda file: redo.save(file, rows, texts)):
+                self._change(_in_place_of([*old], points), "write", needed)
 
     def _change(self, operations: Sequence[UpdateOperation], action: str, size_bytes: int) -> None:
         with self._engine(action) as shard, files.file_errors(self._folder, action):
             files.check_space(self._folder, size_bytes)
-            if self._counted:
-                files.drop_closed(self._folder)
+            if self._counted:  # from here on a kill may leave any number of chunks
+                files.drop(files.closed_path(self._folder))
                 self._counted = False
             try:
                 _apply(shard, operations)
@@ -342,20 +341,24 @@ def _apply(shard: EdgeShard, operations: Sequence[UpdateOperation]) -> None:
     shard.flush()
 
 
+def _in_place_of(old: list[Any], points: list[Point]) -> list[UpdateOperation]:
+    """Write points where others were, which go first: see `redo`."""
+    return [UpdateOperation.delete_points(old), UpdateOperation.upsert_points(points)]
+
+
 def _points(manifest: Manifest, payloads: Sequence[dict[str, Any]], vectors: Encoded) -> list[Point]:
     return [edge_point(manifest, point_id(row["id"]), row, vectors, i) for i, row in enumerate(payloads)]
 
 
 def _repeat(folder: Path, manifest: Manifest, shard: EdgeShard) -> None:
     """Do again what a process was killed in; see `redo`."""
-    if files.redo_path(folder).exists():
-        points = _points(manifest, *redo.load(files.redo_path(folder)))
-        files.drop_closed(folder)
+    path = files.redo_path(folder)
+    if path.exists():
+        points = _points(manifest, *redo.load(path))
+        files.drop(files.closed_path(folder))
         with engine_errors(folder, "repeat the write that was interrupted"):
-            shard.update(UpdateOperation.delete_points([point.id for point in points]))
-            shard.update(UpdateOperation.upsert_points(points))
-            shard.flush()
-        files.drop_redo(folder)
+            _apply(shard, _in_place_of([point.id for point in points], points))
+        files.drop(path)  # it must never be done again over later changes
 
 
 def _these(points: Sequence[str]) -> EdgeFilter:

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from threefold.config import Manifest
 from threefold.errors import ConfigError, ModelMismatchError, StoreCorruptError, StoreError
@@ -84,13 +85,25 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def _write_json(path: Path, data: object) -> None:
+    with _durably(path) as file:
+        file.write((json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
+
+
+@contextmanager
+def _durably(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path` when the block ends, durably."""
     draft = _draft(path)
-    with draft.open("w", encoding="utf-8") as file:
-        json.dump(data, file, indent=2, ensure_ascii=False)
-        file.write("\n")
+    with draft.open("wb") as file:
+        yield file
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
+    sync_folder(path.parent)
+
+
+def drop(path: Path) -> None:
+    """Remove a file, if it is there, durably."""
+    path.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
@@ -100,29 +113,16 @@ def write_closed(folder: Path, chunks: int) -> None:
 
 
 @contextmanager
-def repeated_if_killed(folder: Path, save: Callable[[Path], None]) -> Iterator[None]:
+def repeated_if_killed(folder: Path, save: Callable[[BinaryIO], None]) -> Iterator[None]:
     """Keep what `save` writes for as long as the block runs. After an error the caller repeats the call, not we."""
-    draft = _draft(redo_path(folder))
+    path = redo_path(folder)
     try:
-        save(draft)
-        draft.replace(redo_path(folder))
-        sync_folder(folder)
+        with _durably(path) as file:
+            save(file)
         yield
     finally:
-        draft.unlink(missing_ok=True)  # on a full disk it would be in the way
-        drop_redo(folder)
-
-
-def drop_redo(folder: Path) -> None:
-    """What was kept is done, and must never be done again over later changes."""
-    redo_path(folder).unlink(missing_ok=True)
-    sync_folder(folder)
-
-
-def drop_closed(folder: Path) -> None:
-    """Before the first change: from here on a kill may leave any number of chunks."""
-    closed_path(folder).unlink(missing_ok=True)
-    sync_folder(folder)
+        _draft(path).unlink(missing_ok=True)  # on a full disk it would be in the way
+        drop(path)
 
 
 def check_closed(folder: Path, chunks: int) -> bool:

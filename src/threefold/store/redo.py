@@ -8,10 +8,9 @@ formats have it still). So what is replaced is deleted first, and this file sees
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from zipfile import BadZipFile
 
 import numpy as np
@@ -20,8 +19,8 @@ from threefold.errors import StoreCorruptError
 from threefold.types import Encoded, Ragged, Sparse
 
 
-def save(path: Path, payloads: Sequence[Mapping[str, Any]], vectors: Encoded) -> None:
-    """Write a file with these points, durably but for its name."""
+def save(file: BinaryIO, payloads: Sequence[Mapping[str, Any]], vectors: Encoded) -> None:
+    """Write these points."""
     text = json.dumps(payloads, ensure_ascii=False).encode("utf-8")
     arrays: dict[str, Any] = {"payloads": np.frombuffer(text, np.uint8)}
     arrays |= {"tokens": vectors.tokens, "truncated": vectors.truncated}
@@ -32,10 +31,7 @@ def save(path: Path, payloads: Sequence[Mapping[str, Any]], vectors: Encoded) ->
         arrays |= {"terms": sparse.indices, "weights": sparse.values, "ends": sparse.offsets, "vocab": sparse.vocab}
     if vectors.multi is not None:
         arrays |= {"rows": vectors.multi.rows, "offsets": vectors.multi.offsets}
-    with path.open("wb") as file:
-        np.savez(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
+    np.savez(file, **arrays)
 
 
 def load(path: Path) -> tuple[list[dict[str, Any]], Encoded]:
