@@ -19,7 +19,7 @@ from threefold.collection import Collection
 from threefold.config import Chunking
 from threefold.errors import DeadlineError, InputError, OverloadedError, ServeError, UnavailableError
 from threefold.remote import Ranked
-from threefold.retrieve.stages import Rerank
+from threefold.retrieve.stages import Diversify, Rerank
 from threefold.serve.settings import ServeConfig
 from threefold.text.tokenizer import Tokenizer
 from threefold.types import Document, Encoded
@@ -135,6 +135,10 @@ def test_collections_are_those_of_the_library(url: str, served: ServedEncoder, t
         assert other.why is not None
         assert [term.term for term in hit.why.terms] == [term.term for term in other.why.terms]
         assert hit.why.tokens[0].query_span == other.why.tokens[0].query_span
+        liked = there.recommend(["1"], unlike=["2"], k=2, diversify=Diversify(0.5))
+        expected = same.recommend(["1"], ["2"], k=2, diversify=Diversify(0.5))
+        assert [hit.id for hit in liked] == [hit.id for hit in expected]
+        assert [hit.score for hit in liked] == pytest.approx([hit.score for hit in expected], abs=1e-5)
         assert there.delete(["3"]) == 1
         assert there.delete(where={"n": 4}) == 1
         odd = Document("a\0\udfff", "a fox", metadata={"k": "\ud800"})
@@ -169,6 +173,7 @@ def test_async_collections_are_the_same(url: str) -> None:
             assert (await there.add(DOCUMENTS))["unchanged"] == len(DOCUMENTS)
             hits = await there.search("a quick fox", k=3)
             assert hits == await client.search("letters", "a quick fox", k=3)
+            assert len(await there.recommend(["1"], k=2)) == 2
             assert await there.delete(["3"]) == 1
             assert (await there.info())["documents"] == len(DOCUMENTS) - 1
             await there.drop()

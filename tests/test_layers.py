@@ -16,11 +16,11 @@ import threefold
 ROOT = Path(threefold.__file__).parent
 LAYERS = [
     "errors",
-    "characters types config paths replacing",
+    "characters types config hub paths replacing",
     "text score evaluate",
     "encoder store",
-    "attempts export ingest opening remote retrieve shards",
-    "collection",
+    "attempts described export ingest opening remote retrieve shards",
+    "bulk collection",
     "analyze client train serve integrations",
     "cli",
 ]
@@ -31,6 +31,8 @@ ONLY_IN = {
     "torch": {"encoder", "export", "train"},
     "qdrant_edge": {"store"},
     "qdrant_client": {"store"},
+    "pymilvus": {"store"},
+    "milvus_lite": {"store"},
     "fastapi": {"serve"},
     "starlette": {"serve"},
     "pydantic": {"serve"},
@@ -43,6 +45,7 @@ ONLY_IN = {
     "FlagEmbedding": set[str](),
     "sentence_transformers": {"integrations"},
     "transformers": {"integrations"},
+    "ray": {"integrations"},
 }
 
 

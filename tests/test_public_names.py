@@ -14,7 +14,18 @@ from threefold import errors
 from threefold.errors import ThreefoldError
 from threefold.remote import TooLargeError
 
-HEAVY = ["huggingface_hub", "pyarrow", "qdrant_client", "qdrant_edge", "scipy", "tokenizers", "torch", "typer", "rich"]
+HEAVY = [
+    "huggingface_hub",
+    "pyarrow",
+    "pymilvus",
+    "qdrant_client",
+    "qdrant_edge",
+    "scipy",
+    "tokenizers",
+    "torch",
+    "typer",
+    "rich",
+]
 
 
 def test_names_are_sorted_and_each_resolves() -> None:
@@ -59,7 +70,7 @@ def drawn_tree() -> dict[str, str]:
 
 
 def test_the_command_line_loads_what_a_command_needs_and_no_more() -> None:
-    heavy = ["huggingface_hub", "pyarrow", "qdrant_client", "qdrant_edge", "scipy", "torch"]
+    heavy = ["huggingface_hub", "pyarrow", "pymilvus", "qdrant_client", "qdrant_edge", "scipy", "torch"]
     code = f"import sys, threefold.cli.main; print([m for m in {heavy!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

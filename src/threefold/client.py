@@ -230,6 +230,10 @@ class RemoteCollection:
         """The best chunks; the options of `Collection.search`."""
         return self._client.send(remote.search(self.name, query, options))
 
+    def recommend(self, like: Sequence[str], **options: Any) -> list[Hit]:
+        """More like these ids; the options of `Collection.recommend`."""
+        return self._client.send(remote.recommend(self.name, like, options))
+
 
 class AsyncClient(_Told[httpx.AsyncClient, httpx.AsyncBaseTransport]):
     """A server, through calls to await. An async context manager; see `Client`."""
@@ -389,3 +393,7 @@ class AsyncRemoteCollection:
     async def search(self, query: str, **options: Any) -> list[Hit]:
         """The best chunks; the options of `Collection.search`."""
         return await self._client.send(remote.search(self.name, query, options))
+
+    async def recommend(self, like: Sequence[str], **options: Any) -> list[Hit]:
+        """More like these ids; the options of `Collection.recommend`."""
+        return await self._client.send(remote.recommend(self.name, like, options))

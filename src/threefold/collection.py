@@ -13,16 +13,19 @@ import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-from threefold.characters import clean, clean_value
-from threefold.config import Chunking, Filter, Manifest, MultiStorage, Settings
+from threefold.characters import clean_value
+from threefold.config import Chunking, Filter, Manifest, MultiStorage
+from threefold.described import CollectionInfo, DocumentInfo
 from threefold.errors import InputError, UnknownChunkError
 from threefold.ingest import AddReport, Ingest, Progress, delete_missing_files
 from threefold.opening import check_settings, collection_folder, manifest_for, open_cluster, open_folder
+from threefold.retrieve.asked import check_count, check_query, condition_of
 from threefold.retrieve.explain import explain
+from threefold.retrieve.recommend import recommend
 from threefold.retrieve.saved import SavedRetrievers
 from threefold.retrieve.stages import (
     DEPTH,
@@ -50,30 +53,6 @@ from threefold.types import Chunk, Document, Encoded, Hit, Representation
 TRIES = 5
 
 
-@dataclass(frozen=True, slots=True)
-class DocumentInfo(Settings):
-    """A document of a collection, without its text."""
-
-    id: str
-    source: str
-    title: str
-    language: str
-    chunks: int
-    content_hash: str
-
-
-@dataclass(frozen=True, slots=True)
-class CollectionInfo(Settings):
-    """What a collection is. `size_bytes` is 0 where it is not a folder."""
-
-    name: str
-    documents: int
-    chunks: int
-    representations: tuple[Representation, ...]
-    size_bytes: int
-    manifest: Manifest
-
-
 class Collection:
     """Documents that can be searched by one model. A context manager; `close` releases the folder.
 
@@ -82,7 +61,9 @@ class Collection:
     multi_storage  None: that of the existing collection, or int8; "none" keeps no token vectors
     create         False: a collection that does not exist is an error
     reranker       scores query and text together where a search reranks by "cross"; a `CrossEncoder`
-    url            a Qdrant server instead of a folder (extra `cluster`)
+    url            a server instead of a folder: Qdrant (http://host:6333, extra `cluster`) or Milvus
+                   (milvus://host:19530, milvus+https://host, milvus:file.db; extra `milvus`)
+    api_key        of the server, where it asks for one; by default `$THREEFOLD_URL_KEY`
     """
 
     def __init__(
@@ -152,19 +133,29 @@ class Collection:
         return self._store.manifest
 
     @property
+    def store(self) -> Store:
+        """What it is kept in, for those who bring or want vectors; `threefold.analyze` is such a one."""
+        return self._store
+
+    @property
+    def encoder(self) -> TextEncoder:
+        """What encodes its documents and queries."""
+        return self._encoder
+
+    @property
     def representations(self) -> tuple[Representation, ...]:
         """The representations that it keeps."""
         return stored(self._store.manifest)
 
     def count(self, where: Mapping[str, Any] | None = None) -> int:
         """How many chunks there are, or match."""
-        return self._store.count(_filter(where))
+        return self._store.count(condition_of(where))
 
     def documents(self, where: Mapping[str, Any] | None = None) -> list[DocumentInfo]:
         """The documents, by id; with `where`, those with a chunk that matches, and the number of such chunks."""
         chunks: dict[str, int] = {}
         first: dict[str, Chunk] = {}
-        for chunk in self._store.scroll(_filter(where)):
+        for chunk in self._store.scroll(condition_of(where)):
             chunks[chunk.document_id] = chunks.get(chunk.document_id, 0) + 1
             first.setdefault(chunk.document_id, replace(chunk, text=""))
         return [
@@ -224,7 +215,7 @@ class Collection:
 
     def delete(self, ids: str | Sequence[str] | None = None, *, where: Mapping[str, Any] | None = None) -> int:
         """Delete documents by id, or the chunks that match `where`; returns how many chunks went."""
-        condition = _filter(where)
+        condition = condition_of(where)
         if (ids is None) == (condition is None):
             raise InputError("delete needs either ids of documents or a filter where= (and not both)")
         if ids is not None:
@@ -284,7 +275,7 @@ class Collection:
             stages = self.load_retriever(retriever) if isinstance(retriever, str) else retriever
             return self.search_with(stages, query, k=k, where=where, why=why)
         own = Weights(*self._encoder.card.fusion)
-        counts = {"k": _count("k", 10 if k is None else k), "depth": _count("depth", depth)}
+        counts = {"k": check_count("k", 10 if k is None else k), "depth": check_count("depth", depth)}
         stages = preset(mode, self.representations, weights=own, **counts)
         fuse = self._fuse(stages.fuse, mode, weights, fusion)
         stages = replace(stages, fuse=fuse, rerank=rerank, diversify=diversify, group=group, where=where)
@@ -311,19 +302,19 @@ class Collection:
     ) -> list[Hit]:
         """Search by stages of your own. `k` replaces that of the retriever, `where` holds beside its own."""
         if k is not None:
-            retriever = replace(retriever, k=_count("k", k))
+            retriever = replace(retriever, k=check_count("k", k))
         if where:
             both = {"and": [retriever.where, where]} if retriever.where else where
             retriever = replace(retriever, where=both)
         if retriever.where:
-            retriever = replace(retriever, where=clean_value(retriever.where))  # see `_filter`
+            retriever = replace(retriever, where=clean_value(retriever.where))  # see `condition_of`
         missing = [name for name in retriever.needs() if name not in self.representations]
         if missing:
             raise InputError(
                 f"the search needs {missing[0]} scores, but collection {self.name!r} keeps "
                 f"{', '.join(self.representations)}. Set its weight to 0 and leave it out of the stages"
             )
-        judge = self._judge(retriever, text := _query(query))
+        judge = self._judge(retriever, text := check_query(query))
         outputs = self.representations if why else retriever.needs()
         encoded = self._encoder.encode_queries([text], outputs=outputs)
         if encoded.truncated[0]:
@@ -335,6 +326,29 @@ class Collection:
             with suppress(UnknownChunkError):  # somebody deleted it between two looks into the store
                 return self._hits(text, encoded, run(self._store, encoded, retriever, judge), why)
         return self._hits(text, encoded, run(self._store, encoded, retriever, judge), why)
+
+    def recommend(
+        self,
+        like: Sequence[str],
+        unlike: Sequence[str] = (),
+        *,
+        k: int = 10,
+        where: Mapping[str, Any] | None = None,
+        half_life: float | None = None,
+        diversify: Diversify | None = None,
+        group: Group | None = None,
+    ) -> list[Hit]:
+        """The k chunks most like some documents or chunks, best first; of what is named, nothing comes back.
+
+        like, unlike  ids of documents, which count as the mean of their chunks, or of chunks ("document#number")
+        half_life     the last of `like` counts fully, one so many before it half: for a history, the latest last
+        group         None: one chunk of a document
+        """
+        options: Any = {"where": where, "half_life": half_life, "diversify": diversify, "group": group}
+        for _ in range(TRIES - 1):
+            with suppress(UnknownChunkError):  # see `search_with`; what was never there is refused by the last try
+                return self._plain_hits(recommend(self._store, like, unlike, k=k, **options))
+        return self._plain_hits(recommend(self._store, like, unlike, k=k, **options))
 
     def _judge(self, retriever: Retriever, query: str) -> Judge | None:
         """How texts are scored for this query by the reranker, if a stage asks for it."""
@@ -349,15 +363,18 @@ class Collection:
         return lambda texts: reranker.score(query, texts)
 
     def _hits(self, text: str, query: Encoded, found: Sequence[Ranked], why: bool) -> list[Hit]:
+        hits = self._plain_hits(found)
+        if not why:
+            return hits
+        reasons = explain(self._store, self._encoder, text, query, found, [hit.chunk for hit in hits])
+        return [hit.explained(reason) for hit, reason in zip(hits, reasons, strict=True)]
+
+    def _plain_hits(self, found: Sequence[Ranked]) -> list[Hit]:
         chunks = self._store.fetch([one.id for one in found]) if found else []
-        hits = [
+        return [
             Hit(chunk, one.score, {str(name): score for name, score in one.scores.items()})
             for one, chunk in zip(found, chunks, strict=True)
         ]
-        if not why:
-            return hits
-        reasons = explain(self._store, self._encoder, text, query, found, chunks)
-        return [hit.explained(reason) for hit, reason in zip(hits, reasons, strict=True)]
 
     # ---- saved retrievers --------------------------------------------------------------------------------
 
@@ -372,26 +389,6 @@ class Collection:
     def retrievers(self) -> list[str]:
         """The names of the saved retrievers."""
         return self._saved.names()
-
-
-def _filter(where: Mapping[str, Any] | None) -> Filter | None:
-    """A filter with its texts cleaned as those of the documents are: as they were given, they would not be found."""
-    Filter.parse(where)  # refuses what is nested too deeply, before it is cleaned
-    return Filter.parse(clean_value(where))
-
-
-def _count(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{name} must be a whole number of at least 1; got {value!r}")
-    return value
-
-
-def _query(query: str) -> str:
-    if not isinstance(query, str):
-        raise InputError(f"a query is one text; got {type(query).__name__}")
-    if not query.strip():
-        raise InputError("the query is empty. Type what you are looking for")
-    return clean(query)
 
 
 def _prefixed(item: Document | Skipped, prefix: str) -> Document | Skipped:

@@ -79,13 +79,32 @@ def _refuse_foreign_files(folder: Path) -> None:
 
 
 def open_cluster(url: str, api_key: str | None, name: str, manifest: Manifest, create: bool) -> Store:
-    """A collection on a Qdrant server."""
+    """A collection on a server: Milvus by the scheme `milvus:`, `milvus+http:` or `milvus+https:`, else Qdrant.
+
+    Without an api key, that of `$THREEFOLD_URL_KEY` is sent, if there is one.
+    """
+    key = api_key or os.environ.get("THREEFOLD_URL_KEY") or None
+    if url.partition(":")[0].lower().partition("+")[0] == "milvus":
+        return _open_milvus(url, key, name, manifest, create)
     from threefold.store.qdrant import QdrantStore, connect, exists  # late: an extra
 
-    client = connect(url, api_key=api_key)
+    client = connect(url, api_key=key)
     if create and not exists(client, name):
         return QdrantStore.create(client, name, manifest)
     return QdrantStore.open(client, name)
+
+
+def _open_milvus(url: str, key: str | None, name: str, manifest: Manifest, create: bool) -> Store:
+    from threefold.store.milvus import MilvusStore, connect, exists  # late: an extra
+
+    connection = connect(url, api_key=key)
+    try:
+        if create and not exists(connection, name):
+            return MilvusStore.create(connection, name, manifest)
+        return MilvusStore.open(connection, name)
+    except BaseException:
+        connection.close()  # releases a file of Milvus Lite
+        raise
 
 
 def check_settings(

@@ -42,7 +42,6 @@ Progress = Callable[[Mapping[str, int]], None]
 
 _KIND: Mapping[Representation, str] = {"dense": "dense", "sparse": "sparse", "multi": "multi_vector"}
 
-
 #: The server's code for a request that is too large as a whole, whatever its status.
 _TOO_LARGE = "request_too_large"
 
@@ -298,16 +297,18 @@ def _as_it_is(body: Any) -> dict[str, Any]:
 
 def search(name: str, query: str, options: Mapping[str, Any]) -> Ask[list[Hit]]:
     """Hits, with reasons if they were asked for."""
-    given = {key: _plain(value) for key, value in options.items() if value is not None}
-
-    def read(answer: Any) -> list[Hit]:
-        return [_hit(one) for one in answer["hits"]]
-
-    return Ask("POST", collection_path(name, "search"), {"query": query, **given}, read)
+    return _hits(collection_path(name, "search"), {"query": query, **options})
 
 
-def _plain(value: Any) -> Any:
-    return value.to_dict() if isinstance(value, Settings) else value
+def recommend(name: str, like: Sequence[str], options: Mapping[str, Any]) -> Ask[list[Hit]]:
+    """Hits, by examples."""
+    return _hits(collection_path(name, "recommend"), {"like": like, **options})
+
+
+def _hits(path: str, given: Mapping[str, Any]) -> Ask[list[Hit]]:
+    plain = {key: value.to_dict() if isinstance(value, Settings) else value for key, value in given.items()}
+    body = {key: value for key, value in plain.items() if value is not None}
+    return Ask("POST", path, body, lambda answer: [_hit(one) for one in answer["hits"]])
 
 
 def _hit(found: dict[str, Any]) -> Hit:

@@ -228,6 +228,16 @@ class Encoded:
             self.truncated[index],
         )
 
+    def only(self, *names: Representation) -> Encoded:
+        """The same texts with these representations alone, as far as they are there."""
+        return Encoded(
+            self.dense if "dense" in names else None,
+            self.sparse if "sparse" in names else None,
+            self.multi if "multi" in names else None,
+            self.tokens,
+            self.truncated,
+        )
+
     @staticmethod
     def concat(parts: Sequence[Encoded]) -> Encoded:
         """Texts of all parts, one after the other. Every part must have the same representations."""

@@ -38,6 +38,7 @@ def test_bench_compares_precisions_on_own_texts(
         (("--price-per-hour", "nan"), "--price-per-hour must be above 0 and finite; got nan"),
         (("--price-per-hour", "inf"), "--price-per-hour must be above 0 and finite; got inf"),
         (("--threads", "0"), "threads must be at least 1; got 0"),
+        (("--threads", "999999999"), "threads must be at most"),
     ],
 )
 def test_bench_refuses(options: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,6 +54,7 @@ def test_index_on_named_devices(use: Path, capsys: pytest.CaptureFixture[str]) -
     ("arguments", "said"),
     [
         (["--devices", "0"], "processes must be at least 1"),
+        (["--devices", "99999999"], "processes must be at most"),
         (["--devices", "cpu,abacus"], "unknown device 'abacus'"),
         (["--devices", "2", "--device", "cpu"], "give one of them"),
     ],

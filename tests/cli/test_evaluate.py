@@ -340,7 +340,7 @@ def test_half_a_character_in_a_text_reaches_the_page(
         (["evaluate", "PETS", "--modes", "best"], 2, "unknown mode 'best'"),
         (["evaluate", "PETS", "--modes", "dense@999"], 2, "have 16 dimensions"),
         (["evaluate", "PETS", "--baseline", "multi", "--modes", "dense"], 5, "no mode 'multi' to compare with"),
-        (["evaluate", "PETS", "--stream", "--modes", "dense"], 2, "give a cache folder"),
+        (["evaluate", "PETS", "--stream", "--modes", "dense"], 2, "--stream does nothing without --cache"),
         (["evaluate", "PETS", "--weights", "@absent"], 2, "cannot read tuned weights"),
         (["evaluate", "PETS", "--vectors", "a", "--endpoint", "b"], 2, "exclude each other"),
         (["evaluate", "PETS", "--vectors", "a", "--mcls", "256"], 2, "--vectors and --mcls exclude each other"),

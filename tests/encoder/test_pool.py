@@ -248,6 +248,8 @@ def test_a_killed_process_ends_the_pool_without_a_hang(m3_folder: Path) -> None:
         ({"processes": 1, "precision": "float16"}, "float16 on a CPU is emulated"),
         ({"processes": 1, "budget": 0}, "the token budget must be at least 1; got 0"),
         ({"processes": 1, "threads": 0}, "threads must be at least 1; got 0"),
+        ({"processes": 1, "threads": 10**9}, r"threads must be at most \d+ \(this machine has \d+ processors\); got 1"),
+        ({"processes": 10**9}, r"processes must be at most \d+ \(this machine has"),
         ({"processes": 1, "revision": "main"}, "is a folder and has no revisions"),
     ],
 )

@@ -5,6 +5,7 @@ import json
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from tests.web import Answering, serving
 from threefold.encoder import sources
 from threefold.encoder.sources import PINNED, find, wanted
 from threefold.errors import CheckpointError, InputError, OfflineError
-from threefold.evaluate.hub import hub_errors, offline
+from threefold.hub import hub_errors, offline
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of huggingface_hub
 
@@ -157,6 +158,8 @@ class Hub(Answering):
         if self.mood == "silent":
             self.awake.wait(20)
             return
+        if self.mood == "tired":  # this is its last answer
+            type(self).mood = "silent"
         parts = self.path.split("?")[0].strip("/").split("/")
         if self.mood == "broken":
             return self.send(500)
@@ -219,7 +222,11 @@ def test_one_form_of_weights_is_wanted(there: list[str], expected: list[str]) ->
 
 @pytest.mark.parametrize("revision", [None, COMMIT])
 @pytest.mark.parametrize(
-    ("mood", "reason"), [("silent", "the hub cannot be reached"), ("broken", "the hub answered with HTTP 500")]
+    ("mood", "reason"),
+    [
+        ("silent", r"the hub cannot be reached \(no answer in 1 s: HF_HUB_ETAG_TIMEOUT\)"),
+        ("broken", "the hub answered with HTTP 500"),
+    ],
 )
 def test_a_hub_that_does_not_answer_leaves_the_cache(
     hub: type[Hub], mood: str, reason: str, revision: str | None, tmp_path: Path
@@ -230,6 +237,14 @@ def test_a_hub_that_does_not_answer_leaves_the_cache(
     shutil.rmtree(tmp_path / "cache")
     with pytest.raises(OfflineError, match=f"someone/else is not in the local cache and {reason}; there is no folder"):
         find("someone/else", revision)
+
+
+def test_a_hub_that_falls_silent(hub: type[Hub], monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.mood = "tired"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 0.1)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the library tries again for 23 seconds
+    with pytest.raises(OfflineError, match=r"someone/else is not in .* \(no answer in 0\.1 s: HF_HUB_ETAG_TIMEOUT\); "):
+        find("someone/else")
 
 
 @pytest.mark.skipif(not hasattr(huggingface_hub, "get_cached_repo_tree"), reason="older libraries do not know")

@@ -36,10 +36,13 @@ class Hub(Answering):
     folder: Path
     gated = False
     silent = False
+    asked = 0
+    tires_after = 10**9
     awake = threading.Event()
 
     def answer(self) -> None:
-        if self.silent:
+        type(self).asked += 1
+        if self.silent or self.asked > self.tires_after:
             self.awake.wait(20)
             return
         parts = self.path.split("?")[0].strip("/").split("/")
@@ -133,12 +136,35 @@ def test_a_hub_that_never_answers(hub: type[Hub], monkeypatch: pytest.MonkeyPatc
         load()
 
 
+@pytest.mark.parametrize("answered", range(4))
+def test_a_hub_that_falls_silent(hub: type[Hub], answered: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """About the data set, its commit, its files, the first of them: whatever is asked last is not waited for."""
+    hub.tires_after = answered
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 0.1)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.1)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the library tries again for 23 seconds
+    with pytest.raises(
+        OfflineError, match=r"the data set miracl/miracl .*\(no answer in 0\.1 s: HF_HUB_ETAG_TIMEOUT\)"
+    ):
+        load()
+    hub.tires_after = 10**9
+    assert len(load().documents) == 3
+
+
+def test_limits_are_for_our_downloads_alone(hub: type[Hub]) -> None:
+    if not hasattr(huggingface_hub.get_session(), "event_hooks"):
+        pytest.skip("older libraries have a session per thread")
+    hooks = huggingface_hub.get_session().event_hooks["request"]
+    load()
+    assert huggingface_hub.get_session().event_hooks["request"] == hooks
+
+
 @pytest.mark.parametrize("error", [httpx.ReadError("cut off"), OSError("cut off"), RuntimeError("cut\noff")])
 def test_a_connection_that_breaks(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def download(*_: Any, **__: Any) -> str:
         raise error
 
-    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: None)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: SimpleNamespace(siblings=[]))
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     with pytest.raises(OfflineError, match=r"^the data set owner/name cannot be downloaded: cut off$"):
         fetch(HubFiles("owner/name", "main", ("x",)))
@@ -154,7 +180,7 @@ def test_a_hub_that_fails_is_not_out_of_reach(status: int | None, reason: str, m
             failed.response = SimpleNamespace(status_code=status)  # type: ignore[attr-defined]
         raise LocalEntryNotFoundError("not found") from failed
 
-    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: None)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: SimpleNamespace(siblings=[]))
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     monkeypatch.delenv("THREEFOLD_OFFLINE", raising=False)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)

@@ -16,11 +16,13 @@ import pytest
 from tests.serve.fakes import START_S, FakeCross, ServedEncoder, make_server, serving
 
 from threefold.collection import Collection
+from threefold.errors import UnavailableError
 from threefold.serve import wire
 from threefold.serve.collections import hit_dict
 from threefold.serve.keys import create_key
 from threefold.serve.library import Library
 from threefold.serve.settings import ServeConfig
+from threefold.store.lock import FolderLock
 from threefold.text.tokenizer import Tokenizer
 from threefold.types import Document
 
@@ -102,6 +104,36 @@ def test_search_says_what_the_library_says(
             body = {"query": "a quick fox", **options}
             found = client.post(f"/collections/{papers}/search", json=body).json()["hits"]
             assert _rounded(found) == _rounded(json.loads(json.dumps(expected, default=float)))
+
+
+def test_recommendations_are_those_of_the_library(
+    client: httpx.Client, papers: str, served: ServedEncoder, tmp_path: Path
+) -> None:
+    with Collection(tmp_path / "same", served, chunking=_chunking({"max_tokens": 32})) as same:
+        same.add([Document(**one) for one in DOCUMENTS])
+        for options in ({"like": ["fox"]}, {"like": ["box", "fox#0"], "unlike": ["fuchs"], "half_life": 2.0}):
+            expected = [hit_dict(hit) for hit in same.recommend(**options)]
+            found = client.post(f"/collections/{papers}/recommend", json=options).json()["hits"]
+            assert _rounded(found) == _rounded(json.loads(json.dumps(expected, default=float)))
+    varied = {"like": ["fox"], "k": 1, "diversify": {"relevance": 0.5}, "where": {"language": "de"}}
+    (hit,) = client.post(f"/collections/{papers}/recommend", json=varied).json()["hits"]
+    assert hit["document_id"] == "fuchs"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"like": []}, "like"),
+        ({"like": ["nobody"]}, "no chunk 'nobody'"),
+        ({"like": ["fox"], "half_life": 0}, "half_life"),
+        ({"like": ["fox"], "query": "x"}, "query"),
+        ({"like": ["fox"], "diversify": {"relevance": 2}}, "relevance must be from 0 to 1"),
+    ],
+)
+def test_a_bad_recommendation_is_named(client: httpx.Client, papers: str, body: dict[str, Any], message: str) -> None:
+    response = client.post(f"/collections/{papers}/recommend", json=body)
+    assert response.status_code == 400
+    assert message in response.json()["error"]["message"]
 
 
 def _chunking(settings: dict[str, int]) -> Any:
@@ -261,6 +293,24 @@ def test_what_is_left_of_a_deletion_is_no_collection_and_goes_at_the_next_start(
     assert not while_running.exists()
     assert kept.exists()
     assert foreign.exists()
+
+
+def test_making_one_collection_keeps_nobody_from_another(served: ServedEncoder, tmp_path: Path) -> None:
+    library = Library(tmp_path, served)
+    library.create("default", "papers", None, None)
+    with ThreadPoolExecutor() as pool:
+        with library._turns.of(tmp_path / "default" / "busy"):  # as while it is made
+            assert pool.submit(library.get, "default", "papers").result(START_S).name == "papers"
+            made = pool.submit(library.create, "default", "busy", None, None)
+            closing = pool.submit(library.close)
+        closing.result(START_S)
+    assert made.exception() is None or isinstance(made.exception(), UnavailableError)
+    for name in ("papers", "busy"):
+        if (tmp_path / "default" / name).exists():
+            FolderLock(tmp_path / "default" / name).release()  # closed, whoever came first
+    with pytest.raises(UnavailableError, match="the server is shutting down"):
+        library.get("default", "papers")
+    assert library._turns.names() == set()
 
 
 def test_wrong_settings_of_a_new_collection(client: httpx.Client) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -26,6 +27,7 @@ from tests.serve.fakes import serving
 from threefold.cli.main import main
 from threefold.encoder.encoder import Encoder
 from threefold.errors import WorkerError
+from threefold.serve.draining import CutOff
 from threefold.serve.keys import create_key
 from threefold.serve.ledger import Ledger
 from threefold.serve.run import listen, make_server
@@ -100,6 +102,53 @@ def test_sigterm_answers_what_is_running_and_ends_well(folder: Path) -> None:
         assert response.status_code == 200
         assert len(response.json()["data"]) == 12
         assert running.wait(WAIT_S) == 0
+
+
+def test_what_lasts_longer_than_the_server_drains_ends_in_order(folder: Path, tmp_path: Path) -> None:
+    flags = ("--model", str(folder), "--collections", str(tmp_path / "c"), "--set", "drain_s=1")
+    with process(*flags) as (running, url), ExitStack() as connections:
+        host, port = url.removeprefix("http://").split(":")
+        assert httpx.put(f"{url}/collections/aa").status_code == 201
+        upload, body = (connections.enter_context(socket.create_connection((host, int(port)), WAIT_S)) for _ in "ab")
+        upload.sendall(b"POST /collections/aa/documents HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+        upload.sendall(b'1c\r\n{"id": "a", "text": "a fox"}\r\n2\r\n\n\n\r\n')
+        body.sendall(b"POST /embed HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+        assert upload.recv(1000).startswith(b"HTTP/1.1 200 ")
+        while httpx.get(f"{url}/collections/aa").json()["chunks"] == 0:
+            pass  # what has come is stored after a moment
+        running.send_signal(signal.SIGTERM)
+        assert running.stderr is not None
+        written = running.stderr.read()
+        assert running.wait(WAIT_S) == 0
+        rest = upload.makefile("rb").read()
+        assert body.recv(1000).startswith(b"HTTP/1.1 503 ")
+    assert b"the server is shutting down; what was stored stays" in rest
+    assert rest.endswith(b"\r\n0\r\n\r\n")
+    assert "Traceback" not in written
+    assert written.count("/embed 503") == 1
+
+
+def test_an_answer_that_nobody_reads_is_a_line_when_the_server_stops(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = make_server(ServeConfig())
+
+    async def stuck(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    async def cancelled() -> None:
+        task = asyncio.ensure_future(CutOff(stuck, server)({}, stuck, stuck))  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        task.cancel()
+        await task
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(cancelled())
+    server.draining = True
+    asyncio.run(cancelled())
+    assert [record.getMessage() for record in caplog.records] == [
+        "an answer was broken off: it was not read within drain_s=30"
+    ]
 
 
 def test_prompts_of_models(folder: Path) -> None:

@@ -82,7 +82,10 @@ def test_nothing_given_is_the_default() -> None:
         ({"tls_cert": "a"}, r"tls_cert and tls_key belong together"),
         ({"max_inputs": "0"}, r"max_inputs must be at least 1"),
         ({"max_input_tokens": "1"}, r"max_input_tokens must be at least 3"),
-        ({"body_s": "0"}, r"body_s must be above 0"),
+        ({"body_s": "0"}, r"body_s must be above 0 and finite; got 0"),
+        ({"body_s": "nan"}, r"body_s must be above 0 and finite; got nan"),
+        ({"body_s": "inf"}, r"body_s must be above 0 and finite; got inf"),
+        ({"limits.batch_s": "1e308"}, r"batch_s must be at most 1e\+09 seconds; got 1e\+308"),
     ],
 )
 def test_a_wrong_setting_is_named(flags: dict[str, str], message: str) -> None:

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,6 +15,9 @@ from threefold.config import Manifest
 from threefold.store.edge import EdgeStore
 from threefold.store.memory import MemoryStore
 from threefold.store.protocol import Store
+
+if TYPE_CHECKING:
+    from threefold.store.milvus import MilvusStore
 
 Make = Callable[[Manifest], Store]
 
@@ -38,7 +42,19 @@ def quick_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-@pytest.fixture(params=["memory", "edge", "qdrant"])
+def make_milvus(manifest: Manifest, folder: Path) -> MilvusStore:
+    """An empty collection of Milvus Lite."""
+    pytest.importorskip("milvus_lite", reason="extra `peers` is not installed")
+    from threefold.store.milvus import MilvusStore, connect
+
+    return MilvusStore.create(connect(f"milvus:{folder / 'papers.db'}"), "papers", manifest)
+
+
+#: Milvus Lite brings 300 MB, so it is of the extra `peers`.
+MILVUS = pytest.param("milvus", marks=pytest.mark.peers)
+
+
+@pytest.fixture(params=["memory", "edge", "qdrant", MILVUS])
 def make(request: pytest.FixtureRequest, quick_folder: Path) -> Iterator[Make]:
     """Makes empty collections of one engine, closed at the end."""
     with ExitStack() as stack:
@@ -49,6 +65,8 @@ def make(request: pytest.FixtureRequest, quick_folder: Path) -> Iterator[Make]:
                 store = MemoryStore(manifest)
             elif request.param == "edge":
                 store = EdgeStore.create(Path(stack.enter_context(_new_folder(quick_folder))), manifest)
+            elif request.param == "milvus":
+                store = make_milvus(manifest, Path(stack.enter_context(_new_folder(quick_folder))))
             else:
                 store = _make_qdrant(manifest)
             stack.callback(store.close)

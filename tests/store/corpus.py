@@ -69,17 +69,6 @@ def chunks(n: int, prefix: str = "d") -> list[Chunk]:
     ]
 
 
-def only(one: Encoded, *names: str) -> Encoded:
-    """`one` with only these representations."""
-    return Encoded(
-        one.dense if "dense" in names else None,
-        one.sparse if "sparse" in names else None,
-        one.multi if "multi" in names else None,
-        one.tokens,
-        one.truncated,
-    )
-
-
 def with_dense(one: Encoded, dense: Floats) -> Encoded:
     return Encoded(dense, one.sparse, one.multi, one.tokens, one.truncated)
 

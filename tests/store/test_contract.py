@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.store.conftest import Make
-from tests.store.corpus import DIM, VOCAB, chunk, chunks, encoded, ids_of, manifest, only, unit, with_dense
+from tests.store.corpus import DIM, VOCAB, chunk, chunks, encoded, ids_of, manifest, unit, with_dense
 
 from threefold.config import Filter, MultiStorage
 from threefold.errors import InputError, NumericalError, ShapeError, StoreError
@@ -113,7 +113,7 @@ def test_score_of_nothing_is_empty(store: Store) -> None:
 
 
 def test_score_has_what_both_sides_have(make: Make, store: Store) -> None:
-    assert set(store.score(only(encoded(1), "sparse"), ["d0#0"])) == {"sparse"}
+    assert set(store.score(encoded(1).only("sparse"), ["d0#0"])) == {"sparse"}
     without_multi = make(manifest("none"))
     without_multi.upsert(chunks(4), encoded(4))
     assert set(without_multi.score(encoded(1), ["d0#0"])) == {"dense", "sparse"}
@@ -183,6 +183,18 @@ def test_vectors_come_back(store: Store) -> None:
     assert back.tokens.tolist() == want.tokens.tolist()
     assert back.truncated.tolist() == want.truncated.tolist()
     assert back.dense.dtype == np.float32
+
+
+def test_only_the_vectors_that_are_named_come_back(store: Store) -> None:
+    ids = ids_of(chunks(N))[:3]
+    want: Any = encoded(N).take([0, 1, 2])
+    back: Any = store.vectors(ids, ["sparse"])
+    assert back.dense is None
+    assert back.multi is None
+    assert [back.sparse.row(i) for i in range(3)] == [want.sparse.row(i) for i in range(3)]
+    none = store.vectors(ids, [])
+    assert (none.dense, none.sparse, none.multi) == (None, None, None)
+    assert none.tokens.tolist() == want.tokens.tolist()
 
 
 def test_upsert_replaces(store: Store) -> None:
@@ -282,11 +294,11 @@ def test_calls_that_do_not_fit_are_refused(store: Store) -> None:
     with pytest.raises(ShapeError, match="2 chunks but vectors of 3 texts"):
         store.upsert(chunks(2), encoded(3))
     with pytest.raises(ShapeError, match="keeps sparse vectors, but none were given"):
-        store.upsert(chunks(2), only(encoded(2), "dense", "multi"))
+        store.upsert(chunks(2), encoded(2).only("dense", "multi"))
     with pytest.raises(ShapeError, match="a query is one text; got 2"):
         store.search("dense", encoded(2), 3)
     with pytest.raises(ShapeError, match="the query has no multi vector"):
-        store.search("multi", only(encoded(1), "dense"), 3)
+        store.search("multi", encoded(1).only("dense"), 3)
     with pytest.raises(InputError, match="chunk 'd0#1' is in this call 2 times"):
         store.upsert([*chunks(2), chunks(2)[1]], encoded(3))
     with pytest.raises(InputError, match="at least one id"):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from operator import ge, gt, le, lt
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.store.conftest import MILVUS, make_milvus
 from tests.store.corpus import chunk, encoded, ids_of, manifest
 
-from threefold.collection import _filter
-from threefold.config import Filter
+from threefold.config import Filter, Manifest
 from threefold.errors import ConfigError
+from threefold.retrieve.asked import condition_of
 from threefold.store.edge import EdgeStore
 from threefold.store.filters import matches
 from threefold.store.memory import MemoryStore
@@ -57,13 +61,8 @@ CORPUS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Store]]:
-    small = manifest("none", vocab=0)
-    stores: dict[str, Store] = {
-        "memory": MemoryStore(small),
-        "edge": EdgeStore.create(tmp_path_factory.mktemp("filters") / "c", small),
-    }
+def _usual(folder: Path, small: Manifest) -> dict[str, Store]:
+    stores: dict[str, Store] = {"memory": MemoryStore(small), "edge": EdgeStore.create(folder / "c", small)}
     try:
         from qdrant_client import QdrantClient
 
@@ -72,6 +71,17 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Stor
         stores["qdrant"] = QdrantStore.create(QdrantClient(":memory:"), "filters", small)
     except ImportError:
         pass  # extra `cluster` is not installed: the other two are still compared
+    return stores
+
+
+@pytest.fixture(scope="module", params=["usual", MILVUS])
+def engines(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Store]]:
+    small, folder = manifest("none", vocab=0), tmp_path_factory.mktemp("filters")
+    stores: dict[str, Store] = {}
+    if request.param == "usual":
+        stores = _usual(folder, small)
+    else:
+        stores["milvus"] = make_milvus(small, folder)
     for store in stores.values():
         store.upsert(CORPUS, encoded(len(CORPUS)))
     yield stores
@@ -82,7 +92,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Stor
 def _leaves() -> st.SearchStrategy[Filter]:
     field = st.sampled_from([*KEYS, *TEXT_KEYS])
     value = st.sampled_from(VALUES)
-    number = st.sampled_from([-1, 0, 0.5, 1, 1.5, 2, 2**53])
+    number = st.sampled_from([-1, 0, 0.5, 1, 1.5, 2, *LONG])
     return st.one_of(
         st.builds(Filter, st.just("eq"), field, value),
         st.builds(Filter, st.just("in"), field, st.lists(value, max_size=3).map(tuple)),
@@ -144,6 +154,38 @@ def test_long_numbers_are_told_apart(engines: dict[str, Store]) -> None:
             assert number in [one.metadata["k"] for one in store.scroll(Filter.parse({"k": {"lte": number}}))]
 
 
+@pytest.mark.parametrize(
+    "bound",
+    [
+        2**53 - 1,
+        -(2**53) - 2,
+        2**53 + 1,
+        1_450_000_000_000_000_001,
+        2**63 - 1,
+        2**64 - 1,
+        1_732_852_438.6257203,
+        0.1,
+        1e300,
+    ],
+)
+def test_larger_and_smaller_are_exact(bound: float, tmp_path: Path) -> None:
+    """Python's own comparison of ints and floats is the oracle; every neighbour is tried, also within a list."""
+    whole, one = int(bound), math.ulp(bound)
+    floats = [bound + step * one for step in range(-6, 7)] if abs(bound) < 2**53 or bound > 2**65 else []
+    wholes = [whole + step for step in (*range(-4, 5), -3 * int(one), 3 * int(one))] if 1 < abs(bound) < 2**65 else []
+    numbers = sorted({*floats, *wholes, -1.5, 0, bound})
+    small = manifest("none", vocab=0)
+    for name, store in _usual(tmp_path, small).items():
+        store.upsert(
+            [chunk(f"d{i}", 0, {"k": ["x", number]}) for i, number in enumerate(numbers)], encoded(len(numbers))
+        )
+        for operator, compare in (("gt", gt), ("gte", ge), ("lt", lt), ("lte", le)):
+            where = Filter.parse({"k": {operator: bound}})
+            found = sorted(one.metadata["k"][1] for one in store.scroll(where))
+            assert found == [number for number in numbers if compare(number, bound)], (name, operator)
+        store.close()
+
+
 def test_a_missing_field_matches_only_its_negation() -> None:
     assert not matches(Filter("eq", "nothing", "a"), chunk("d"))
     assert matches(Filter("not", parts=(Filter("eq", "nothing", "a"),)), chunk("d"))
@@ -163,7 +205,7 @@ def test_conditions_that_are_nested_too_deeply_are_refused() -> None:
     assert Filter.parse(data) is not None
     for _ in range(400):
         data = {"or": [data]}
-    for parse in (Filter.parse, _filter):
+    for parse in (Filter.parse, condition_of):
         with pytest.raises(ConfigError, match="nested more than 64 deep"):
             parse(data)
 

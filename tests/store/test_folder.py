@@ -7,7 +7,9 @@ import json
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -195,6 +197,19 @@ def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "threefold.store.qdrant", raising=False)
     with pytest.raises(MissingExtraError, match=r'qdrant_client.*pip install "threefold\[cluster\]"'):
         importlib.import_module("threefold.store.qdrant")
+
+
+def test_a_cluster_that_is_not_there_is_one_error_and_no_warning(recwarn: pytest.WarningsRecorder) -> None:
+    pytest.importorskip("qdrant_client", reason="extra `cluster` is not installed")
+    from threefold.store.qdrant import connect, exists
+
+    before = set(threading.enumerate())
+    with closing(connect("http://127.0.0.1:9")) as client:
+        with pytest.raises(StoreError, match=r"could not ask for collection 'c': .*refused\. Check the url"):
+            exists(client, "c")
+        for thread in set(threading.enumerate()) - before:
+            thread.join()
+    assert [str(warning.message) for warning in recwarn] == []
 
 
 @pytest.mark.parametrize("url", ["cuda:99", "[]", "   ", ""])

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from threefold.characters import check_name
-from threefold.cli import options
-from threefold.cli.encode import file_rows
+from threefold.cli import idle, options
+from threefold.cli.encode import file_rows, require_table
 from threefold.cli.show import err, note, print_json, print_table
 from threefold.errors import InputError
 from threefold.types import REPRESENTATIONS
@@ -25,6 +25,7 @@ _KNOWN = ("float32", *_BARS)
 
 
 def bench(
+    context: typer.Context,
     model: Annotated[
         str | None, typer.Argument(help="Folder or hub name. Default: the embedded threefold-mini.")
     ] = None,
@@ -55,6 +56,9 @@ def bench(
         raise InputError(f"--precisions is empty; give some of {', '.join(_KNOWN)}")
     if price_per_hour is not None and not 0 < price_per_hour < math.inf:
         raise InputError(f"--price-per-hour must be above 0 and finite; got {price_per_hour}")
+    idle.needs(context, "--texts", texts, "text_field")
+    if texts is not None:
+        require_table(context, texts, "text_field")
     bad: list[str] = []
     own = None if texts is None else [text for _, text in file_rows(texts, text_field, "id", bad)]
     if own == []:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.text import Text
 
-from threefold.cli import options
+from threefold.cli import idle, options
 from threefold.cli.inspect import show_reasons
+from threefold.cli.opened import In, Into, Url, condition_in, existing, model_of
 from threefold.cli.show import (
     complain,
     err,
@@ -29,6 +27,7 @@ from threefold.cli.show import (
 )
 from threefold.config import Chunking, MultiStorage
 from threefold.errors import InputError, StoreError
+from threefold.text.rows import ROW_SUFFIXES
 
 if TYPE_CHECKING:
     from threefold.collection import Collection
@@ -45,12 +44,9 @@ NAMED = 20
 #: Chunks from which a scan of all dense vectors takes longer than a person notices (results/search.json).
 MANY_CHUNKS = 50_000
 
-Into = Annotated[str, typer.Option("--into", help="Name of the collection, or a folder.")]
-In = Annotated[str, typer.Option("--in", help="Name of the collection, or a folder.")]
-Url = Annotated[str | None, typer.Option(help="A Qdrant server instead of a folder.", envvar="THREEFOLD_URL")]
-
 
 def index(
+    context: typer.Context,
     paths: Annotated[list[Path], typer.Argument(parser=options.path_of, help="Files and folders to read.")],
     into: Into,
     delete_missing: Annotated[bool, typer.Option(help="Delete documents whose file is gone.")] = False,
@@ -74,6 +70,8 @@ def index(
     for path in paths:
         if not path.exists():  # before a collection is made for it
             raise InputError(f"{path} does not exist")
+    tables = any(path.is_dir() or path.suffix.lower() in ROW_SUFFIXES for path in paths)
+    idle.needs(context, f"a table ({', '.join(ROW_SUFFIXES)})", tables, "text_field")
     given = {"max_tokens": max_tokens, "overlap": overlap}
     chunking = (
         Chunking(**{key: value for key, value in given.items() if value is not None})
@@ -82,7 +80,7 @@ def index(
     )
     storage = cast("MultiStorage | None", multi)
     with (
-        options.opened_encoder(*_model_of(into, url, model, revision), device, precision, devices) as encoder,
+        options.opened_encoder(*model_of(into, url, model, revision), device, precision, devices) as encoder,
         Collection(into, encoder, chunking=chunking, multi_storage=storage, url=url) as collection,
     ):
         with progress_bar("indexing", quiet=as_json) as bar:
@@ -103,6 +101,7 @@ def index(
 
 
 def search(
+    context: typer.Context,
     query: Annotated[str, typer.Argument(help="What you are looking for.")],
     into: In,
     k: Annotated[int | None, typer.Option("-k", help="How many hits; 5, or as many as --retriever says.")] = None,
@@ -123,10 +122,10 @@ def search(
 ) -> None:
     """Find the passages that answer a query, in any language."""
     chosen = options.parse_weights(weights)
-    condition = _condition(where)
-    if rerank_depth is not None and not rerank:
-        raise InputError("--rerank-depth says how many hits --rerank reads; give that as well, or leave it out")
-    with _existing(into, url, model, revision, device, precision, rerank) as collection:
+    condition = condition_in(where)
+    idle.needs(context, "--rerank", rerank, "rerank_depth")
+    idle.excludes(context, "--retriever", retriever, "mode", "weights", "fusion", "rerank_depth")
+    with existing(into, url, model, revision, device, precision, rerank) as collection:
         hits = collection.search(
             query,
             k=FEW if k is None and retriever is None else k,
@@ -139,7 +138,7 @@ def search(
             rerank=_rerank_stage(collection, retriever, rerank_depth) if rerank else None,
         )
     if as_json:
-        print_json([_plain(hit) for hit in hits])
+        print_json([plain_hit(hit) for hit in hits])
     else:
         for rank, hit in enumerate(hits, start=1):
             show_hit(rank, hit)
@@ -198,7 +197,7 @@ def delete(
     as_json: options.Json = False,
 ) -> None:
     """Delete documents from a collection."""
-    with _existing(into, url, model, revision) as collection:
+    with existing(into, url, model, revision) as collection:
         chunks = collection.delete(ids)
     if as_json:
         print_json({"deleted_chunks": chunks})
@@ -216,7 +215,7 @@ def optimize(
     as_json: options.Json = False,
 ) -> None:
     """Build the approximate index of a collection: worth it from about 50,000 chunks. Searches go on meanwhile."""
-    with _existing(into, url, model, revision) as collection, progress_bar(f"optimizing {into}"):
+    with existing(into, url, model, revision) as collection, progress_bar(f"optimizing {into}"):
         collection.optimize()
     if as_json:
         print_json({"collection": into, "optimized": True})
@@ -266,7 +265,8 @@ def _has_manifest(folder: Path) -> bool:
     return True
 
 
-def _plain(hit: Hit) -> dict[str, Any]:
+def plain_hit(hit: Hit) -> dict[str, Any]:
+    """A hit as it is said in JSON."""
     chunk = dataclasses.asdict(hit.chunk)
     plain = {"id": hit.id, "score": hit.score, "scores": dict(hit.scores), **chunk}
     if hit.why is not None:
@@ -304,50 +304,3 @@ def _rerank_stage(collection: Collection, retriever: str | None, depth: int | No
     if saved is None or saved.by != "cross":
         raise InputError(f'the saved stages {retriever!r} do not rerank by "cross"; leave out --rerank or --retriever')
     return None
-
-
-def _condition(where: str) -> dict[str, Any] | None:
-    if not where:
-        return None
-    try:
-        condition = json.loads(where)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f'--where is not JSON: {error}. Write it like {{"language": "de"}}') from error
-    if not isinstance(condition, dict):
-        raise InputError(f'--where must be a JSON object like {{"language": "de"}}; got {where}')
-    return condition
-
-
-@contextmanager
-def _existing(
-    name: str,
-    url: str | None,
-    model: str | None,
-    revision: str | None,
-    device: str = "auto",
-    precision: str = "auto",
-    reranker: str | None = None,
-) -> Iterator[Collection]:
-    """A collection that is there, open until the end of the block."""
-    from threefold.collection import Collection
-
-    encoder = options.open_encoder(*_model_of(name, url, model, revision, must_exist=True), device, precision)
-    cross = options.open_reranker(reranker, None, device, precision) if reranker else None
-    with Collection(name, encoder, create=False, url=url, reranker=cross) as collection:
-        yield collection
-
-
-def _model_of(
-    name: str, url: str | None, model: str | None, revision: str | None, *, must_exist: bool = False
-) -> tuple[str | None, str | None]:
-    """Model and revision: those that were given, or those that a collection of this machine was built with."""
-    from threefold.opening import collection_folder
-    from threefold.store.folder import manifest_path, read_manifest
-
-    if model is not None or url is not None:
-        return model, revision
-    folder = collection_folder(name)
-    if not must_exist and not manifest_path(folder).is_file():
-        return None, revision
-    manifest = read_manifest(folder)
-    return manifest.model, revision or manifest.revision or None

@@ -1,16 +1,16 @@
-"""`threefold encode`: a file of texts -> Parquet with the three representations."""
+"""`threefold encode`: a file of texts -> Parquet with the three representations, one file or a folder of many."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from threefold.characters import check_name
-from threefold.cli import options
+from threefold.cli import bulk, idle, options
 from threefold.cli.show import err, note, print_json, progress_bar
 from threefold.errors import DocumentError, InputError
 from threefold.text.decode import read_lines
@@ -19,12 +19,15 @@ from threefold.text.tokenizer import Truncate
 from threefold.types import Representation
 
 if TYPE_CHECKING:
-    from threefold.shards import Written
+    from threefold.cli.bulk import Ran
 
 
 def encode(
+    context: typer.Context,
     file: Annotated[Path, typer.Argument(help="Texts: .txt (one per line), .jsonl, .json, .csv or .tsv.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Parquet file to write.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Parquet file to write; with --shard or --ray a folder.")
+    ],
     outputs: Annotated[str, typer.Option(help="Some of dense,sparse,multi. Default: all that the model has.")] = "",
     text_field: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
     id_field: Annotated[str, typer.Option(help="Column that holds the id; the row number where it is absent.")] = "id",
@@ -38,46 +41,56 @@ def encode(
     device: options.Device = "auto",
     precision: options.PrecisionOption = "auto",
     devices: options.Devices = "",
+    shard: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Write a folder of files of so many texts; run again, it goes on where it was stopped."
+        ),
+    ] = None,
+    ray: Annotated[
+        str,
+        typer.Option(metavar="WHERE", help="Encode such a folder on Ray: local, auto (what runs here) or HOST:PORT."),
+    ] = "",
     as_json: options.Json = False,
 ) -> None:
-    """Encode texts into a Parquet file. The file appears when it is complete."""
-    from threefold.shards import write_parquet
-
-    options.require_folder_of(output, file)
+    """Encode texts into a Parquet file, or a folder of them. A file appears when it is complete."""
+    folder = bulk.is_asked(output, shard, ray)
+    bulk.refuse_remote(file, output)
+    if not folder:
+        options.require_folder_of(output, file)
     check_name(output)
+    require_table(context, file, "text_field", "id_field", "title_field")
     if truncate not in ("end", "start", "none"):
         raise InputError(f"--truncate {truncate!r}: expected end, start or none")
     bad: list[str] = []
     rows = file_rows(file, text_field, id_field, bad, title_field)
-    with (
-        options.opened_encoder(model, revision, device, precision, devices) as encoder,
-        progress_bar(f"encoding {file.name}", quiet=as_json) as bar,
-    ):
-        start = time.perf_counter()
-        written = write_parquet(
-            output,
-            rows,
-            encoder,
-            outputs=_outputs(outputs),
-            max_tokens=max_tokens,
-            truncate=cast(Truncate, truncate),
-            progress=bar.update,
-        )
-        seconds = time.perf_counter() - start
-    if as_json:
-        summary = {"file": str(output), **written._asdict(), "skipped": bad, "seconds": round(seconds, 3)}
-        print_json(summary | {"model": encoder.card.name, "precision": encoder.card.precision})
+    order = bulk.order_of(output, shard, _outputs(outputs), max_tokens, cast(Truncate, truncate))
+    opening = (model, revision, device, precision, devices)
+    bars = partial(progress_bar, f"encoding {file.name}", quiet=as_json)
+    if ray:
+        ran = bulk.on_ray(output, rows, order, opening, ray, bars)
+    elif folder:
+        ran = bulk.here(output, rows, order, opening, bars)
     else:
-        _say(written, seconds, encoder.card.precision, output, bad)
-    if not written.texts:
+        ran = bulk.one_file(output, rows, order, opening, bars)
+    if as_json:
+        place = {"folder" if folder else "file": str(output), **ran.more}
+        summary = place | {**ran.written._asdict(), "skipped": bad, "seconds": round(ran.seconds, 3)}
+        print_json(summary | {"model": ran.card.name, "precision": ran.card.precision})
+    else:
+        _say(ran, output, bad)
+    if not ran.written.texts:
         raise typer.Exit(1)
 
 
-def _say(written: Written, seconds: float, precision: str, output: Path, bad: list[str]) -> None:
+def _say(ran: Ran, output: Path, bad: list[str]) -> None:
+    written, tokens = ran.written, ran.written.tokens - ran.before.tokens
     err.print(
-        f"{written.texts:,} texts, {written.tokens:,} tokens in {seconds:.1f} s "
-        f"({written.tokens / max(seconds, 1e-9):,.0f} tokens/s, {precision}) -> {output}"
+        f"{written.texts:,} texts, {written.tokens:,} tokens in {ran.seconds:.1f} s "
+        f"({tokens / max(ran.seconds, 1e-9):,.0f} tokens/s, {ran.card.precision}) -> {output}"
     )
+    if ran.before.texts:
+        note(f"{ran.before.texts:,} of the texts were there already, from an earlier run")
     if written.truncated:
         note(f"{written.truncated:,} texts were longer than the model reads and were cut (column `truncated`)")
     for reason in bad:
@@ -86,6 +99,12 @@ def _say(written: Written, seconds: float, precision: str, output: Path, bad: li
 
 def _outputs(text: str) -> tuple[Representation, ...] | None:
     return cast("tuple[Representation, ...]", options.names_in(text)) or None
+
+
+def require_table(context: typer.Context, file: Path, *names: str) -> None:
+    """Refuse names of columns for a file that has none."""
+    table = file.suffix.lower() in ROW_SUFFIXES or not file.is_file()  # that is refused in other words
+    idle.needs(context, f"a table ({', '.join(ROW_SUFFIXES)})", table, *names)
 
 
 def file_rows(

@@ -13,7 +13,7 @@ import typer
 from threefold import __version__
 from threefold.cli import figures, judged, options
 from threefold.cli.protocols import Protocols, measures_in
-from threefold.cli.refusals import Refusals, check_sets, check_targets
+from threefold.cli.refusals import Refusals, check_idle, check_sets, check_targets
 from threefold.cli.running import Runner, SecondStage
 from threefold.cli.show import print_json, progress_bar
 from threefold.replacing import replacing
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
+    context: typer.Context,
     sets: Annotated[
         list[str],
         typer.Argument(
@@ -87,6 +88,7 @@ def evaluate(
     from threefold.evaluate.compare import write_runs
     from threefold.evaluate.report import Report
 
+    check_idle(context)
     check_targets(save, html, sets)
     for folder in (cache, runs):
         options.require_no_file(folder)
@@ -106,7 +108,7 @@ def evaluate(
     )
     second = SecondStage(options.names_in(rerank), rerank_depth, reranker, device, precision) if rerank else None
     protocols = Protocols(encoder.card, modes, wanted, weights, multi_depth, max_tokens)
-    refusals = Refusals(baseline, store, second.modes if second else (), runs)
+    refusals = Refusals(context, baseline, store, second.modes if second else (), runs)
     runner = Runner(encoder, second, cache=cache, stream=stream, store=store)
     rows: list[Row] = []
     details: list[Detail] = []

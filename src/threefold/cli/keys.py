@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from threefold.cli import options
+from threefold.cli import idle, options
 from threefold.cli.show import note, out, print_json, print_table
 from threefold.errors import InputError
 from threefold.paths import expanded
@@ -133,6 +133,7 @@ def quota(
 
 @keys_app.command("credit")
 def credit(
+    context: typer.Context,
     id: Id,
     file: KeyFileOption,
     amount: Annotated[float, typer.Option(help="What to add, in the currency of the server; below 0 takes back.")] = 0,
@@ -148,6 +149,7 @@ def credit(
     from threefold.serve.keys import find_key
     from threefold.serve.ledger import UNIT
 
+    idle.needs(context, "--amount", amount, "reason")
     key, now = find_key(file, id), time.time()
     today = datetime.fromtimestamp(now, UTC).date().isoformat()
     place = _place(file, usage_file)

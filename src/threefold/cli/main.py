@@ -19,8 +19,10 @@ import typer
 
 from threefold import __version__
 from threefold.cli import (
+    analyze,
     bench,
     choose,
+    classify,
     collections,
     encode,
     evaluate,
@@ -33,12 +35,10 @@ from threefold.cli import (
     train,
     tune,
 )
-from threefold.cli.show import complain, of_system, out, silence
-from threefold.errors import ThreefoldError
+from threefold.cli.endings import INTERRUPTED, ending_of
+from threefold.cli.show import complain, out, silence
 
 interrupts.as_usual()
-
-INTERRUPTED = "interrupted; what was finished before is kept"
 
 #: Columns of a terminal below which typer's boxes cut the names of options; click's plain help breaks lines instead.
 NARROW = 60
@@ -59,6 +59,13 @@ app.command("search")(collections.search)
 app.command("list")(collections.list_collections)
 app.command("delete")(collections.delete)
 app.command("optimize")(collections.optimize)
+app.command("cluster")(analyze.cluster)
+app.command("map")(analyze.draw_map)
+app.command("outliers")(analyze.outliers)
+app.command("duplicates")(analyze.duplicates)
+app.command("diverse")(analyze.diverse)
+app.command("recommend")(analyze.recommend)
+app.command("classify")(classify.classify)
 app.command("encode")(encode.encode)
 app.command("bench")(bench.bench)
 app.command("convert")(bench.convert)
@@ -97,18 +104,12 @@ def main(arguments: list[str] | None = None) -> int:
     app.rich_markup_mode = "markdown" if out.width >= NARROW else None
     try:
         status = app(arguments, standalone_mode=False)  # the status of a `typer.Exit`, else None
-    except ThreefoldError as error:
-        complain(str(error))
-        return error.exit_code
     except UsageError as error:
         try:
             error.show()
         except (OSError, SystemExit):  # nobody reads it; Rich makes the latter of the former
             silence(sys.stderr)
         return 2
-    except (KeyboardInterrupt, typer.Abort):
-        complain(INTERRUPTED)
-        return interrupts.STATUS
     except BrokenPipeError:  # `threefold search ... --json | head`
         silence(sys.stdout)
         return 0
@@ -116,9 +117,12 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(error.__context__, BrokenPipeError):
             return 0
         raise
-    except OSError as error:  # what no part has made an error of its own
-        complain(of_system(error))
-        return 2
+    except (Exception, KeyboardInterrupt) as error:
+        ending = ending_of(error)
+        if ending is None:
+            raise
+        complain(ending.said)
+        return ending.status
     if status == interrupts.STATUS:  # newer versions of typer make this of Ctrl-C, and say nothing
         complain(INTERRUPTED)
     return status if isinstance(status, int) else 0

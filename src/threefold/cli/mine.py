@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from threefold.cli import options
+from threefold.cli import idle, options
 from threefold.cli.show import Bar, err, note, print_json, progress_bar
 from threefold.errors import InputError
 
@@ -31,6 +31,7 @@ _STEP = 512
 
 
 def mine(
+    context: typer.Context,
     files: Files,
     output: Output,
     corpus: Annotated[
@@ -77,6 +78,7 @@ def mine(
     from threefold.train.lines import write_records
     from threefold.train.pool import read_corpus
 
+    _check_idle(context)
     options.require_folder_of(output, *files)
     options.require_no_file(cache)
     settings = mining.MineSettings.from_dict(
@@ -121,6 +123,7 @@ def mine(
 
 
 def distil(
+    context: typer.Context,
     files: Files,
     output: Output,
     reranker: Annotated[
@@ -137,11 +140,14 @@ def distil(
     as_json: options.Json = False,
 ) -> None:
     """Add a teacher's scores to training data, by a cross-encoder (--reranker) or by an embedding model (--model)."""
+    from threefold.retrieve.modes import WEIGHTED
     from threefold.train.examples import read_all
     from threefold.train.judge import ModeJudge
     from threefold.train.judge import distil as scored
     from threefold.train.lines import write_records
 
+    idle.excludes(context, "--reranker", reranker and not model, "mode", "weights", "revision")
+    idle.needs(context, f"--mode {' or '.join(WEIGHTED)}", mode in WEIGHTED, "weights")
     options.require_folder_of(output, *files)
     if bool(reranker) == bool(model):
         raise InputError("a teacher is needed: give --reranker, or --model, and not both")
@@ -163,6 +169,18 @@ def distil(
     pairs = sum(len(example.positives) + len(example.negatives) for example in examples)
     about: dict[str, Any] = {"file": str(output), "records": count, "pairs": pairs, "odd": dict(found), "teacher": name}
     _report(about | {"seconds": round(time.perf_counter() - start, 3)}, as_json)
+
+
+def _check_idle(context: typer.Context) -> None:
+    """Refuse options of `mine` that do nothing beside the others."""
+    from threefold.retrieve.modes import LEXICAL, WEIGHTED
+
+    given = context.params
+    idle.needs(context, f"--mode {' or '.join(WEIGHTED)}", given["mode"] in WEIGHTED, "weights")
+    idle.needs(context, "--teacher", given["teacher"], "teacher_margin")
+    idle.needs(context, "--pick random", given["pick"] != "hardest", "seed")
+    idle.needs(context, "--cache", given["cache"], "stream")
+    idle.excludes(context, f"--mode {given['mode']}", given["mode"] in LEXICAL, "max_tokens")
 
 
 def _ranks(text: str) -> tuple[int, int]:

@@ -41,12 +41,20 @@ class Protocols:
         """The protocol of a set."""
         from threefold.retrieve.modes import Protocol, available_modes
         from threefold.retrieve.papers import paper_protocol
+        from threefold.retrieve.tune import Tuned
         from threefold.score import Weights
 
         if source.benchmark is not None:
-            return paper_protocol(source.benchmark, self._card, **self._given)
-        usual = {"modes": available_modes(self._card), "weights": Weights(*self._card.fusion)}
-        return Protocol(**{**usual, **self._given})
+            protocol = paper_protocol(source.benchmark, self._card, **self._given)
+        else:
+            usual = {"modes": available_modes(self._card), "weights": Weights(*self._card.fusion)}
+            protocol = Protocol(**{**usual, **self._given})
+        if isinstance(self._weights, Tuned) and self._weights.mode not in protocol.modes:
+            raise InputError(
+                f"--weights: they were tuned for the mode {self._weights.mode!r}, which is not run; "
+                f"there are {', '.join(protocol.modes)}"
+            )
+        return protocol
 
     def unseen(self, task: Task) -> Task:
         """Without the queries that the weights were tuned on."""

@@ -1,4 +1,4 @@
-"""What `threefold evaluate` would refuse after hours of work: refused before it."""
+"""What `threefold evaluate` would refuse after hours of work, or would not do: refused before it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,34 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from threefold.cli import judged
+import typer
+
+from threefold.cli import idle, judged
 from threefold.errors import EvaluationError, InputError
 from threefold.types import REPRESENTATIONS
 
 if TYPE_CHECKING:
     from threefold.evaluate.task import Task
     from threefold.retrieve.modes import Protocol
+
+
+def check_idle(context: typer.Context) -> None:
+    """Refuse options that do nothing beside the others, as far as that is known without the model."""
+    given = context.params
+    own = [name for name in given["sets"] if judged.is_path(name)]
+    named = [name for name in given["sets"] if name not in own and not name.startswith("mteb:")]
+    idle.needs(context, "--rerank", given["rerank"], "rerank_depth", "reranker")
+    idle.needs(context, "--endpoint", given["endpoint"], "api_key")
+    idle.needs(context, "--cache", given["cache"], "stream")
+    idle.needs(context, "a benchmark by name, such as miracl:sw,", named, "data")
+    idle.needs(context, "data of your own in BEIR layout", own, "lenient")
+    idle.needs(context, "data of your own, or of mteb,", len(named) < len(given["sets"]), "language")
+    idle.excludes(context, "--json, which has all of it", given["as_json"], "per_set")
+    idle.excludes(context, "--vectors", given["vectors"], "model", "revision")
+    idle.excludes(context, "--endpoint", given["endpoint"], "revision")
+    idle.excludes(context, "--sentence-transformer", given["sentence_transformer"] and not given["rerank"], "precision")
+    for other in ("vectors", "endpoint"):  # with --rerank they are of the cross-encoder
+        idle.excludes(context, f"--{other}", given[other] and not given["rerank"], "device", "precision")
 
 
 def check_sets(
@@ -57,7 +78,10 @@ class Refusals:
     rerank  modes whose best are reordered
     """
 
-    def __init__(self, baseline: str, store: bool, rerank: Sequence[str], runs: Path | None) -> None:
+    def __init__(
+        self, context: typer.Context, baseline: str, store: bool, rerank: Sequence[str], runs: Path | None
+    ) -> None:
+        self._context = context
         self._baseline, self._store, self._rerank, self._runs = baseline, store, rerank, runs
         self._names: set[str] = set()
 
@@ -66,6 +90,7 @@ class Refusals:
         from threefold.evaluate.answers import check_measures
         from threefold.evaluate.trec import check_ids
 
+        self._check_modes(protocol)
         if task.name in self._names:
             _refuse_twice(task.name)
         self._names.add(task.name)
@@ -75,6 +100,18 @@ class Refusals:
         labels = self._labels(protocol)
         if self._baseline:
             self._check_baseline(labels)
+
+    def _check_modes(self, protocol: Protocol) -> None:
+        """Refuse options that do nothing in these modes."""
+        from threefold.retrieve.modes import WEIGHTED
+
+        used = {name for mode in protocol.modes for name in protocol.needs(mode)}
+        fused, alone = set(protocol.modes) & set(WEIGHTED), set(protocol.modes) & set(REPRESENTATIONS)
+        idle.needs(self._context, f"a mode that adds scores ({' or '.join(WEIGHTED)})", fused, "weights")
+        idle.needs(self._context, "a mode that has multi in it", "multi" in used, "multi_depth")
+        idle.needs(self._context, "a mode that reads texts by the model", used, "max_tokens")
+        idle.needs(self._context, "the mode dense, sparse or multi", alone, "store")
+        idle.needs(self._context, "the mode bm25-words", "bm25-words" in protocol.modes, "language")
 
     def _labels(self, protocol: Protocol) -> list[str]:
         """The rows that there will be."""

@@ -9,12 +9,13 @@ import typer
 from rich.text import Text
 
 from threefold.cli import options
-from threefold.cli.encode import file_rows
+from threefold.cli.encode import file_rows, require_table
 from threefold.cli.show import note, one_line, out, print_json, progress_bar, shorten
 from threefold.errors import InputError
 
 
 def rerank(
+    context: typer.Context,
     query: Annotated[str, typer.Argument(help="What the texts should answer.")],
     file: Annotated[Path, typer.Argument(help="Texts: .txt (one per line), .jsonl, .json, .csv or .tsv.")],
     k: Annotated[int | None, typer.Option("-k", help="Show only the best. Default: all.")] = None,
@@ -36,6 +37,7 @@ def rerank(
         raise InputError("the query is empty. Type what the texts should answer")
     if k is not None and k < 1:
         raise InputError(f"-k must be at least 1; got {k}")
+    require_table(context, file, "text_field", "id_field")
     bad: list[str] = []
     rows = list(file_rows(file, text_field, id_field, bad))
     cross = options.open_reranker(model, revision, device, precision)

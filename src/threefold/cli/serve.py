@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from threefold.cli import interrupts
+from threefold.cli.endings import ending_of
 from threefold.cli.show import err, note, print_json
-from threefold.errors import InputError, MissingExtraError, ThreefoldError
+from threefold.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
     from threefold.serve.server import Server
@@ -126,18 +127,17 @@ def _failing_in_json() -> Iterator[None]:
     configure("json")
     try:
         yield
-    except KeyboardInterrupt:  # SystemExit: a `typer.Exit` of this status would be said again, in words
-        log.info("interrupted before it was ready")
-        raise SystemExit(interrupts.STATUS) from None
-    except ThreefoldError as error:
-        log.error("%s", error)
-        raise typer.Exit(error.exit_code) from None
-    except OSError as error:
-        log.error("%s", error)
-        raise typer.Exit(2) from None
-    except Exception:
-        log.exception("an unexpected error")
-        raise typer.Exit(1) from None
+    except BrokenPipeError:  # nobody reads what --show-config prints
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        ending = ending_of(error)
+        if ending is None:
+            log.exception("an unexpected error")
+            raise typer.Exit(1) from None
+        log.error("%s", ending.said)
+        if ending.status == interrupts.STATUS:  # a `typer.Exit` of this status would be said again, in words
+            raise SystemExit(ending.status) from None
+        raise typer.Exit(ending.status) from None
 
 
 def _say_ready(server: Server, address: str) -> None:

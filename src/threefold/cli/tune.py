@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from threefold.cli import judged, options
+from threefold.cli import idle, judged, options
 from threefold.cli.show import err, print_json, print_table
 from threefold.errors import InputError
 
@@ -21,6 +21,7 @@ _DEVELOPMENT = {"miracl": "train", "mldr": "dev"}
 
 
 def tune(
+    context: typer.Context,
     sets: Annotated[
         list[str], typer.Argument(parser=options.given, help="Benchmarks or paths, as in `threefold evaluate`.")
     ],
@@ -46,6 +47,9 @@ def tune(
     from threefold.retrieve.modes import Protocol
     from threefold.retrieve.tune import tune as choose
 
+    named = [name for name in sets if not judged.is_path(name) and not name.startswith("mteb:")]
+    idle.needs(context, "a benchmark by name, such as miracl:sw,", named, "data")
+    idle.excludes(context, "--mode dense+sparse", mode == "dense+sparse", "multi_depth")
     judged.require_target(output, sets)
     options.require_no_file(cache)
     _check(sets, split, share)

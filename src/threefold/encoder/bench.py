@@ -17,6 +17,7 @@ from typing import Final
 import numpy as np
 import torch
 
+from threefold.encoder.counts import check_count
 from threefold.encoder.encoder import Encoder
 from threefold.encoder.memory import peak_bytes
 from threefold.encoder.native import status
@@ -124,8 +125,8 @@ def bench(
     texts = passages() if texts is None else list(texts)
     if not texts or rounds < 1:
         raise InputError(f"a measurement needs texts and rounds; got {len(texts)} texts and {rounds} rounds")
-    if threads is not None and threads < 1:
-        raise InputError(f"threads must be at least 1; got {threads}")
+    if threads is not None:
+        check_count("threads", threads)
     place = choose_device(device)
     wanted = list(dict.fromkeys(precisions or usual_precisions(place)))
     for precision in wanted:

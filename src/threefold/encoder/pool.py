@@ -27,6 +27,7 @@ from typing import Any, Final, NamedTuple, Self
 import torch
 
 from threefold.encoder.checkpoint import load
+from threefold.encoder.counts import check_count
 from threefold.encoder.encoder import Encoder
 from threefold.encoder.front import Front, Progress
 from threefold.encoder.gathering import Gathering
@@ -106,8 +107,8 @@ class EncoderPool(Front):
         for device in self.devices:
             check_precision(precision, torch.device(device))
         on_cpu = all(device == "cpu" for device in self.devices)
-        if threads is not None and threads < 1:
-            raise InputError(f"threads must be at least 1; got {threads}")
+        if threads is not None:
+            check_count("threads", threads)
         if threads is None and on_cpu:
             threads = max(1, _cores() // len(self.devices))
         source = find(model, revision)
@@ -252,8 +253,7 @@ def _devices(devices: Sequence[str] | None, processes: int | None) -> tuple[str,
     if (devices is None) == (processes is None):
         raise InputError('a pool needs either devices=["cuda:0", ...] or processes=N (and not both)')
     if processes is not None:
-        if processes < 1:
-            raise InputError(f"processes must be at least 1; got {processes}")
+        check_count("processes", processes)
         return ("cpu",) * processes
     if isinstance(devices, str) or not devices:
         raise InputError(f'devices must be a list such as ["cuda:0", "cuda:1"]; got {devices!r}')

@@ -1,12 +1,4 @@
-"""Where a model comes from: the embedded one, a local folder, or the Hugging Face hub by name.
-
-The hub is asked which files there are, and those that are read are fetched. If it does not answer, the cache is taken.
-
-Environment:
-    THREEFOLD_OFFLINE=1, HF_HUB_OFFLINE=1   never download; a model that is not in the cache is an error
-    HF_HOME, HF_HUB_CACHE                   where downloads are kept (huggingface_hub)
-    HF_HUB_ETAG_TIMEOUT                     seconds to wait for the hub before the cache is taken (10)
-"""
+"""Where a model comes from: the embedded one, a local folder, or the Hugging Face hub by name (`threefold.hub`)."""
 
 from __future__ import annotations
 
@@ -16,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from threefold import hub
 from threefold.errors import CheckpointError, InputError, OfflineError
-from threefold.evaluate.hub import absent_from_cache, hub_errors, offline, one_line, reason_of
 from threefold.paths import expanded
 
 #: The model that ships with the package.
@@ -97,91 +89,29 @@ def wanted(files: Iterable[str]) -> list[str]:
 
 
 def _download(name: str, revision: str | None) -> Source:
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import HFValidationError
 
+    at = f" at revision {revision}" if revision else ""
+    repository = hub.Repository(
+        name,
+        revision,
+        "model",
+        what=name,
+        no=CheckpointError,
+        absent=f"model {name}{at}, and there is no folder of this name",
+        way_out="; there is no folder of this name either. Download it once while online, or pass the folder of a copy",
+    )
     try:
-        return _source(name, _cached(name, revision) if offline() else _fetched(name, revision))
-    except LocalEntryNotFoundError as error:
-        raise OfflineError(
-            f"{name} {absent_from_cache(error)} and {reason_of(error)}; there is no folder of this name either. "
-            "Download it once while online, or pass the folder of a copy"
-        ) from error
+        return _source(name, hub.fetch(repository, wanted))
     except HFValidationError as error:
         raise CheckpointError(f"{name!r} is neither a folder nor a possible name on the hub: {error}") from error
-    except GatedRepoError as error:
-        raise CheckpointError(f"{name} has conditions of use: accept them on its page and set HF_TOKEN") from error
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        at = f" at revision {revision}" if revision else ""
-        raise CheckpointError(
-            f"the hub has no model {name}{at}, and there is no folder of this name: {one_line(error)}"
-        ) from error
-    except hub_errors() as error:
-        raise OfflineError(f"{name} cannot be downloaded: {one_line(error)}") from error
 
 
-def _fetched(name: str, revision: str | None) -> str:
-    """The folder of a snapshot that has all that is wanted; the one in the cache where the hub does not help."""
-    from huggingface_hub import HfApi, constants, snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
-
-    patience = constants.HF_HUB_ETAG_TIMEOUT
-    if revision and re.fullmatch("[0-9a-f]{40}", revision) and _listed(name, revision) is not None:
-        try:
-            return _cached(name, revision)  # a commit never changes: nothing to ask for
-        except LocalEntryNotFoundError:
-            pass  # it was interrupted
-    try:
-        # snapshot_download asks by itself too, but would wait for ever for a hub that does not answer
-        info = HfApi().model_info(name, revision=revision, timeout=patience)
-    except RevisionNotFoundError:
-        raise
-    except hub_errors() as error:
-        try:
-            return _cached(name, revision)
-        except LocalEntryNotFoundError as absent:
-            if isinstance(error, RepositoryNotFoundError):
-                raise error from None
-            raise absent from error
-    files = wanted(each.rfilename for each in info.siblings or ())
-    # by the branch, not its commit: the cache remembers what a branch was only if it is asked for by name
-    return snapshot_download(name, revision=revision, allow_patterns=files, etag_timeout=patience)
-
-
-def _cached(name: str, revision: str | None) -> str:
-    """The folder of a snapshot in the cache. Newer hub libraries check that it has every file."""
-    from huggingface_hub import snapshot_download
-
-    files = _listed(name, revision)
-    patterns = None if files is None else wanted(files)
-    return snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=True)
-
-
-def _listed(name: str, revision: str | None) -> list[str] | None:
-    """Paths of the repository as the cache remembers them; older hub libraries remember nothing."""
-    import huggingface_hub
-
-    remembered = getattr(huggingface_hub, "get_cached_repo_tree", None)
-    if remembered is None:
-        return None
-    from huggingface_hub.errors import CachedRepoTreeNotFoundError
-
-    try:
-        return [file.path for file in remembered(name, revision=revision)]
-    except (CachedRepoTreeNotFoundError, OSError):
-        return None
-
-
-def _source(name: str, folder: str) -> Source:
-    missing = [file for file in _HEADS.get(name, ()) if not (Path(folder) / file).is_file()]
+def _source(name: str, folder: Path) -> Source:
+    missing = [file for file in _HEADS.get(name, ()) if not (folder / file).is_file()]
     if missing:
         raise OfflineError(
             f"{name} is not complete in the local cache ({', '.join(missing)} missing in {folder}). "
             "Download it again while online"
         )
-    return Source(Path(folder), name, Path(folder).name)
+    return Source(folder, name, folder.name)

@@ -15,8 +15,8 @@ import numpy as np
 
 from threefold.errors import EvaluationError, InputError, MissingExtraError, OfflineError
 from threefold.evaluate.beir import TEMPLATE, titled
-from threefold.evaluate.hub import offline, switched_on
 from threefold.evaluate.task import Task
+from threefold.hub import offline, switched_on
 from threefold.retrieve.exact import Exact
 from threefold.retrieve.experiment import Protocol, encode_task
 from threefold.retrieve.modes import Mode

@@ -16,7 +16,7 @@ import numpy as np
 from tokenizers import Tokenizer as Backend
 
 from threefold.errors import CheckpointError, InputError, MissingExtraError, MissingHeadError, OfflineError
-from threefold.evaluate.hub import offline
+from threefold.hub import offline
 from threefold.integrations.texts import cleaned
 from threefold.text.protocol import ModelCard
 from threefold.text.tokenizer import Tokenizer, Truncate

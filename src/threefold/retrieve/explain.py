@@ -41,7 +41,7 @@ def explain(
         return []
     ids = [one.id for one in found]
     scores = store.score(query, ids)
-    terms = shared_terms(query, store.vectors(ids), encoder.tokenizer, top)
+    terms = shared_terms(query, store.vectors(ids, ["sparse"]), encoder.tokenizer, top)
     tokens = best_token_pairs(encoder, text, [chunk.text for chunk in chunks], top)
     return [
         Why(

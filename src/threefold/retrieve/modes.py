@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from threefold.config import Settings
-from threefold.errors import ConfigError
+from threefold.errors import ConfigError, InputError
 from threefold.evaluate.measures import DEFAULT_MEASURES, Measure
 from threefold.retrieve.bm25 import K1, B
 from threefold.score import RRF_K, TRAINING, Weights
@@ -26,6 +26,8 @@ MODES: Final[tuple[Mode, ...]] = (
 DEFAULT_MODES: Final[tuple[Mode, ...]] = ("dense", "sparse", "multi", "dense+sparse", "hybrid", "bm25")
 #: Modes that see the rankings of the three heads, not their scores side by side.
 RANK_FUSION: Final[tuple[Mode, ...]] = ("rrf", "dbsf")
+#: Modes that add scores by weights.
+WEIGHTED: Final[tuple[Mode, ...]] = ("dense+sparse", "hybrid")
 #: Modes that need no model.
 LEXICAL: Final[tuple[Mode, ...]] = ("bm25", "bm25-words")
 
@@ -100,7 +102,7 @@ class Protocol(Settings):
             what = describe_words(language) if mode == "bm25-words" else "the model's own tokens"
             return f"Lucene's BM25 (k1 {K1}, b {B}) over {what}, whole texts"
         what = "exact scores" if cut_of(mode) is None else f"exact scores of the first {cut_of(mode)} dimensions"
-        if mode in ("dense+sparse", "hybrid"):
+        if mode in WEIGHTED:
             weights = self.weights_of(mode)
             what = "weighted sum of " + ", ".join(f"{name} {weights[name]:g}" for name in weights.used)
         elif mode == "rrf":
@@ -116,9 +118,15 @@ class Protocol(Settings):
             return ()
         if cut_of(mode) is not None:
             return ("dense",)
-        if mode in ("dense+sparse", "hybrid"):
+        if mode in WEIGHTED:
             return self.weights_of(mode).used
         return tuple(name for name in REPRESENTATIONS if name == mode or mode in RANK_FUSION)
+
+
+def check_weights(mode: Mode, weights: Weights | None) -> None:
+    """Refuse weights by which a mode would add nothing."""
+    if weights is not None and mode not in WEIGHTED:
+        raise InputError(f"mode {mode!r} adds no scores, so weights do nothing; they are of {' and '.join(WEIGHTED)}")
 
 
 def available_modes(card: ModelCard) -> tuple[Mode, ...]:

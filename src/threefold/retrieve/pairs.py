@@ -32,7 +32,7 @@ def compare_texts(encoder: TextEncoder, a: str, b: str, *, weights: Weights | No
     """Score text `b` for query `a`, fused by `weights` or by those of the model."""
     query, text = encoder.encode_queries([a]), encoder.encode_documents([b])
     arrays = _scores(query, text)
-    usable = (weights or Weights(*encoder.card.fusion)).only(*arrays)
+    usable = weights or Weights(*encoder.card.fusion).only(*arrays)  # a given weight of what is not there is refused
     scores = {name: float(values[0]) for name, values in arrays.items()}
     return Comparison(
         scores,

@@ -178,8 +178,14 @@ def run(store: Store, query: Encoded, retriever: Retriever, judge: Judge | None 
 
     judge  scores texts for this query where the retriever reranks by "cross"
     """
-    lists = _candidates(store, query, retriever)
-    found = _fuse(store, query, lists, retriever.fuse)
+    lists = candidates(store, query, retriever)
+    return arrange(store, query, _fuse(store, query, lists, retriever.fuse), retriever, judge)
+
+
+def arrange(
+    store: Store, query: Encoded, found: list[Ranked], retriever: Retriever, judge: Judge | None = None
+) -> list[Ranked]:
+    """What the stages after fusion make of chunks that are found and in order."""
     if retriever.rerank:
         best, by = found[: retriever.rerank.depth], retriever.rerank.by
         found = _rerank_cross(store, best, judge) if by == "cross" else _rerank(store, query, best, by)
@@ -191,7 +197,8 @@ def run(store: Store, query: Encoded, retriever: Retriever, judge: Judge | None 
     return found[: retriever.k]
 
 
-def _candidates(store: Store, query: Encoded, retriever: Retriever) -> dict[Representation, list[Scored]]:
+def candidates(store: Store, query: Encoded, retriever: Retriever) -> dict[Representation, list[Scored]]:
+    """The lists of the first stage."""
     everywhere = Filter.parse(retriever.where)
     return {
         stage.representation: store.search(
@@ -245,14 +252,14 @@ def _weighted(
     ids = list(ranks)
     scores = _listed(lists, ids) if tuple(lists) == weights.used else {}
     if not scores:
-        scores = dict(store.score(only(query, weights.used), ids))
+        scores = dict(store.score(query.only(*weights.used), ids))
     fused = weighted_sum(scores, weights)
     found = []
     for i, id in enumerate(ids):
         raw: dict[Scorer, float] = {name: float(scores[name][i]) for name in weights.used}
         parts: dict[Scorer, float] = {name: weights[name] * raw[name] / weights.total for name in weights.used}
         found.append(Ranked(id, float(fused[i]), raw, parts, ranks[id]))
-    return _sorted(found)
+    return in_order(found)
 
 
 def _listed(lists: Mapping[Representation, list[Scored]], ids: Sequence[str]) -> dict[Representation, Floats]:
@@ -263,25 +270,15 @@ def _listed(lists: Mapping[Representation, list[Scored]], ids: Sequence[str]) ->
     return {name: np.array([scores[id] for id in ids], dtype=np.float32) for name, scores in by_id.items()}
 
 
-def only(query: Encoded, names: Sequence[Representation]) -> Encoded:
-    """The query with these representations alone, so that nothing else is scored."""
-    return Encoded(
-        query.dense if "dense" in names else None,
-        query.sparse if "sparse" in names else None,
-        query.multi if "multi" in names else None,
-        query.tokens,
-        query.truncated,
-    )
-
-
-def _sorted(found: list[Ranked]) -> list[Ranked]:
+def in_order(found: list[Ranked]) -> list[Ranked]:
+    """Best first, ties by id."""
     return sorted(found, key=lambda one: (-one.score, one.id))
 
 
 def _rerank(store: Store, query: Encoded, found: list[Ranked], by: Representation) -> list[Ranked]:
     if not found:
         return []
-    scores = store.score(only(query, [by]), [one.id for one in found])
+    scores = store.score(query.only(by), [one.id for one in found])
     if by not in scores:
         raise InputError(f"rerank: the collection keeps no {by} vectors. Leave the stage out, or name another score")
     return _rescored(found, by, scores[by])
@@ -305,14 +302,14 @@ def _rescored(found: list[Ranked], by: Scorer, values: Floats) -> list[Ranked]:
     for one, value in zip(found, values.tolist(), strict=True):
         scores: dict[Scorer, float] = {**one.scores, by: value}
         again.append(replace(one, score=value, scores=scores, contributions={by: value}))
-    return _sorted(again)
+    return in_order(again)
 
 
 def _diversify(store: Store, found: list[Ranked], relevance: float) -> list[Ranked]:
     """A new order; scores stay what they were. Relevance is scaled to [0, 1] over the candidates."""
     if not found:
         return []
-    rows = store.vectors([one.id for one in found]).dense
+    rows = store.vectors([one.id for one in found], ["dense"]).dense
     if rows is None:
         raise InputError("diversify: the collection keeps no dense vectors. Leave the stage out")
     values = np.array([one.score for one in found])

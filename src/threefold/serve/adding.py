@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from threefold.errors import ThreefoldError
 from threefold.ingest import AddReport, Progress
+from threefold.serve.draining import taken_back
 from threefold.serve.errors import RequestError, clipped, problem_of
 from threefold.serve.lines import Total
 from threefold.serve.threads import Threads
@@ -79,6 +80,7 @@ class Adding:
         check: Callable[[], None],
         charge: Callable[[int], None],
         threads: Threads,
+        stopping: Callable[[], bool] = bool,
     ) -> None:
         self._add = add  # to the collection, in a thread
         self._request = request
@@ -87,6 +89,7 @@ class Adding:
         self._charge = charge  # told the tokens, on the event loop, as they are used
         self._charged = 0
         self._threads = threads
+        self._stopping = stopping  # whether the server was told to stop
         self._gathered: list[bytes] = []
         self._gathered_bytes = 0
         self._blocks: asyncio.Queue[list[bytes] | Exception | None] = asyncio.Queue()
@@ -103,7 +106,14 @@ class Adding:
         worker = asyncio.ensure_future(self._add_blocks())
         try:
             while True:
-                event = await self._events.get()
+                try:
+                    event = await self._events.get()
+                except asyncio.CancelledError:
+                    if not self._stopping():
+                        raise
+                    taken_back()
+                    self._stop()  # its thread ends at the next step, and then there is a last line
+                    continue
                 yield orjson.dumps(event) + b"\n"
                 if "progress" not in event:
                     return
@@ -194,7 +204,8 @@ class Adding:
             self._use(self._total.tokens)
             self._tell({"report": self._total.plain()})
         except _StoppedError:
-            self._tell({"error": {"message": "the upload broke off; what was stored stays", "status": 499}})
+            why, status = ("the server is shutting down", 503) if self._stopping() else ("the upload broke off", 499)
+            self._tell({"error": {"message": f"{why}; what was stored stays", "status": status}})
         except Exception as error:  # the stream has begun: the error is its last line
             problem = problem_of(error)
             if problem.status >= 500:

@@ -29,6 +29,7 @@ from threefold.serve import (
     vertex,
     wire,
 )
+from threefold.serve.draining import CutOff
 from threefold.serve.errors import Dialect
 from threefold.serve.http import Call, Handler, endpoint, no_route
 from threefold.serve.keys import SELF
@@ -106,6 +107,9 @@ CONTRACTS: tuple[Contract, ...] = (
     ),
     Contract("DELETE", "/collections/{name}/documents/{id:path}", collections.delete_one, "openai", "write"),
     Contract("POST", "/collections/{name}/search", collections.search, "openai", "search", (collections.SearchBody,)),
+    Contract(
+        "POST", "/collections/{name}/recommend", collections.recommend, "openai", "search", (collections.RecommendBody,)
+    ),
     Contract("GET", "/collections/{name}/retrievers", collections.retrievers, "openai", "search"),
     Contract("PUT", "/collections/{name}/retrievers/{id}", collections.save_retriever, "openai", "write"),
 )
@@ -124,7 +128,7 @@ def build(server: Server) -> Starlette:
 
     return Starlette(
         routes=[_route(one, server) for one in CONTRACTS],
-        middleware=_cors(server.config.cors_origins),
+        middleware=[Middleware(CutOff, server=server), *_cors(server.config.cors_origins)],
         lifespan=lifespan,
         exception_handlers={HTTPException: no_route(server)},
     )

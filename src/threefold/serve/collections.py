@@ -37,6 +37,9 @@ T = TypeVar("T")
 #: Values that a filter may have, and a search with it: stores take seconds for a hundred thousand.
 FILTER_VALUES = 10_000
 
+#: Stages that a body may have.
+STAGES: Mapping[str, Any] = {"rerank": Rerank, "diversify": Diversify, "group": Group}
+
 log = logging.getLogger(__name__)
 
 
@@ -73,6 +76,18 @@ class SearchBody(_Body):
     group: dict[str, Any] | None = None
     why: bool = False
     retriever: dict[str, Any] | str | None = None
+
+
+class RecommendBody(_Body):
+    """The arguments of `Collection.recommend`."""
+
+    like: Annotated[list[str], Field(min_length=1, max_length=1_000)]
+    unlike: Annotated[list[str], Field(max_length=1_000)] = []
+    k: Annotated[int, Field(ge=1, le=10_000)] = 10
+    where: dict[str, Any] | None = None
+    half_life: Annotated[float, Field(gt=0)] | None = None
+    diversify: dict[str, Any] | None = None
+    group: dict[str, Any] | None = None
 
 
 def library_of(call: Call) -> tuple[Library, str]:
@@ -191,7 +206,9 @@ async def add(call: Call) -> Response:
 
     limits = BodyLimits(config.max_body_bytes, config.body_s)
     check = partial(call.server.authorize_again, call, "write")
-    adding = Adding(store, call.request, limits, check, charge, call.server.adding)
+    adding = Adding(
+        store, call.request, limits, check, charge, call.server.adding, stopping=lambda: call.server.draining
+    )
     call.notes["collection"] = name
     return LineStream(adding.run())
 
@@ -246,15 +263,26 @@ async def search(call: Call) -> Response:
     return response
 
 
+async def recommend(call: Call) -> Response:
+    """`POST /collections/{name}/recommend`: nothing is encoded."""
+    body = await call.read(RecommendBody, FILTER_VALUES)
+
+    def found(collection: Collection) -> tuple[int, Response]:
+        hits = collection.recommend(
+            body.like, body.unlike, k=body.k, where=body.where, half_life=body.half_life, **_stages(body)
+        )
+        return len(hits), wire.json_response({"hits": [hit_dict(hit) for hit in hits]})
+
+    async with by_deadline(call):
+        count, response = await call.wait_for(_with(call, found))
+    call.notes.update(collection=call.request.path_params["name"], hits=count)
+    return response
+
+
 def _options(body: SearchBody) -> dict[str, Any]:
-    """The arguments of `Collection.search`; stages are built here, so that a wrong one names its path."""
+    """The arguments of `Collection.search`."""
     given = body.model_fields_set
-    stages: Mapping[str, Any] = {"rerank": Rerank, "diversify": Diversify, "group": Group}
-    options: dict[str, Any] = {name: getattr(body, name) for name in given - {"query", "retriever", *stages}}
-    for name, stage in stages.items():
-        value = getattr(body, name)
-        if value is not None:
-            options[name] = stage.from_dict(value, name)
+    options = {name: getattr(body, name) for name in given - {"query", "retriever", *STAGES}} | _stages(body)
     if isinstance(body.retriever, dict):
         options["retriever"] = Retriever.from_dict(body.retriever, "retriever")
         if "k" not in given:
@@ -262,6 +290,12 @@ def _options(body: SearchBody) -> dict[str, Any]:
     elif body.retriever is not None:
         options["retriever"] = body.retriever
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _stages(body: SearchBody | RecommendBody) -> dict[str, Any]:
+    """The stages that a body has; built here, so that a wrong one names its path."""
+    given = {name: value for name in STAGES if (value := getattr(body, name, None)) is not None}
+    return {name: STAGES[name].from_dict(value, name) for name, value in given.items()}
 
 
 def hit_dict(hit: Hit) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from threefold.errors import ThreefoldError
-from threefold.serve import bodies
+from threefold.errors import ThreefoldError, UnavailableError
+from threefold.serve import bodies, draining
 from threefold.serve.bridge import Use
 from threefold.serve.errors import ClientGone, Dialect, Problem, RequestError, problem_of, respond
 
@@ -39,6 +39,8 @@ Handler = Callable[["Call"], Awaitable[Response]]
 
 #: Status of a request whose client went away, for the log (as nginx).
 CLIENT_GONE = 499
+#: What a request is told that lasts longer than `drain_s` when the server stops.
+STOPPING = "the server is shutting down"
 #: The route of a request that has none, for metrics and the log.
 UNKNOWN = "unknown"
 
@@ -185,8 +187,11 @@ def endpoint(
                 server.authorize(call, scope)
             response = await handler(call)
         except asyncio.CancelledError:
-            server.finished(call, CLIENT_GONE)
-            raise
+            if not server.draining:
+                server.finished(call, CLIENT_GONE)
+                raise
+            draining.taken_back()
+            response = respond(problem_of(UnavailableError(STOPPING)), call.dialect, call.id)
         except ClientGone:
             response = Response(status_code=CLIENT_GONE)
         except Exception as error:  # whatever it is, the client gets a body in its dialect

@@ -12,16 +12,18 @@ import logging
 import os
 import re
 import shutil
-import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-from threefold.collection import Collection, CollectionInfo
+from threefold.collection import Collection
 from threefold.config import Chunking, MultiStorage
-from threefold.errors import StoreError
+from threefold.described import CollectionInfo
+from threefold.errors import StoreError, UnavailableError
 from threefold.serve.errors import RequestError
+from threefold.serve.turns import Turns
 from threefold.store.folder import file_errors, lock_path, manifest_path
 from threefold.store.lock import FolderLock
 from threefold.text.protocol import Reranker, TextEncoder
@@ -61,7 +63,8 @@ class Library:
         self._encoder = encoder
         self._reranker = reranker
         self._open: dict[Path, _Opened] = {}
-        self._lock = threading.Lock()
+        self._turns = Turns[Path]()  # making a collection takes half a second, in which others are searched
+        self._closed = False
         for grave in root.glob(f"*/{_GRAVE}*"):  # of deletions that were interrupted
             shutil.rmtree(grave, ignore_errors=True)
 
@@ -75,7 +78,7 @@ class Library:
     ) -> CollectionInfo:
         """A new collection; an existing one is refused."""
         folder = self._folder(namespace, name)
-        with self._lock:
+        with self._alone(folder):
             self._forget_if_gone(folder)
             if manifest_path(folder).exists():
                 raise RequestError(f"the collection {name!r} exists already", status=409, param="name")
@@ -88,7 +91,7 @@ class Library:
     def get(self, namespace: str, name: str) -> Collection:
         """An existing collection."""
         folder = self._folder(namespace, name)
-        with self._lock:
+        with self._alone(folder):
             self._forget_if_gone(folder)
             if folder in self._open:
                 return self._open[folder].collection
@@ -99,7 +102,7 @@ class Library:
     def delete(self, namespace: str, name: str) -> None:
         """Delete a collection and all that is in it. One that another process has open is refused."""
         folder = self._folder(namespace, name)
-        with self._lock:
+        with self._alone(folder):
             if not manifest_path(folder).exists():
                 raise _missing(name, self.names(namespace))
             self._release(folder)
@@ -110,10 +113,19 @@ class Library:
         shutil.rmtree(grave)
 
     def close(self) -> None:
-        """Release every folder."""
-        with self._lock:
-            for folder in [*self._open]:
+        """Release every folder; what is being made is waited for, and nothing is opened any more."""
+        self._closed = True
+        working = self._turns.names()  # first: what ends now is open then
+        for folder in working | set([*self._open]):
+            with self._turns.of(folder):
                 self._release(folder)
+
+    @contextmanager
+    def _alone(self, folder: Path) -> Iterator[None]:
+        with self._turns.of(folder):
+            if self._closed:
+                raise UnavailableError("the server is shutting down")
+            yield
 
     def _keep(self, folder: Path, collection: Collection) -> Collection:
         self._open[folder] = _Opened(collection, lock_path(folder).stat())

@@ -45,6 +45,10 @@ log = logging.getLogger(__name__)
 RESTART_S, RESTART_MOST_S = 0.5, 30.0
 
 
+#: Longest time that a limit may be: thirty years. Tokens in that time can still be counted.
+LONGEST_S = 1e9
+
+
 def too_late(deadline_s: float) -> DeadlineError:
     """What a caller is told at its deadline."""
     return DeadlineError(f"no answer within {deadline_s:g} s; send less at once, or allow more time")
@@ -103,6 +107,8 @@ class Limits(Settings):
                 raise ConfigError(f"{name} must be above 0; got {getattr(self, name)}")
             if getattr(self, name) == math.inf:
                 raise ConfigError(f"{name} must be finite; got {getattr(self, name)}")
+            if name.endswith("_s") and getattr(self, name) > LONGEST_S:
+                raise ConfigError(f"{name} must be at most {LONGEST_S:g} seconds; got {getattr(self, name):g}")
 
 
 class Done(NamedTuple, Generic[R]):

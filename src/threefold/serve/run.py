@@ -22,6 +22,7 @@ from threefold.errors import ConfigError, InputError, WorkerError
 from threefold.serve import logs
 from threefold.serve.app import build
 from threefold.serve.connection import http_options
+from threefold.serve.draining import Listener
 from threefold.serve.making import Load, LoadCross
 from threefold.serve.memory import bound_caches
 from threefold.serve.server import Server
@@ -105,7 +106,7 @@ async def _serve(server: Server, on_ready: Callable[[Server, str], None]) -> Non
     listener = listen(config)
     with listener:
         await server.start()  # before anything listens: what cannot be loaded ends the command with one line
-        inside = uvicorn.Server(
+        inside = Listener(
             uvicorn.Config(
                 build(server),
                 log_config=None,
@@ -115,7 +116,8 @@ async def _serve(server: Server, on_ready: Callable[[Server, str], None]) -> Non
                 timeout_graceful_shutdown=config.drain_s,
                 ssl_certfile=config.tls_cert or None,
                 ssl_keyfile=config.tls_key or None,
-            )
+            ),
+            server,
         )
         listener.listen(BACKLOG)  # from here on nobody is turned away
         host, port = listener.getsockname()[:2]

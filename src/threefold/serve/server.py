@@ -79,6 +79,7 @@ class Server:
         self.library: Library | None = None
         self.created = int(time.time())
         self._running = False
+        self.draining = False  # it was told to stop
 
     # ---- models ------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -127,8 +128,8 @@ class ServeConfig(Settings):
                 raise ConfigError(f"{name} must be at least 1; got {getattr(self, name)}")
         if self.model_memory_mb < 0:
             raise ConfigError(f"model_memory_mb must be at least 0; got {self.model_memory_mb}")
-        if self.body_s <= 0:
-            raise ConfigError(f"body_s must be above 0; got {self.body_s}")
+        if not 0 < self.body_s < inf:  # false for NaN
+            raise ConfigError(f"body_s must be above 0 and finite; got {self.body_s}")
         if bool(self.tls_cert) != bool(self.tls_key):
             raise ConfigError("tls_cert and tls_key belong together; give both or none")
         if self.max_input_tokens is not None and self.max_input_tokens < 3:

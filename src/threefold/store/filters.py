@@ -1,16 +1,20 @@
 """What a filter means (`matches`), and how an engine is told (`translate`).
 
 Equality is by type: text with text, numbers with numbers by value (1 equals 1.0), truth values only with truth values.
-Larger and smaller are those of 64-bit floats; where a number has 16 digits and more, an engine may take it for the one
-beside it in `gt` and `lt` (see `payload.EXACT_BELOW`).
+Larger and smaller are exact, whole numbers of 64 bits included. Longer ones compare as floats, and near a bound of that
+size an engine may miss some. Engines take numbers of 16 digits and more for the one beside them
+(`payload.EXACT_BELOW`): they are asked for what is well beyond a bound, and for what is near it by its exact text. Of a
+short whole bound, such as a year, that would double the time for fractions that differ from it in the 16th digit.
 A list matches when any of its items does; a missing field matches nothing, so `not` of it matches.
 """
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Callable, Mapping
-from typing import Protocol, TypeVar
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol, TypeGuard, TypeVar
 
 from threefold.config import Filter
 from threefold.errors import ConfigError
@@ -18,6 +22,12 @@ from threefold.store.payload import NUMBER_FIELDS, TEXT_FIELDS, Scalar, exact_te
 from threefold.types import Chunk
 
 C = TypeVar("C")
+
+#: Floats on one side of a bound within which an engine is not believed: it reads a stored number to the one beside it,
+#: and a server the bound as well.
+_FAR = 2
+#: From here on not every whole number is a float; from here on those between two floats are not looked for.
+_WHOLE, _LONG = 2**53, 2**64
 
 _COMPARE: Mapping[str, Callable[[float, float], bool]] = {
     "gt": operator.gt,
@@ -40,9 +50,9 @@ def matches(where: Filter, chunk: Chunk) -> bool:
             return any(_equal(value, where.value) for value in _values(chunk, where.field))
         case "in":
             return any(_equal(value, item) for value in _values(chunk, where.field) for item in where.value)
-    bound = _number(where.field, where.value)
-    compare = _COMPARE[where.operator]
-    return any(compare(float(value), bound) for value in _values(chunk, where.field) if _is_number(value))
+    _number(where.field, where.value)
+    bound, compare = _comparable(where.value), _COMPARE[where.operator]
+    return any(compare(_comparable(value), bound) for value in _values(chunk, where.field) if _is_number(value))
 
 
 def _values(chunk: Chunk, field: str) -> list[Scalar]:
@@ -51,8 +61,13 @@ def _values(chunk: Chunk, field: str) -> list[Scalar]:
     return facets_of(chunk.metadata).get(field, [])
 
 
-def _is_number(value: Scalar) -> bool:
+def _is_number(value: Scalar) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _comparable(value: float) -> int | float:
+    """A number as it is compared with others. Those of Python are exact, also of an int and a float."""
+    return value if abs(value) < _LONG else float(value)
 
 
 def _equal(left: Scalar, right: Scalar) -> bool:
@@ -104,14 +119,41 @@ def translate(where: Filter, say: Dialect[C]) -> C:
             return _one_of(where.field, (where.value,), say)
         case "in":
             return _one_of(where.field, tuple(where.value), say)
-    path = _path(where.field, "number")
-    bounds: dict[str, float] = {where.operator: _number(where.field, where.value)}
+    number, path = _number(where.field, where.value), _path(where.field, "number")
     if not path:
         return _nothing(say)
-    beyond = say.number(path, bounds)
-    if where.operator in ("gt", "lt") or exact_text(where.value) is None:
-        return beyond
-    return say.some([beyond, _one_of(where.field, (where.value,), say)])
+    if exact_text(where.value) is None:
+        return say.number(path, {where.operator: number})
+    above, equal = where.operator in ("gt", "gte"), where.operator in ("gte", "lte")
+    far = _steps(number, above)[_FAR]
+    near = [*_near(where.value, number, above), *([where.value] if equal else [])]
+    return say.some([say.number(path, {"gt" if above else "lt": far}), _one_of(where.field, tuple(near), say)])
+
+
+def _steps(number: float, above: bool) -> list[float]:
+    """The number and the floats beside it, in one direction; none is infinite."""
+    most = sys.float_info.max if above else -sys.float_info.max
+    found = [number]
+    for _ in range(2 * _FAR):
+        found.append(math.nextafter(found[-1], most))
+    return found
+
+
+def _near(bound: float, number: float, above: bool) -> Iterator[int | float]:
+    """All numbers beyond the bound, in one direction, that are too near to it for an engine to tell: `_FAR` floats, and
+    as many again that it may take for those; whole ones between them as well.
+
+    number  the bound as a float
+    """
+    beyond: Callable[[float, float], bool] = operator.gt if above else operator.lt
+    steps = _steps(number, above)
+    yield from (step for step in dict.fromkeys(steps) if beyond(step, _comparable(bound)))
+    if abs(bound) < _LONG and max(abs(bound), abs(steps[-1])) > _WHOLE:
+        half = int(abs(steps[-1] - steps[-2])) // 2  # of the integers beyond the last, some are that float as well
+        first, last = int(bound), int(steps[-1])
+        span = range(first + 1, last + half + 1) if above else range(last - half, first)
+        floats = {int(step) for step in steps}
+        yield from (whole for whole in span if whole not in floats)
 
 
 def _one_of(field: str, values: tuple[Scalar, ...], say: Dialect[C]) -> C:

@@ -18,7 +18,7 @@ from threefold.store.filters import matches
 from threefold.store.managed import Managed
 from threefold.store.payload import to_payload
 from threefold.store.protocol import Scored
-from threefold.types import Chunk, Encoded, Floats, Representation
+from threefold.types import REPRESENTATIONS, Chunk, Encoded, Floats, Representation
 
 
 class MemoryStore(Managed):
@@ -70,12 +70,12 @@ class MemoryStore(Managed):
             self._refuse_unknown(ids)
             return [self._chunks[name] for name in ids]
 
-    def vectors(self, ids: Sequence[str]) -> Encoded:
+    def vectors(self, ids: Sequence[str], names: Sequence[Representation] = REPRESENTATIONS) -> Encoded:
         with self._opened():
             self._refuse_unknown(ids)
             if not ids:
                 raise InputError("vectors of no chunks were asked for. Pass at least one id")
-            return Encoded.concat([self._vectors[name] for name in ids])
+            return Encoded.concat([self._vectors[name] for name in ids]).only(*names)
 
     def scroll(self, where: Filter | None = None, batch: int = 1000) -> Iterator[Chunk]:
         with self._opened():

@@ -1,7 +1,7 @@
-"""What Qdrant's two engines have in common: chunks are points, and a store asks for these in the same few ways.
+"""What Qdrant's two engines and Milvus have in common: chunks are points, and a store asks for these in a few ways.
 
-`PointStore` checks, translates, orders and divides; it says nothing to an engine. `edge` and `qdrant` do, each in its
-own words. What they return has the same attributes in both: `id`, `payload`, and `score` or `vector`.
+`PointStore` checks, translates, orders and divides; it says nothing to an engine. `edge`, `qdrant` and `milvus` do, in
+words of their own. What they return has the same attributes in all: `id`, `payload`, and `score` or `vector`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from threefold.config import Filter, Manifest
-from threefold.errors import InputError, StoreError
+from threefold.errors import ConfigError, InputError, StoreCorruptError, StoreError
 from threefold.store.check import batches, check_batch, check_query, check_search, sizes_bytes, stored, unknown_chunk
 from threefold.store.filters import Dialect, translate
 from threefold.store.folder import FORMAT_VERSION
@@ -24,7 +24,7 @@ from threefold.store.payload import from_payload, point_id, to_payload
 from threefold.store.protocol import Scored
 from threefold.store.ties import best
 from threefold.store.unpack import unpack
-from threefold.types import Chunk, Encoded, Floats, Representation
+from threefold.types import REPRESENTATIONS, Chunk, Encoded, Floats, Representation
 
 C = TypeVar("C")
 
@@ -50,6 +50,7 @@ class PointStore(Managed, Generic[C]):
         payloads = [
             to_payload(chunk, int(vectors.tokens[i]), bool(vectors.truncated[i])) for i, chunk in enumerate(chunks)
         ]
+        self._check(payloads)
         sizes = sizes_bytes(self._manifest, chunks, vectors)
         with self._changing():
             for part in batches(sizes, self._part_bytes()):
@@ -79,10 +80,9 @@ class PointStore(Managed, Generic[C]):
     def score(self, query: Encoded, ids: Sequence[str]) -> Mapping[Representation, Floats]:
         both = check_query(self._manifest, query)
         points = [point_id(name) for name in ids]
-        _refuse_unknown(ids, points, self._known(points))
         asked = {name: self._vector(name, query, 0) for name in both if points and not _is_empty(name, query)}
         scores = {name: np.zeros(len(points), np.float32) for name in both}
-        for name, answer in zip(asked, self._exact(asked, points) if asked else [], strict=True):
+        for name, answer in zip(asked, self._scored(asked, ids, points), strict=True):
             # A chunk that the engine does not return shares no term.
             found = {str(point.id): point.score / _divisor(name, query) for point in answer}
             scores[name] = np.array([found.get(point, 0.0) for point in points], dtype=np.float32)
@@ -91,11 +91,13 @@ class PointStore(Managed, Generic[C]):
     def fetch(self, ids: Sequence[str]) -> list[Chunk]:
         return [from_payload(record.payload) for record in self._records(ids, [])]
 
-    def vectors(self, ids: Sequence[str]) -> Encoded:
+    def vectors(self, ids: Sequence[str], names: Sequence[Representation] = REPRESENTATIONS) -> Encoded:
         if not ids:
             raise InputError("vectors of no chunks were asked for. Pass at least one id")
-        records = self._records(ids, list(stored(self._manifest)))
-        return unpack(self._manifest, [record.vector for record in records], [record.payload for record in records])
+        kept = [name for name in stored(self._manifest) if name in names]
+        records = self._records(ids, kept)
+        vectors = [record.vector or {} for record in records]
+        return unpack(kept, self._manifest.vocab, vectors, [record.payload for record in records])
 
     def scroll(self, where: Filter | None = None, batch: int = 1000) -> Iterator[Chunk]:
         if batch < 1:
@@ -112,7 +114,7 @@ class PointStore(Managed, Generic[C]):
         """Points in the order of `ids`, with these vectors; an unknown id is an error that names it."""
         points = [point_id(name) for name in ids]
         records = {str(record.id): record for record in self._retrieve(points, names)}
-        _refuse_unknown(ids, points, records.keys())
+        refuse_unknown(ids, points, records.keys())
         return [records[point] for point in points]
 
     def _chunks(self, condition: C | None, batch: int) -> Iterator[Chunk]:
@@ -123,7 +125,18 @@ class PointStore(Managed, Generic[C]):
             if offset is None:
                 return
 
+    def _scored(
+        self, asked: Mapping[Representation, Any], ids: Sequence[str], points: list[str]
+    ) -> Sequence[Sequence[Any]]:
+        """`_exact`, of chunks that are all there."""
+        refuse_unknown(ids, points, self._known(points))
+        return self._exact(asked, points) if asked else []
+
     # ---- what is said to the engine ------------------------------------------------------------------------
+
+    def _check(self, payloads: Sequence[Mapping[str, Any]]) -> None:
+        """Refuse what this engine cannot hold, before anything is written."""
+        return
 
     def _changing(self) -> AbstractContextManager[object]:
         """Around all parts of a change."""
@@ -180,7 +193,24 @@ def named_manifest(manifest: Manifest, engine: str, where: object) -> Manifest:
     return dataclasses.replace(manifest, engine=engine, format_version=FORMAT_VERSION)
 
 
-def _refuse_unknown(ids: Sequence[str], points: Sequence[str], known: Set[str]) -> None:
+def manifest_of(name: str, data: Mapping[str, Any]) -> Manifest:
+    """The manifest that a server keeps for a collection, from its dictionary."""
+    try:
+        manifest = Manifest.from_dict(data)
+    except ConfigError as error:
+        raise StoreCorruptError(
+            f"collection {name!r}: damaged manifest ({error}). Build the collection again"
+        ) from None
+    if manifest.format_version > FORMAT_VERSION:
+        raise StoreError(
+            f"collection {name!r}: written by a newer threefold (format {manifest.format_version}, this one reads up "
+            f"to {FORMAT_VERSION}). Upgrade with: pip install --upgrade threefold"
+        )
+    return manifest
+
+
+def refuse_unknown(ids: Sequence[str], points: Sequence[str], known: Set[str]) -> None:
+    """An error that names the first of the ids whose point is not stored."""
     missing = next((name for name, point in zip(ids, points, strict=True) if point not in known), None)
     if missing is not None:
         raise unknown_chunk(missing)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from threefold.config import Filter, Manifest
-from threefold.types import Chunk, Encoded, Floats, Representation
+from threefold.types import REPRESENTATIONS, Chunk, Encoded, Floats, Representation
 
 
 class Scored(NamedTuple):
@@ -61,10 +61,11 @@ class Store(Protocol):
         """These chunks, in this order; an unknown id is an error that names it."""
         ...
 
-    def vectors(self, ids: Sequence[str]) -> Encoded:
+    def vectors(self, ids: Sequence[str], names: Sequence[Representation] = REPRESENTATIONS) -> Encoded:
         """The stored vectors of these chunks, in this order (compact storage is returned as float32).
 
-        At least one id: the vectors of no chunks have no shape.
+        ids    at least one: the vectors of no chunks have no shape
+        names  read no others: token vectors are a hundred times the rest
         """
         ...
 

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from threefold.config import Filter, Manifest
-from threefold.errors import ConfigError, InputError, MissingExtraError, StoreCorruptError, StoreError
+from threefold.errors import InputError, MissingExtraError, StoreError
 from threefold.store.check import stored
 from threefold.store.export import export
 from threefold.store.filters import translate
-from threefold.store.folder import FORMAT_VERSION
 from threefold.store.payload import INDEXED_FIELDS
-from threefold.store.points import Offset, PointStore, named_manifest
+from threefold.store.points import Offset, PointStore, manifest_of, named_manifest
 from threefold.types import Encoded, Representation
 
 if TYPE_CHECKING:
@@ -51,7 +50,11 @@ def connect(url: str, *, api_key: str | None = None, prefer_grpc: bool = False, 
         raise InputError("url is empty; write it as http://host:6333")
     with _cluster_errors(f"connect to {url}"):
         try:
-            return QdrantClient(url=url, api_key=api_key, prefer_grpc=prefer_grpc, timeout=timeout_s)
+            # Asked for its version, by a thread, a server that is not there is a warning between other lines; the
+            # first call says the same as an error.
+            return QdrantClient(
+                url=url, api_key=api_key, prefer_grpc=prefer_grpc, timeout=timeout_s, check_compatibility=False
+            )
         except ValueError as error:
             raise InputError(f"url {url!r}: {error}. Write it as http://host:6333") from error
 
@@ -210,15 +213,4 @@ def _read_manifest(name: str, metadata: Mapping[str, Any]) -> Manifest:
             f"collection {name!r} has no manifest: another program made it, or the server is older than 1.16. "
             "Choose another name, or upgrade the server"
         )
-    try:
-        manifest = Manifest.from_dict(metadata[MANIFEST_KEY])
-    except ConfigError as error:
-        raise StoreCorruptError(
-            f"collection {name!r}: damaged manifest ({error}). Build the collection again"
-        ) from None
-    if manifest.format_version > FORMAT_VERSION:
-        raise StoreError(
-            f"collection {name!r}: written by a newer threefold (format {manifest.format_version}, this one reads up "
-            f"to {FORMAT_VERSION}). Upgrade with: pip install --upgrade threefold"
-        )
-    return manifest
+    return manifest_of(name, metadata[MANIFEST_KEY])

@@ -7,17 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from threefold.config import Manifest
-from threefold.store.check import stored
-from threefold.types import Encoded, Ragged, Sparse
+from threefold.types import Encoded, Ragged, Representation, Sparse
 
 
-def unpack(manifest: Manifest, named: Sequence[Mapping[str, Any]], payloads: Sequence[Mapping[str, Any]]) -> Encoded:
-    """From {"dense": [..], "sparse": indices and values, "multi": [[..]]} and the payload of each chunk."""
-    keep = stored(manifest)
+def unpack(
+    keep: Sequence[Representation],
+    vocab: int,
+    named: Sequence[Mapping[str, Any]],
+    payloads: Sequence[Mapping[str, Any]],
+) -> Encoded:
+    """These of {"dense": [..], "sparse": indices and values, "multi": [[..]]}, with the payload of each chunk."""
     dense = np.array([one["dense"] for one in named], dtype=np.float32) if "dense" in keep else None
     multi = Ragged.of([np.array(one["multi"], dtype=np.float32) for one in named]) if "multi" in keep else None
-    sparse = Sparse.of([_row(one.get("sparse")) for one in named], manifest.vocab) if "sparse" in keep else None
+    sparse = Sparse.of([_row(one.get("sparse")) for one in named], vocab) if "sparse" in keep else None
     return Encoded(
         dense,
         sparse,

@@ -32,18 +32,19 @@ STOP_WORDS: Final = {
     "no": "NORWEGIAN", "pt": "PORTUGUESE", "ru": "RUSSIAN", "sv": "SWEDISH", "tr": "TURKISH",
 }  # fmt: skip
 
-#: Blocks of scripts without spaces between words, and Hangul.
-_PAIRED = (
+#: Blocks of scripts without spaces between words.
+_UNSPACED = (
     "\u0e00-\u0eff"  # Thai, Lao
     "\u0f00-\u0fff"  # Tibetan
     "\u1000-\u109f"  # Burmese
     "\u1780-\u17ff"  # Khmer
     "\u3005\u3040-\u30ff\u31f0-\u31ff"  # kana
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"  # Han
-    "\u1100-\u11ff\u3130-\u318f\uac00-\ud7af"  # Hangul
 )
+_PAIRED = _UNSPACED + "\u1100-\u11ff\u3130-\u318f\uac00-\ud7af"  # and Hangul
 _RUNS = re.compile(f"[{_PAIRED}]+|[^{_PAIRED}]+")
 _IS_PAIRED = re.compile(f"[{_PAIRED}]")
+_IS_UNSPACED = re.compile(f"[{_UNSPACED}]")
 
 
 class _Spaces(dict[int, int]):
@@ -61,6 +62,11 @@ def analyse(texts: Sequence[str], language: str = "") -> list[list[str]]:
     """The terms of every text. `language` is an ISO 639-1 code; empty: neither stop words nor stems."""
     stop, stem = _stop_words(language), _stemmer(language)
     return [[term for term in stem([word for word in _words(text) if word not in stop]) if term] for text in texts]
+
+
+def is_unspaced(text: str) -> bool:
+    """Whether a text begins in a script that is written without spaces between words."""
+    return _IS_UNSPACED.match(text) is not None
 
 
 def describe(language: str) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from threefold.errors import ConfigError, NumericalError, ShapeError
 from threefold.retrieve.encoded import Unique, encode_unique
 from threefold.retrieve.exact import cut
-from threefold.retrieve.modes import LEXICAL, RANK_FUSION, Mode, Protocol, cut_of
+from threefold.retrieve.modes import LEXICAL, RANK_FUSION, WEIGHTED, Mode, Protocol, check_weights, cut_of
 from threefold.score import Weights, dense_scores, maxsim, sparse_scores, weighted_sum
 from threefold.text.protocol import TextEncoder
 from threefold.train.examples import Example
@@ -35,7 +35,7 @@ class PairScores:
         check_scored(mode)
         self.mode, self.queries, self.documents = mode, queries, documents
         self.dim = cut_of(mode)
-        if mode in ("dense+sparse", "hybrid"):
+        if mode in WEIGHTED:
             self.weights = protocol.weights_of(mode)
         else:
             only: Representation = "dense" if self.dim else next(name for name in REPRESENTATIONS if name == mode)
@@ -72,6 +72,7 @@ class ModeJudge:
 
     def __init__(self, encoder: TextEncoder, mode: Mode = "hybrid", weights: Weights | None = None) -> None:
         check_scored(mode)
+        check_weights(mode, weights)
         self.encoder, self.mode = encoder, mode
         self.protocol = Protocol(modes=(mode,), measures=(), weights=weights or Weights(*encoder.card.fusion))
 

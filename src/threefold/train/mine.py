@@ -22,7 +22,7 @@ from threefold.evaluate.task import Task
 from threefold.retrieve.bm25 import BM25, model_terms
 from threefold.retrieve.exact import Exact
 from threefold.retrieve.experiment import encode_task, truncations
-from threefold.retrieve.modes import RANK_FUSION, Mode, Protocol
+from threefold.retrieve.modes import RANK_FUSION, Mode, Protocol, check_weights
 from threefold.score import Weights
 from threefold.text.protocol import TextEncoder
 from threefold.train.examples import Example
@@ -131,6 +131,7 @@ def mine(
     if not examples:
         raise InputError("no examples to mine negatives for")
     settings = settings or MineSettings()
+    check_weights(settings.mode, weights)
     if scored and teacher is None:
         check_scored(settings.mode)
     pool = Pool.of(examples, corpus)

@@ -1,0 +1,141 @@
+"""More like these, less like those: chunks by examples instead of a query.
+
+The profile is Rocchio's (Rocchio 1971; Manning, Raghavan and Schuetze, "Introduction to Information Retrieval", 9.1.1):
+
+    mean of what is liked - 0.2 * mean of what is not         (their 0.75 and 0.15)
+
+once for dense vectors and once for term weights. Both bring candidates, which are ordered by
+
+    (cosine of dense vectors + 0.5 * cosine of term weights) / 1.5
+
+Term weights need the cosine: texts share more terms with longer ones. The 0.5 is the best of five in
+`results/analyze.json`; either alone, and their lists joined by rank, find less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from threefold.errors import InputError
+from threefold.retrieve.asked import check_count, condition_of
+from threefold.retrieve.documents import Named, named, units
+from threefold.retrieve.stages import (
+    DEPTH,
+    Candidates,
+    Diversify,
+    Group,
+    Ranked,
+    Retriever,
+    Scorer,
+    arrange,
+    candidates,
+    in_order,
+)
+from threefold.store.protocol import Scored, Store
+from threefold.types import Encoded, Floats, Representation, Sparse
+
+#: Weight of what is not liked, beside 1 for what is.
+AGAINST: Final = 0.2
+#: Weight of shared terms, beside 1 for the dense vectors.
+LEXICAL: Final = 0.5
+#: Terms of a profile: the weights of the rest are small, and engines read every one.
+TERMS: Final = 256
+
+
+def recommend(
+    store: Store,
+    like: Sequence[str],
+    unlike: Sequence[str] = (),
+    *,
+    k: int = 10,
+    where: Mapping[str, Any] | None = None,
+    half_life: float | None = None,
+    diversify: Diversify | None = None,
+    group: Group | None = None,
+) -> list[Ranked]:
+    """The k best chunks by these examples; see `Collection.recommend`."""
+    if isinstance(like, str) or isinstance(unlike, str):
+        raise InputError("like and unlike are lists of ids; got a text")
+    if not like:
+        raise InputError("recommendations need something that is liked; give at least one id")
+    if half_life is not None and not half_life > 0:
+        raise InputError(f"half_life must be above 0; got {half_life}")
+    check_count("k", k)
+    condition_of(where)  # refused before anything is read
+    known = named(store, [*like, *unlike])
+    shares = np.concatenate([_decayed(len(like), half_life), np.full(len(unlike), -AGAINST / max(len(unlike), 1))])
+    used: list[Representation] = ["dense"] if known.sparse is None else ["dense", "sparse"]
+    retriever = Retriever(
+        tuple(Candidates(name, max(DEPTH, k)) for name in used),
+        diversify=diversify,
+        group=group or Group(),
+        where=_others(known.documents, where),
+        k=k,
+    )
+    profile = _profile(known, shares)
+    return arrange(store, profile, _scored(store, profile, candidates(store, profile, retriever)), retriever)
+
+
+def _scored(store: Store, profile: Encoded, lists: Mapping[Representation, list[Scored]]) -> list[Ranked]:
+    """The candidates in order, with the cosine of each representation."""
+    ranks: dict[str, dict[Representation, int]] = {}
+    for name, found in lists.items():
+        for rank, one in enumerate(found, start=1):
+            ranks.setdefault(one.id, {})[name] = rank
+    if not ranks:
+        return []
+    ids = list(ranks)
+    cosines: dict[Scorer, Floats] = {name: scores for name, scores in store.score(profile, ids).items()}
+    weights: dict[Scorer, float] = {"dense": 1.0}
+    if profile.sparse is not None:
+        weights["sparse"] = LEXICAL
+        cosines["sparse"] = cosines["sparse"] / _lengths(store.vectors(ids, ["sparse"]).sparse, len(ids))
+    total = sum(weights.values())
+    ranked = []
+    for i, id in enumerate(ids):
+        raw = {name: float(cosines[name][i]) for name in weights}
+        parts = {name: weights[name] * raw[name] / total for name in weights}
+        ranked.append(Ranked(id, sum(parts.values()), raw, parts, ranks[id]))
+    return in_order(ranked)
+
+
+def _lengths(sparse: Sparse | None, count: int) -> Floats:
+    """(n,) Euclidean lengths of rows of term weights; 1 for a row without any, which shares none."""
+    if sparse is None:
+        return np.ones(count)
+    rows = np.repeat(np.arange(len(sparse)), np.diff(sparse.offsets))
+    lengths = np.sqrt(np.bincount(rows, sparse.values.astype(np.float64) ** 2, len(sparse)))
+    return np.where(lengths > 0, lengths, 1.0)
+
+
+def _decayed(count: int, half_life: float | None) -> Floats:
+    """(count,) shares that add up to 1, the last the largest."""
+    ages = np.arange(count - 1, -1, -1)
+    shares = np.ones(count) if half_life is None else 0.5 ** (ages / half_life)
+    normalised: Floats = shares / shares.sum()
+    return normalised
+
+
+def _others(documents: Iterable[str], where: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Chunks of documents that were not named, and that match."""
+    others = {"not": {"document_id": {"in": sorted(documents)}}}
+    return {"and": [others, where]} if where else others
+
+
+def _profile(known: Named, shares: Floats) -> Encoded:
+    """One text's worth of vectors: the examples, each with its share (n,), which may be negative."""
+    dense = units((shares @ known.dense)[np.newaxis])
+    sparse = None if known.sparse is None else _terms(known.sparse, shares)
+    return Encoded(dense, sparse, None, np.ones(1, np.int32), np.zeros(1, bool))
+
+
+def _terms(sparse: Sparse, shares: Floats) -> Sparse:
+    """The heaviest terms of a row of length 1; what is more disliked than liked is none."""
+    weights = np.zeros(sparse.vocab)
+    np.add.at(weights, sparse.indices, sparse.values * np.repeat(shares, np.diff(sparse.offsets)))
+    best = np.argsort(-weights, kind="stable")[:TERMS]
+    length = float(np.linalg.norm(np.maximum(weights, 0.0))) or 1.0
+    return Sparse.of([{int(id): weights[id] / length for id in best if weights[id] > 0}], sparse.vocab)
