@@ -44,7 +44,7 @@ def test_every_command_line_in_a_guide_uses_commands_and_options_that_exist(guid
             assert used <= options(call[1]), line
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/library.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/library.md", "docs/analysis.md"])
 def test_the_python_examples_run(
     name: str, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -82,6 +82,7 @@ def place(model: Path, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPat
         ("index texts.txt --into c --text-field body", "--text-field does nothing without a table (.csv"),
         ("encode texts.txt -o out.parquet --id-field key", "--id-field does nothing without a table"),
         ("encode texts.txt -o out.parquet --title-field t --text-field b", "--text-field and --title-field do nothin"),
+        ("encode texts.txt -o out.parquet --outputs ,", "--outputs ',' names none; give some of dense, sparse, multi"),
         ("rerank fox texts.txt --text-field body", "--text-field does nothing without a table"),
         ("bench --text-field body", "--text-field does nothing without --texts"),
         ("bench --texts texts.txt --text-field body", "--text-field does nothing without a table"),
@@ -117,6 +118,13 @@ def test_a_note_without_an_amount(place: Path, capsys: pytest.CaptureFixture[str
     (key,) = json.loads(run(capsys, "keys", "list", "--file", "keys.json", "--json")[1])
     code, _, err = run(capsys, "keys", "credit", key["id"], "--file", "keys.json", "--note", "invoice 7", "--make")
     assert (code, "--note does nothing without --amount" in err) == (2, True)
+
+
+@pytest.mark.parametrize("amount", ["nan", "inf", "1e300", "-1e300"])
+def test_what_is_no_amount_of_money(amount: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    key = create_key(place / "keys.json", "ann", ("embed",), "default")[1].id
+    code, _, err = run(capsys, "keys", "credit", key, "--file", "keys.json", "--amount", amount, "--make")
+    assert (code, "expected an amount of money" in err) == (2, True)
 
 
 def test_the_library_refuses_weights_that_add_nothing(model: Path) -> None:

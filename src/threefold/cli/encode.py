@@ -16,7 +16,7 @@ from threefold.errors import DocumentError, InputError
 from threefold.text.decode import read_lines
 from threefold.text.rows import ROW_SUFFIXES, BadRow, read_rows, scalar
 from threefold.text.tokenizer import Truncate
-from threefold.types import Representation
+from threefold.types import REPRESENTATIONS, Representation
 
 if TYPE_CHECKING:
     from threefold.cli.bulk import Ran
@@ -98,7 +98,10 @@ def _say(ran: Ran, output: Path, bad: list[str]) -> None:
 
 
 def _outputs(text: str) -> tuple[Representation, ...] | None:
-    return cast("tuple[Representation, ...]", options.names_in(text)) or None
+    names = options.names_in(text)
+    if text and not names:
+        raise InputError(f"--outputs {text!r} names none; give some of {', '.join(REPRESENTATIONS)}")
+    return cast("tuple[Representation, ...]", names) or None
 
 
 def require_table(context: typer.Context, file: Path, *names: str) -> None:

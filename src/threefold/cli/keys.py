@@ -153,8 +153,8 @@ def credit(
     key, now = find_key(file, id), time.time()
     today = datetime.fromtimestamp(now, UTC).date().isoformat()
     place = _place(file, usage_file)
-    if not math.isfinite(amount):
-        raise InputError(f"--amount {amount}: expected a number")
+    if not math.isfinite(amount * UNIT):
+        raise InputError(f"--amount {amount:g}: expected an amount of money")
     with closing(_ledger(place, make=make)) as ledger:
         if amount:
             ledger.grant(key.id, round(amount * UNIT), int(now), reason)
