@@ -30,7 +30,7 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml hatch_build.py src/threefold/encode
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	$(PIP) -e ".[dev,docs,cluster,server,client,evaluate,train]"
+	$(PIP) -e ".[dev,docs,cluster,server,client,evaluate,train,analyze]"
 	$(PIP) -e ".[peers]"
 	@touch $@
 

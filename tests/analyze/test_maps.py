@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -122,9 +121,7 @@ def test_what_cannot_be_drawn_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.peers  # numba compiles for half a minute
 def test_umap_keeps_neighbours_as_well() -> None:
     given = blobs([20, 20, 20])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", category=ResourceWarning)
-        placed = place(given, method="umap")
+    placed = place(given, method="umap")
     assert placed.method == "umap"
     assert trustworthiness(centred(given.dense), placed.xy, metric="cosine") > 0.9
 

@@ -119,10 +119,10 @@ def _tsne(rows: Floats, seed: int) -> Floats:
 
 
 def _umap(rows: Floats, seed: int) -> Floats:
-    library = load("umap", "a map by UMAP")
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Tensorflow not installed", ImportWarning)  # for what is not used here
         warnings.filterwarnings("ignore", "n_jobs value 1 overridden", UserWarning)  # a seed means one thread
-        model = library.UMAP(n_neighbors=min(15, len(rows) - 1), metric="cosine", random_state=seed)
+        model = load("umap", "a map by UMAP").UMAP(n_neighbors=min(15, len(rows) - 1), metric="cosine", random_state=seed)
         placed: Floats = model.fit_transform(rows)
     return placed
 
