@@ -122,7 +122,8 @@ def _umap(rows: Floats, seed: int) -> Floats:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Tensorflow not installed", ImportWarning)  # for what is not used here
         warnings.filterwarnings("ignore", "n_jobs value 1 overridden", UserWarning)  # a seed means one thread
-        model = load("umap", "a map by UMAP").UMAP(n_neighbors=min(15, len(rows) - 1), metric="cosine", random_state=seed)
+        library, neighbours = load("umap", "a map by UMAP"), min(15, len(rows) - 1)
+        model = library.UMAP(n_neighbors=neighbours, metric="cosine", random_state=seed)
         placed: Floats = model.fit_transform(rows)
     return placed
 
