@@ -46,6 +46,7 @@ ONLY_IN = {
     "sentence_transformers": {"integrations"},
     "transformers": {"integrations"},
     "ray": {"integrations"},
+    "mcp": {"integrations"},
 }
 
 

@@ -29,6 +29,7 @@ from threefold.cli import (
     export,
     inspect,
     keys,
+    mcp,
     mine,
     rerank,
     serve,
@@ -80,6 +81,7 @@ app.command("choose")(choose.choose)
 app.command("mine")(mine.mine)
 app.command("distil")(mine.distil)
 app.command("serve")(serve.serve)
+app.command("mcp")(mcp.mcp)
 app.add_typer(keys.keys_app, name="keys")
 
 
