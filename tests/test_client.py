@@ -135,7 +135,7 @@ def test_collections_are_those_of_the_library(url: str, served: ServedEncoder, t
         assert other.why is not None
         assert [term.term for term in hit.why.terms] == [term.term for term in other.why.terms]
         assert hit.why.tokens[0].query_span == other.why.tokens[0].query_span
-        liked = there.recommend(["1"], unlike=["2"], k=2, diversify=Diversify(0.5))
+        liked = there.recommend(["1"], ["2"], k=2, diversify=Diversify(0.5))
         expected = same.recommend(["1"], ["2"], k=2, diversify=Diversify(0.5))
         assert [hit.id for hit in liked] == [hit.id for hit in expected]
         assert [hit.score for hit in liked] == pytest.approx([hit.score for hit in expected], abs=1e-5)

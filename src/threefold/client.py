@@ -230,9 +230,9 @@ class RemoteCollection:
         """The best chunks; the options of `Collection.search`."""
         return self._client.send(remote.search(self.name, query, options))
 
-    def recommend(self, like: Sequence[str], **options: Any) -> list[Hit]:
+    def recommend(self, like: Sequence[str], unlike: Sequence[str] = (), **options: Any) -> list[Hit]:
         """More like these ids; the options of `Collection.recommend`."""
-        return self._client.send(remote.recommend(self.name, like, options))
+        return self._client.send(remote.recommend(self.name, like, unlike, options))
 
 
 class AsyncClient(_Told[httpx.AsyncClient, httpx.AsyncBaseTransport]):
@@ -394,6 +394,6 @@ class AsyncRemoteCollection:
         """The best chunks; the options of `Collection.search`."""
         return await self._client.send(remote.search(self.name, query, options))
 
-    async def recommend(self, like: Sequence[str], **options: Any) -> list[Hit]:
+    async def recommend(self, like: Sequence[str], unlike: Sequence[str] = (), **options: Any) -> list[Hit]:
         """More like these ids; the options of `Collection.recommend`."""
-        return await self._client.send(remote.recommend(self.name, like, options))
+        return await self._client.send(remote.recommend(self.name, like, unlike, options))

@@ -300,9 +300,9 @@ def search(name: str, query: str, options: Mapping[str, Any]) -> Ask[list[Hit]]:
     return _hits(collection_path(name, "search"), {"query": query, **options})
 
 
-def recommend(name: str, like: Sequence[str], options: Mapping[str, Any]) -> Ask[list[Hit]]:
+def recommend(name: str, like: Sequence[str], unlike: Sequence[str], options: Mapping[str, Any]) -> Ask[list[Hit]]:
     """Hits, by examples."""
-    return _hits(collection_path(name, "recommend"), {"like": like, **options})
+    return _hits(collection_path(name, "recommend"), {"like": like, "unlike": unlike, **options})
 
 
 def _hits(path: str, given: Mapping[str, Any]) -> Ask[list[Hit]]:

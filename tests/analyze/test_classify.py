@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 from scipy.sparse import csr_array, hstack
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
@@ -14,9 +16,9 @@ from tests.fakes import FakeEncoder
 
 from threefold import Encoder
 from threefold.analyze import Classifier, cross_validate, zero_shot
-from threefold.analyze.classify import C, features
+from threefold.analyze.classify import USABLE, C, features
 from threefold.errors import CheckpointError, ConfigError, InputError, ModelMismatchError
-from threefold.types import Encoded, Floats
+from threefold.types import Encoded, Floats, Sparse
 
 FOX = [f"The quick brown fox jumps {i}" for i in range(8)]
 HEAD = [f"How is the sparse head trained {i}" for i in range(8)]
@@ -84,20 +86,82 @@ def test_a_saved_classifier_says_the_same(encoder: FakeEncoder, tmp_path: Path) 
 
 
 def test_what_is_no_classifier_is_refused(encoder: FakeEncoder, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"has no classifier\.json"):
+    with pytest.raises(InputError, match=r"has no classifier\.safetensors"):
         Classifier.load(tmp_path, encoder)
-    classifier = Classifier.fit(encoder, TEXTS, LABELS)
-    classifier.save(tmp_path)
-    (tmp_path / "classifier.safetensors").write_bytes(b"x")
+    Classifier.fit(encoder, TEXTS, LABELS).save(tmp_path)
+    path = tmp_path / "classifier.safetensors"
+    with safe_open(path, "numpy") as file:
+        settings = json.loads(file.metadata()["classifier"])
+    arrays = load_file(path)
+    for changed, words in (({"format": 99}, "lacks format 1"), ({"labels": ["one"]}, r"labels and features are \(1, ")):
+        save_file(arrays, path, {"classifier": json.dumps(settings | changed)})
+        with pytest.raises(CheckpointError, match=words):
+            Classifier.load(tmp_path, encoder)
+    for metadata, words in (
+        (None, "lacks format, labels, model"),
+        ({"classifier": "5"}, "lacks format"),
+        ({"classifier": "{"}, "cannot be read"),
+    ):
+        save_file(arrays, path, metadata)
+        with pytest.raises(CheckpointError, match=words):
+            Classifier.load(tmp_path, encoder)
+    save_file({"mean": arrays["mean"]}, path, {"classifier": json.dumps(settings)})
     with pytest.raises(CheckpointError, match=r"classifier\.safetensors cannot be read"):
         Classifier.load(tmp_path, encoder)
-    settings = json.loads((tmp_path / "classifier.json").read_text())
-    (tmp_path / "classifier.json").write_text(json.dumps({**settings, "format": 99}))
-    with pytest.raises(CheckpointError, match="lacks format 1"):
+    path.write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=r"classifier\.safetensors cannot be read"):
         Classifier.load(tmp_path, encoder)
-    (tmp_path / "classifier.json").write_text("{")
-    with pytest.raises(CheckpointError, match="is not JSON"):
-        Classifier.load(tmp_path, encoder)
+
+
+def test_an_interrupted_save_leaves_what_was_there(
+    encoder: FakeEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it stops: after any number of writes, the folder has one classifier or the other."""
+    first = Classifier.fit(encoder, TEXTS[:16], LABELS[:16])
+    first.save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["classifier.safetensors"]
+
+    def stopped(_draft: Path, _target: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        Classifier.fit(encoder, TEXTS, LABELS).save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["classifier.safetensors"]
+    assert Classifier.load(tmp_path, encoder).predict(FOX) == first.predict(FOX)
+
+
+def test_only_terms_of_the_examples_have_weights(encoder: FakeEncoder, tmp_path: Path) -> None:
+    classifier = Classifier.fit(encoder, TEXTS[:16], LABELS[:16])
+    classifier.save(tmp_path)
+    arrays = load_file(tmp_path / "classifier.safetensors")
+    terms = encoder.encode_documents(TEXTS[:16], outputs=["sparse"]).sparse
+    assert terms is not None
+    assert arrays["used"].tolist() == [*range(16), *(16 + np.unique(terms.indices)).tolist()]
+    assert arrays["weights"].shape == (2, len(arrays["used"]))
+
+
+def test_texts_that_were_cut_are_said(encoder: FakeEncoder) -> None:
+    short = FakeEncoder(encoder.tokenizer, max_tokens=16)
+    long = "The quick brown fox jumps over the lazy dog. " * 9
+    classifier = Classifier.fit(short, ["fox", long, "天气", "散步"], ["fox", "fox", "zh", "zh"])
+    assert classifier.truncated == 1
+    assert [one.truncated for one in classifier.predict(["fox", long])] == [False, True]
+    assert [one.truncated for one in zero_shot(short, ["fox", long], ["fox", "dog"])] == [False, True]
+    assert cross_validate(short, ["fox", long, "天气", "散步"], ["fox", "fox", "zh", "zh"]).truncated == 1
+
+
+def test_vectors_of_more_or_less_than_it_reads(encoder: FakeEncoder) -> None:
+    both = encoder.encode_documents(FOX)
+    for name in USABLE:
+        classifier = Classifier.fit(encoder, TEXTS, LABELS, outputs=[name])
+        assert classifier.predict_vectors(both) == classifier.predict(FOX)
+    with pytest.raises(InputError, match="reads dense and sparse; the vectors have no sparse ones"):
+        Classifier.fit(encoder, TEXTS, LABELS).predict_vectors(encoder.encode_documents(FOX, outputs=["dense"]))
+    empty = Encoded(
+        np.zeros((1, 16), np.float32), Sparse.of([{3: 0.0}], 400), None, np.ones(1, np.int32), both.truncated[:1]
+    )
+    assert np.isfinite(features(empty, np.zeros(16, np.float32)).toarray()).all()
 
 
 def test_one_representation_is_enough(encoder: FakeEncoder) -> None:
@@ -115,6 +179,17 @@ def test_examples_that_teach_nothing_are_refused(encoder: FakeEncoder) -> None:
         Classifier.fit(encoder, ["a", "b"], ["x"])
     with pytest.raises(InputError, match="at least two labels; got \\['x'\\]"):
         Classifier.fit(encoder, ["a", "b"], ["x", "x"])
+    with pytest.raises(InputError, match="labels are a list of texts; got one text, 'xy'"):
+        Classifier.fit(encoder, ["a", "b"], "xy")
+    with pytest.raises(InputError, match="labels are a list of texts"):
+        zero_shot(encoder, ["a"], "xy")
+    with pytest.raises(InputError, match="a label is a text; got 1"):
+        Classifier.fit(encoder, ["a", "b"], ["x", 1])  # type: ignore[list-item]
+    with pytest.raises(InputError, match="no term of the examples has a weight"):
+        Classifier.fit(encoder, ["", ""], ["x", "y"], outputs=["sparse"])
+    with pytest.raises(ConfigError, match="c must be above 0; got 0"):
+        Classifier.fit(encoder, ["a", "b"], ["x", "y"], c=0)
+    assert Classifier.fit(encoder, ["a", "b"], ["x", "y\ud800"]).labels == ("x", "y\ufffd")
     with pytest.raises(InputError, match="the label 'y' has one example"):
         cross_validate(encoder, ["a", "b", "c"], ["x", "x", "y"])
     with pytest.raises(InputError, match="at least two labels, each once"):

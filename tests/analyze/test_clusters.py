@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.cluster import AgglomerativeClustering
 from sklearn.metrics import adjusted_rand_score, silhouette_score
-from tests.analyze.corpora import blobs, corpus, random_corpus
+from tests.analyze.corpora import blobs, corpus, random_corpus, unit
 from tests.fakes import FakeEncoder
 
 from threefold.analyze import cluster, clusters, of_texts
@@ -86,3 +86,20 @@ def test_what_cannot_be_is_refused() -> None:
     for count in (0, 6):
         with pytest.raises(InputError, match=f"{count} groups of 5 items: give a number from 1 to 5"):
             cluster(random_corpus(5), count)
+
+
+@pytest.mark.parametrize("n", [1, 12, 40])
+def test_equal_items_are_one_group(n: int) -> None:
+    given = corpus(np.tile(unit(np.random.default_rng(0).standard_normal((1, 64))), (n, 1)))
+    (group,) = cluster(given).groups
+    assert (group.size, group.cohesion) == (n, 1.0)
+    doubled = corpus(np.repeat(random_corpus(3).dense, 20, axis=0))
+    assert len(cluster(doubled).groups) == 3  # and never more than there are different ones
+
+
+def test_the_others_join_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clusters, "MOST_IN_TREE", 30)
+    given = blobs([20, 20, 20])
+    whole = cluster(given, 3).labels
+    monkeypatch.setattr(clusters, "BLOCK", 10)
+    np.testing.assert_array_equal(cluster(given, 3).labels, whole)

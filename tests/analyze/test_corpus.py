@@ -1,20 +1,23 @@
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, get_args
 
 import numpy as np
 import pytest
+from tests.analyze.corpora import unit
 from tests.fakes import FakeEncoder
 
 from threefold.analyze import Corpus, Item, gather, of_texts
-from threefold.analyze.corpus import centred
+from threefold.analyze.corpus import By, centred
 from threefold.collection import Collection
 from threefold.config import Chunking
-from threefold.errors import InputError, ShapeError, UnknownChunkError
+from threefold.errors import InputError, NumericalError, ShapeError, UnknownChunkError
 from threefold.opening import manifest_for
 from threefold.retrieve.documents import named, units
 from threefold.store.memory import MemoryStore
-from threefold.types import Document, Sparse
+from threefold.types import Document, Encoded, Representation, Sparse
 
 LONG = " ".join(f"Sentence number {i} about the fox." for i in range(30))
 
@@ -39,7 +42,7 @@ def test_chunks_come_by_document_and_number(papers: Collection) -> None:
     assert count > 2
     assert ids == [*(f"a#{i}" for i in range(count)), "b#0", "c#0"]
     vectors: Any = papers.store.vectors(ids)
-    np.testing.assert_array_equal(corpus.dense, vectors.dense)
+    np.testing.assert_allclose(corpus.dense, vectors.dense, atol=1e-6)
     assert corpus.sparse is not None
     assert [corpus.sparse.row(i) for i in range(len(ids))] == [vectors.sparse.row(i) for i in range(len(ids))]
     assert (corpus.items[0].title, corpus.items[0].metadata) == ("Foxes", {"year": 2020})
@@ -101,11 +104,27 @@ def test_documents_and_chunks_are_named_by_id(papers: Collection) -> None:
         named(papers.store, ["a", "nothing"])
 
 
+def test_rows_are_units_whatever_the_store_gives(papers: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vectors that are kept in few bits come back longer or shorter."""
+    plain = papers.store.vectors
+
+    def shorter(ids: Sequence[str], names: Sequence[Representation]) -> Encoded:
+        found = plain(ids, names)
+        assert found.dense is not None
+        return replace(found, dense=found.dense * np.float32(0.99))
+
+    monkeypatch.setattr(papers.store, "vectors", shorter)
+    for by in get_args(By):
+        np.testing.assert_allclose(np.linalg.norm(gather(papers, by=by).dense, axis=1), 1, atol=1e-6)
+
+
 def test_texts_of_ones_own(encoder: FakeEncoder) -> None:
     corpus = of_texts(encoder, ["The fox.", "A dog."], sparse=True)
     assert [(item.id, item.text) for item in corpus.items] == [("0", "The fox."), ("1", "A dog.")]
     assert corpus.sparse is not None
     assert corpus.take([1]).items == corpus.items[1:]
+    short = of_texts(FakeEncoder(encoder.tokenizer, max_tokens=16), ["The fox.", LONG])
+    assert [item.truncated for item in short.items] == [False, True]
     with pytest.raises(InputError, match="2 texts but 1 ids"):
         of_texts(encoder, ["The fox.", "A dog."], ["one"])
 
@@ -116,6 +135,8 @@ def test_what_does_not_belong_together_is_refused() -> None:
         Corpus(items, np.zeros((2, 3), np.float32))
     with pytest.raises(ShapeError, match="1 items but sparse vectors of 2"):
         Corpus(items, np.zeros((1, 3), np.float32), Sparse.of([{}, {}], 5))
+    with pytest.raises(NumericalError, match="item 0, 'a', is not of finite numbers"):
+        Corpus(items, np.array([[0.0, np.nan]], np.float32))
 
 
 def test_units_and_centres() -> None:
@@ -123,3 +144,7 @@ def test_units_and_centres() -> None:
     np.testing.assert_allclose(units(rows), [[0.6, 0.8], [0.0, 0.0]], atol=1e-7)
     np.testing.assert_allclose(centred(np.array([[1.0, 0.0], [0.0, 1.0]])), np.array([[1, -1], [-1, 1]]) / 2**0.5)
     assert not centred(np.ones((3, 2))).any()  # all equal: no direction at all
+    odd = np.tile(unit(np.random.default_rng(0).standard_normal((1, 64))), (11, 1))
+    assert odd.dtype == np.float32
+    assert (odd - odd.mean(axis=0)).any()  # rounding
+    assert not centred(odd).any()

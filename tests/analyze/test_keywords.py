@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -70,3 +72,20 @@ def test_case_and_form_do_not_part_a_word_and_the_usual_spelling_is_shown(tokeni
     assert found[1][0] == "dog"
     with pytest.raises(ShapeError, match="as many rows of weights"):
         keywords(tokenizer, texts, rows[:1])
+
+
+def test_a_word_without_end_takes_no_time() -> None:
+    """A file without spaces is one word of as many pieces as it has, and none to show."""
+    text = "ab" * 100_000
+    endless = [Piece(i, "ab", 2 * i, 2 * i + 2) for i in range(len(text) // 2)]
+    began = time.process_time()
+    assert words(endless, text, {7: 0.5}) == {}
+    assert time.process_time() - began < 5
+
+
+def test_of_a_book_the_beginning_is_read(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "the fox. the dog."
+    rows = [Sparse.of([{piece.id: 0.5 for piece in tokenizer.pieces(text)}], tokenizer.vocab)]
+    assert set(keywords(tokenizer, [[text]], rows)[0]) == {"the", "fox", "dog"}
+    monkeypatch.setattr("threefold.analyze.keywords.LONGEST", 8)
+    assert set(keywords(tokenizer, [[text]], rows)[0]) == {"the", "fox"}

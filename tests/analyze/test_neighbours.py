@@ -79,3 +79,14 @@ def test_equal_texts_are_duplicates_even_at_one() -> None:
     for threshold in (0.0, 1.5):
         with pytest.raises(InputError, match=f"a cosine from 0 to 1.*got {threshold}"):
             duplicates(corpus(rows), threshold)
+
+
+def test_rows_that_are_not_quite_units_are_compared_with_others_alone() -> None:
+    """An item need not be like itself to be like another."""
+    given = corpus(np.outer([1.0004, 0.9997], unit(np.ones((1, 8)))).astype(np.float32))
+    assert [(one.number, one.kept) for one in duplicates(given, 1.0)] == [(1, 0)]
+
+
+def test_where_all_are_equal_none_is_an_outlier() -> None:
+    given = corpus(np.tile(unit(np.random.default_rng(0).standard_normal((1, 64))), (11, 1)))
+    assert [(one.number, one.score) for one in outliers(given, 2)] == [(0, 0.0), (1, 0.0)]

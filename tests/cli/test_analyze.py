@@ -104,6 +104,45 @@ def test_more_like_these(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "recommend", "bloom_filter.py", "--in", "demo", "--where", '{"language": "xx"}')[0] == 1
 
 
+@pytest.mark.parametrize(
+    ("command", "nothing"),
+    [
+        (["cluster"], {"groups": [], "silhouette": None, "items": []}),
+        (["map", "-o", "MAP"], {"page": None, "points": None, "items": 0, "method": None}),
+        (["outliers"], []),
+        (["duplicates"], []),
+        (["diverse"], {"vendi": 0.0, "items": []}),
+        (["recommend", "bloom_filter.py"], []),
+    ],
+)
+def test_nothing_that_matches_is_a_status(
+    command: list[str], nothing: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = [str(tmp_path / "map.html") if word == "MAP" else word for word in command]
+    status, out, err = run(capsys, *places, "--in", "demo", "--where", '{"language": "xx"}', "--json")
+    assert (status, json.loads(out), "matches" in err) == (1, nothing, True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("map -o m.html --method magic", "unknown method 'magic'"),
+        ("map -o m.html --points ./m.html", "--output and --points are both m.html"),
+        ("map -o m.html --method pca --color language --seed 1", "--seed does nothing without --method tsne or umap"),
+        ("recommend bloom_filter.py --half-life 3", "--half-life does nothing without two IDs or more"),
+        ("recommend bloom_filter.py --unlike bloom_filter.py", "'bloom_filter.py' is both liked and not"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(
+    line: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run(capsys, *line.split(), "--in", "demo")
+    assert (status, out, list(tmp_path.iterdir())) == (2, "", [])
+    assert words in err
+
+
 @pytest.fixture
 def examples(tmp_path: Path) -> Path:
     path = tmp_path / "examples.jsonl"
@@ -153,6 +192,8 @@ def test_labels_by_their_names(texts: Path, capsys: pytest.CaptureFixture[str]) 
         (["--examples", "TEXTS"], "expected a table"),
         (["--examples", "EXAMPLES", "--label-field", "nope"], "has no row with 'text' and 'nope'"),
         (["--examples", "EXAMPLES", "--outputs", "multi"], "a classifier reads dense, sparse, or both"),
+        (["--examples", "EXAMPLES", "--outputs", ","], "--outputs ',' names none"),
+        (["nowhere.txt", "--examples", "EXAMPLES", "--save", "never"], "nowhere.txt is not a file"),
         (["--examples", "EXAMPLES", "--id-field", "x"], "--id-field does nothing without a file of texts"),
     ],
 )
@@ -163,3 +204,38 @@ def test_what_classify_refuses(
     status, out, err = run(capsys, "classify", *[places.get(one, one) for one in arguments])
     assert (status, out) == (2, "")
     assert words in err
+
+
+def test_what_was_cut_is_said(texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    long = "lava and ash " * 9_000
+    texts.write_text(f"tennis\n{long}\n")
+    table = tmp_path / "table.jsonl"
+    rows = [*({"text": text, "label": label} for text, label in LABELLED), {"text": long, "label": "geology"}]
+    table.write_text("\n".join(map(json.dumps, rows)))
+    said = run_json(capsys, "classify", texts, "--examples", table)
+    assert [row["truncated"] for row in said["texts"]] == [False, True]
+    assert said["examples_truncated"] == 1
+    _, _, err = run(capsys, "classify", texts, "--examples", table)
+    assert "1 texts were longer than the model reads and were cut" in err
+    assert "1 examples were longer" in err
+    assert run_json(capsys, "classify", "--examples", table)["examples_truncated"] == 1
+
+
+def test_labels_are_read_as_people_write_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = tmp_path / "table.jsonl"
+    labels: list[object] = [" geology", "geology ", True, True, 1, 1, 2.5, 2.5]
+    rows: list[object] = [
+        {"text": text, "label": label} for (text, _), label in zip(LABELLED * 2, labels, strict=False)
+    ]
+    nothing: list[object] = ["  ", None, [], {}]
+    rows += [{"text": "x", "label": label} for label in nothing]
+    table.write_text("\n".join(map(json.dumps, rows)))
+    judged = run_json(capsys, "classify", "--examples", table)
+    assert list(judged["cross_validation"]["labels"]) == ["1", "2.5", "geology", "true"]
+    assert len(judged["skipped"]) == 4
+
+
+def test_a_file_without_texts_is_a_status(texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts.write_text("\n")
+    status, out, err = run(capsys, "classify", texts, "--labels", "a,b", "--json")
+    assert (status, json.loads(out)["texts"], "has no texts" in err) == (1, [], True)

@@ -62,6 +62,7 @@ def test_the_profile_is_rocchios(papers: Collection) -> None:
 
 def test_the_last_counts_most_in_a_history(papers: Collection) -> None:
     assert ids(papers, "head1", "fox1", half_life=0.1, k=1) == ids(papers, "fox1", k=1)
+    assert ids(papers, "head1", "fox1", half_life=1e-320, k=1) == ids(papers, "fox1", k=1)  # a share of 0, no warning
     assert ids(papers, "fox1", "head1", half_life=0.1, k=9) == [id for id in ids(papers, "head1", k=9) if id != "fox1"]
 
 
@@ -90,6 +91,10 @@ def test_what_nobody_meant_is_refused(papers: Collection) -> None:
         papers.recommend([])
     with pytest.raises(InputError, match="lists of ids; got a text"):
         papers.recommend("fox1")
+    with pytest.raises(InputError, match="an id is a text; got 1"):
+        papers.recommend([1])  # type: ignore[list-item]
+    with pytest.raises(InputError, match="'fox1' is both liked and not; name it once"):
+        papers.recommend(["fox1", "fox2"], ["fox1"])
     with pytest.raises(UnknownChunkError, match="'foxes'"):
         papers.recommend(["foxes"])
     with pytest.raises(InputError, match="half_life must be above 0; got 0"):

@@ -7,14 +7,16 @@ The features of a text are its dense vector, centred, beside its term weights ma
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
 import numpy as np
 
 from threefold.analyze.optional import load
+from threefold.characters import clean
 from threefold.errors import CheckpointError, ConfigError, InputError, ModelMismatchError
 from threefold.replacing import replacing
 from threefold.retrieve.documents import units
@@ -26,27 +28,37 @@ C: Final = 10.0
 #: Folds of a cross-validation, unless the rarest label has fewer examples.
 FOLDS: Final = 5
 FORMAT: Final = 1
+#: What a classifier can read, in the order of its features.
+USABLE: Final[tuple[Representation, ...]] = ("dense", "sparse")
 
-_SETTINGS, _WEIGHTS = "classifier.json", "classifier.safetensors"
+#: One file, since two could be of two classifiers after an interruption; the settings are in its header, as JSON.
+_FILE: Final = "classifier.safetensors"
+_SETTINGS: Final = "classifier"
+_ARRAYS: Final = ("mean", "used", "weights", "bias")
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The label of a text, and the probability of every label, in the order of `Classifier.labels`."""
+    """The label of a text, and the probability of every label, in the order of `Classifier.labels`.
+
+    truncated  the text was longer than the model reads, and only its beginning was
+    """
 
     label: str
     probability: float
     probabilities: tuple[float, ...]
+    truncated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class CrossValidation:
     """What a classifier would do on texts that it has not seen.
 
-    accuracy  share of right labels
-    macro_f1  mean over the labels of the harmonic mean of precision and recall
-    labels    of each: precision, recall, F1 and how many examples there were
-    wrong     (number of the text, its label, the label that it was given), the surest first
+    accuracy   share of right labels
+    macro_f1   mean over the labels of the harmonic mean of precision and recall
+    labels     of each: precision, recall, F1 and how many examples there were
+    wrong      (number of the text, its label, the label that it was given), the surest first
+    truncated  examples that were longer than the model reads
     """
 
     folds: int
@@ -54,10 +66,14 @@ class CrossValidation:
     macro_f1: float
     labels: dict[str, dict[str, float]]
     wrong: tuple[tuple[int, str, str], ...]
+    truncated: int = 0
 
 
 class Classifier:
-    """Labels for texts by one encoder."""
+    """Labels for texts by one encoder.
+
+    truncated  examples of `fit` that were longer than the model reads
+    """
 
     def __init__(
         self,
@@ -65,18 +81,21 @@ class Classifier:
         labels: Sequence[str],
         outputs: Sequence[Representation],
         mean: Floats,
+        used: Ints,
         weights: Floats,
         bias: Floats,
     ) -> None:
         """From what `fit` or `load` knows.
 
         mean     (d,) of the dense vectors that it learned from
-        weights  (labels, features) float32, bias (labels,) float32
+        used     (f,) int64 numbers of the features that the examples have: the weights of all others are 0
+        weights  (labels, f) float32, bias (labels,) float32
         """
         self.encoder = encoder
         self.labels = tuple(labels)
         self.outputs = tuple(outputs)
-        self._mean, self._weights, self._bias = mean, weights, bias
+        self.truncated = 0
+        self._mean, self._used, self._weights, self._bias = mean, used, weights, bias
 
     @classmethod
     def fit(
@@ -96,8 +115,9 @@ class Classifier:
         outputs = _outputs(encoder, outputs)
         vectors = encoder.encode_documents(texts, outputs=outputs)
         mean = _mean(vectors)
-        weights, bias = _learn(features(vectors, mean), numbers, len(names), c)
-        return cls(encoder, names, outputs, mean, weights, bias)
+        made = cls(encoder, names, outputs, mean, *_learn(features(vectors, mean), numbers, len(names), c))
+        made.truncated = int(vectors.truncated.sum())
+        return made
 
     def predict(self, texts: Sequence[str]) -> list[Prediction]:
         """The likeliest label of each text."""
@@ -105,11 +125,16 @@ class Classifier:
 
     def predict_vectors(self, vectors: Encoded) -> list[Prediction]:
         """The same for texts that are encoded already, as documents."""
-        shares = _softmax(features(vectors, self._mean) @ self._weights.T + self._bias)
-        return [_prediction(row, self.labels) for row in shares]
+        for name in self.outputs:
+            if getattr(vectors, name) is None:
+                raise InputError(f"this classifier reads {' and '.join(self.outputs)}; the vectors have no {name} ones")
+        dense, sparse = (getattr(vectors, name) if name in self.outputs else None for name in USABLE)
+        rows = features(replace(vectors, dense=dense, sparse=sparse), self._mean)
+        shares = _softmax(rows[:, self._used] @ self._weights.T + self._bias)
+        return _predictions(shares, self.labels, vectors)
 
     def save(self, folder: str | Path) -> None:
-        """Into a folder, as JSON and safetensors; the encoder is named, not copied."""
+        """Into a folder, as one file of safetensors; the encoder is named, not copied."""
         from safetensors.numpy import save_file
 
         folder = Path(folder)
@@ -122,24 +147,24 @@ class Classifier:
             "labels": self.labels,
             "outputs": self.outputs,
         }
-        arrays = {"mean": self._mean, "weights": self._weights, "bias": self._bias}
-        with replacing(folder / _WEIGHTS) as draft:  # in rows, since safetensors writes memory as it lies
-            save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, draft)
-        with replacing(folder / _SETTINGS) as draft:
-            draft.write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        arrays = {"mean": self._mean, "used": self._used, "weights": self._weights, "bias": self._bias}
+        rows = {name: np.ascontiguousarray(array) for name, array in arrays.items()}  # memory is written as it lies
+        with replacing(folder / _FILE) as draft:
+            save_file(rows, draft, {_SETTINGS: json.dumps(settings)})
 
     @classmethod
     def load(cls, folder: str | Path, encoder: TextEncoder) -> Self:
         """From a folder; an encoder that it was not learned with is refused."""
-        folder = Path(folder)
-        settings = _settings(folder)
+        path = Path(folder) / _FILE
+        if not path.is_file():
+            raise InputError(f"{folder} has no {_FILE}; it is not a classifier that was saved here")
+        settings, arrays = _read(path)
         if settings["model_hash"] != encoder.card.hash:
             raise ModelMismatchError(
                 f"the classifier in {folder} was learned on {settings['model']!r}, not on {encoder.card.name!r}. "
                 "Give that model, or learn anew"
             )
-        arrays = _arrays(folder / _WEIGHTS)
-        return cls(encoder, settings["labels"], settings["outputs"], *(arrays[n] for n in ("mean", "weights", "bias")))
+        return cls(encoder, settings["labels"], settings["outputs"], *(arrays[name] for name in _ARRAYS))
 
 
 def cross_validate(
@@ -164,10 +189,10 @@ def cross_validate(
     for learned, judged in splits.split(np.zeros(len(texts)), numbers):
         part = vectors.take(learned)
         mean = _mean(part)
-        weights, bias = _learn(features(part, mean), numbers[learned], len(names), c)
-        shares = _softmax(features(vectors.take(judged), mean) @ weights.T + bias)
+        used, weights, bias = _learn(features(part, mean), numbers[learned], len(names), c)
+        shares = _softmax(features(vectors.take(judged), mean)[:, used] @ weights.T + bias)
         said[judged], sure[judged] = shares.argmax(axis=1), shares.max(axis=1)
-    return _judged(names, numbers, said, sure, folds)
+    return replace(_judged(names, numbers, said, sure, folds), truncated=int(vectors.truncated.sum()))
 
 
 def zero_shot(
@@ -178,14 +203,15 @@ def zero_shot(
     Each text is compared by dense vectors with every label, as queries; both sides are centred, the labels about the
     mean of the labels. `scale` sharpens the shares, which are no probabilities of being right.
     """
+    labels = _named(labels)
     if len(set(labels)) < max(len(labels), 2):
         raise InputError(f"give at least two labels, each once; got {list(labels)!r}")
     queries = encoder.encode_queries(labels, outputs=["dense"]).dense
-    rows = encoder.encode_documents(texts, outputs=["dense"]).dense
-    if queries is None or rows is None:
+    vectors = encoder.encode_documents(texts, outputs=["dense"])
+    if queries is None or vectors.dense is None:
         raise InputError(f"{encoder.card.name!r} makes no dense vectors, and this needs them")
-    shares = _softmax(scale * rows @ units(queries - queries.mean(axis=0)).T)
-    return [_prediction(row, tuple(labels)) for row in shares]
+    shares = _softmax(scale * vectors.dense @ units(queries - queries.mean(axis=0)).T)
+    return _predictions(shares, labels, vectors)
 
 
 def features(vectors: Encoded, mean: Floats) -> Any:
@@ -199,7 +225,7 @@ def features(vectors: Encoded, mean: Floats) -> Any:
         sparse = vectors.sparse
         rows = np.repeat(np.arange(len(sparse)), np.diff(sparse.offsets))
         lengths = np.sqrt(np.bincount(rows, sparse.values.astype(np.float64) ** 2, len(sparse)))
-        values = (sparse.values / lengths[rows]).astype(np.float32)
+        values = (sparse.values / np.where(lengths > 0, lengths, 1.0)[rows]).astype(np.float32)
         parts.append(csr_array((values, sparse.indices, sparse.offsets), shape=(len(sparse), sparse.vocab)))
     return hstack(parts, format="csr")
 
@@ -209,6 +235,7 @@ def features(vectors: Encoded, mean: Floats) -> Any:
 
 def _numbered(texts: Sequence[str], labels: Sequence[str]) -> tuple[list[str], Ints]:
     """The names of the labels, sorted, and the number of each example's."""
+    labels = _named(labels)
     if len(texts) != len(labels):
         raise InputError(f"{len(texts)} texts but {len(labels)} labels")
     names = sorted(set(labels))
@@ -218,27 +245,45 @@ def _numbered(texts: Sequence[str], labels: Sequence[str]) -> tuple[list[str], I
     return names, np.array([number[label] for label in labels])
 
 
+def _named(labels: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(labels, str):
+        raise InputError(f"labels are a list of texts; got one text, {labels!r}")
+    for label in labels:
+        if not isinstance(label, str):
+            raise InputError(f"a label is a text; got {label!r}")
+    return tuple(map(clean, labels))
+
+
 def _outputs(encoder: TextEncoder, outputs: Sequence[Representation] | None) -> tuple[Representation, ...]:
-    usable: tuple[Representation, ...] = ("dense", "sparse")
     if outputs is None:
-        return tuple(name for name in usable if name in encoder.card.representations)
-    if not outputs or set(outputs) - set(usable):
+        return tuple(name for name in USABLE if name in encoder.card.representations)
+    if not outputs or set(outputs) - set(USABLE):
         raise ConfigError(f"outputs {tuple(outputs)!r}: a classifier reads dense, sparse, or both")
-    return tuple(name for name in usable if name in outputs)
+    return tuple(name for name in USABLE if name in outputs)
 
 
 def _mean(vectors: Encoded) -> Floats:
     return np.zeros(0, np.float32) if vectors.dense is None else vectors.dense.mean(axis=0)
 
 
-def _learn(rows: Any, numbers: Ints, count: int, c: float) -> tuple[Floats, Floats]:
-    """(labels, features) weights and (labels,) biases; of two labels scikit-learn has the second's alone."""
+def _learn(rows: Any, numbers: Ints, count: int, c: float) -> tuple[Ints, Floats, Floats]:
+    """(f,) features that the rows have, (labels, f) weights and (labels,) biases.
+
+    The weights of the other features would be 0, and need memory many times: a vocabulary has 250,000 terms.
+    """
+    if not c > 0:
+        raise ConfigError(f"c must be above 0; got {c}")
     linear = load("sklearn.linear_model", "a classifier")
-    model = linear.LogisticRegression(C=c, max_iter=2_000).fit(rows, numbers)
+    used = np.unique(rows.indices).astype(np.int64)
+    if not len(used):
+        raise InputError("no term of the examples has a weight; give other texts, or read dense vectors as well")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)  # a few examples are enough
+        model = linear.LogisticRegression(C=c, max_iter=2_000).fit(rows[:, used], numbers)
     weights, bias = model.coef_.astype(np.float32), model.intercept_.astype(np.float32)
-    if count == 2:
+    if count == 2:  # scikit-learn has the second's alone
         weights, bias = np.concatenate([0 * weights, weights]), np.concatenate([0 * bias, bias])
-    return weights, bias
+    return used, weights, bias
 
 
 def _softmax(logits: Any) -> Floats:
@@ -247,9 +292,12 @@ def _softmax(logits: Any) -> Floats:
     return normalised
 
 
-def _prediction(shares: Floats, labels: tuple[str, ...]) -> Prediction:
-    best = int(shares.argmax())
-    return Prediction(labels[best], float(shares[best]), tuple(shares.tolist()))
+def _predictions(shares: Floats, labels: tuple[str, ...], vectors: Encoded) -> list[Prediction]:
+    best = shares.argmax(axis=1).tolist()
+    return [
+        Prediction(labels[i], float(row[i]), tuple(row.tolist()), bool(cut))
+        for i, row, cut in zip(best, shares, vectors.truncated, strict=True)
+    ]
 
 
 def _judged(names: Sequence[str], numbers: Ints, said: Ints, sure: Floats, folds: int) -> CrossValidation:
@@ -262,25 +310,23 @@ def _judged(names: Sequence[str], numbers: Ints, said: Ints, sure: Floats, folds
     return CrossValidation(folds, float((said == numbers).mean()), float(np.mean(report[2])), by_label, wrong)
 
 
-def _settings(folder: Path) -> dict[str, Any]:
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings and arrays of a saved classifier, which fit together."""
+    from safetensors import SafetensorError, safe_open
+
     try:
-        settings = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{folder} has no {_SETTINGS}; it is not a classifier that was saved here") from error
-    except ValueError as error:
-        raise CheckpointError(f"{folder / _SETTINGS} is not JSON: {error}") from error
+        with safe_open(path, "numpy") as file:
+            settings = json.loads((file.metadata() or {}).get(_SETTINGS, "{}"))
+            arrays = {name: file.get_tensor(name) for name in _ARRAYS}
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    settings = settings if isinstance(settings, dict) else {}
     missing = {"format", "model", "model_hash", "labels", "outputs"} - set(settings)
     if missing or settings["format"] != FORMAT:
-        raise CheckpointError(f"{folder / _SETTINGS} lacks {', '.join(sorted(missing)) or f'format {FORMAT}'}")
-    return dict(settings)
-
-
-def _arrays(path: Path) -> dict[str, Floats]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        arrays: dict[str, Floats] = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    return arrays
+        raise CheckpointError(f"{path} lacks {', '.join(sorted(missing)) or f'format {FORMAT}'}")
+    shape = (len(settings["labels"]), len(arrays["used"]))
+    if arrays["weights"].shape != shape or arrays["bias"].shape != shape[:1]:
+        raise CheckpointError(
+            f"{path}: weights of shape {arrays['weights'].shape}, but labels and features are {shape}"
+        )
+    return settings, arrays

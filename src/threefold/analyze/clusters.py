@@ -14,6 +14,7 @@ import numpy as np
 
 from threefold.analyze.corpus import Corpus, centred
 from threefold.analyze.keywords import TOP, keywords
+from threefold.analyze.neighbours import BLOCK
 from threefold.analyze.optional import load
 from threefold.errors import InputError
 from threefold.retrieve.documents import units
@@ -28,6 +29,8 @@ MOST_GROUPS, LEAST_PER_GROUP = 100, 4
 TRIED, JUDGED = 16, 2_000
 #: Texts of a group that its keywords are taken from: those nearest to its centre.
 READ = 50
+#: Items that are nearer than this to each other say the same, and are not parted unless a number of groups is given.
+SAME = 1e-3
 #: Items that stand for a group.
 EXAMPLES = 3
 
@@ -77,8 +80,9 @@ def cluster(
     chosen = _chosen(n, seed)
     if count is not None and count > len(chosen):
         raise InputError(f"more than {len(chosen):,} groups cannot be made; got {count:,}")
-    counts = [count] if count is not None else _candidates(len(chosen))
-    labels, silhouette = _best(rows[chosen], _tree(rows[chosen]), counts, seed)
+    tree = _tree(rows[chosen])
+    counts = [count] if count is not None else _candidates(len(chosen), _distinct(tree))
+    labels, silhouette = _best(rows[chosen], tree, counts, seed)
     if len(chosen) < n:
         labels = _nearest(rows, _centres(rows[chosen], labels))
     labels = _by_size(labels)
@@ -122,9 +126,14 @@ def _cut(tree: Any, count: int) -> Ints:
     return labels
 
 
-def _candidates(n: int) -> list[int]:
+def _distinct(tree: Any) -> int:
+    """How many groups there are of items that say the same."""
+    return 1 if tree is None else 1 + int((tree[:, 2] > SAME).sum())
+
+
+def _candidates(n: int, distinct: int) -> list[int]:
     """Numbers of groups worth a look, in equal ratios from half the root of n: two groups of all say nothing."""
-    most = min(MOST_GROUPS, n // LEAST_PER_GROUP)
+    most = min(MOST_GROUPS, n // LEAST_PER_GROUP, distinct)
     if most < 2:
         return [1]
     least = min(max(2.0, n**0.5 / 2), most)
@@ -165,7 +174,9 @@ def _centres(rows: Floats, labels: Ints) -> Floats:
 
 def _nearest(rows: Floats, centres: Floats) -> Ints:
     """(n,) the group whose centre is nearest; numbered anew, since a group may lose all its items."""
-    labels: Ints = np.unique((rows @ centres.T).argmax(axis=1), return_inverse=True)[1]
+    step = max(1, BLOCK // len(centres))
+    parts = [(rows[start : start + step] @ centres.T).argmax(axis=1) for start in range(0, len(rows), step)]
+    labels: Ints = np.unique(np.concatenate(parts), return_inverse=True)[1]
     return labels
 
 
@@ -179,7 +190,10 @@ def _by_size(labels: Ints) -> Ints:
 
 
 def _described(corpus: Corpus, rows: Floats, labels: Ints, tokenizer: Tokenizer | None) -> tuple[Group, ...]:
-    near = np.einsum("nd,nd->n", rows, _centres(rows, labels)[labels])
+    centres = _centres(rows, labels)
+    near = np.einsum("nd,nd->n", rows, centres[labels])
+    lost = np.linalg.norm(rows, axis=1) + np.linalg.norm(centres, axis=1)[labels] == 0
+    near[lost] = 1.0  # no direction, like its centre: equal to it
     groups, read = [], []
     for number in range(int(labels.max()) + 1):
         members = np.flatnonzero(labels == number)

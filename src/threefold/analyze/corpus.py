@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Literal
 
+import numpy as np
+
 from threefold.collection import Collection
-from threefold.errors import InputError, ShapeError
+from threefold.errors import InputError, NumericalError, ShapeError
 from threefold.retrieve.asked import condition_of
 from threefold.retrieve.documents import largest, means, units
 from threefold.text.protocol import TextEncoder
@@ -20,11 +22,16 @@ Progress = Callable[[int, int], None]
 
 #: Chunks that are read from the store at a time.
 BATCH = 1_000
+#: What is shorter than this after centring is rounding: it has no direction.
+ROUNDING = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A text that is analysed: a chunk, a document, or one that was given."""
+    """A text that is analysed: a chunk, a document, or one that was given.
+
+    truncated  it was given, is longer than the model reads, and only its beginning was read
+    """
 
     id: str
     text: str
@@ -32,6 +39,7 @@ class Item:
     source: str = ""
     language: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    truncated: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,6 +59,11 @@ class Corpus:
             raise ShapeError(f"{len(self.items)} items but dense vectors of shape {self.dense.shape}")
         if self.sparse is not None and len(self.sparse) != len(self.items):
             raise ShapeError(f"{len(self.items)} items but sparse vectors of {len(self.sparse)}")
+        if not np.isfinite(self.dense).all():
+            first = int(np.flatnonzero(~np.isfinite(self.dense).all(axis=1))[0])
+            raise NumericalError(
+                f"the dense vector of item {first}, {self.items[first].id!r}, is not of finite numbers"
+            )
 
     def __len__(self) -> int:
         return len(self.items)
@@ -103,16 +116,21 @@ def of_texts(
     if vectors.dense is None:
         raise ShapeError("the encoder gave no dense vectors")
     named = [str(i) for i in range(len(texts))] if ids is None else ids
-    items = tuple(Item(id, text) for id, text in zip(named, texts, strict=True))
+    items = tuple(
+        Item(id, text, truncated=bool(cut)) for id, text, cut in zip(named, texts, vectors.truncated, strict=True)
+    )
     return Corpus(items, vectors.dense, vectors.sparse)
 
 
 def centred(rows: Floats) -> Floats:
     """(n, d) unit rows about their common mean: what all texts share tells none of them apart.
 
-    Vectors of one model lie in a narrow cone (Mu and Viswanath, "All-but-the-Top", ICLR 2018).
+    Vectors of one model lie in a narrow cone (Mu and Viswanath, "All-but-the-Top", ICLR 2018). An item that is the mean
+    has no direction and becomes 0, as all do where all are equal.
     """
-    return units(rows - rows.mean(axis=0))
+    rest = rows - rows.mean(axis=0, dtype=np.float64).astype(rows.dtype)
+    rest[np.linalg.norm(rest, axis=1) < ROUNDING] = 0
+    return units(rest)
 
 
 def _of_chunks(
@@ -121,7 +139,8 @@ def _of_chunks(
     vectors = Encoded.concat(list(_read(collection, chunks, names, progress)))
     if vectors.dense is None:
         raise ShapeError("the store gave no dense vectors")
-    return Corpus(tuple(_item(chunk, chunk.id, chunk.text) for chunk in chunks), vectors.dense, vectors.sparse)
+    dense = units(vectors.dense)  # stores that keep them in fewer bits give back rows of other lengths
+    return Corpus(tuple(_item(chunk, chunk.id, chunk.text) for chunk in chunks), dense, vectors.sparse)
 
 
 def _read(

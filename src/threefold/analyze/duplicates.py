@@ -40,7 +40,9 @@ def _kept(rows: Floats, threshold: np.float32, progress: Progress | None) -> lis
     stays = np.ones(len(rows), bool)
     found = []
     for start, block in blocks(rows, progress):
-        for i in np.flatnonzero((block >= threshold).sum(axis=1) > 1):
+        here = np.arange(len(block))
+        block[here, start + here] = -np.inf
+        for i in np.flatnonzero((block >= threshold).any(axis=1)):
             number = start + int(i)
             before = np.flatnonzero((block[i, :number] >= threshold) & stays[:number])
             if len(before):

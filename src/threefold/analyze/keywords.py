@@ -23,6 +23,10 @@ from threefold.types import Sparse
 TOP = 8
 #: Words of a text that count, its heaviest: below these, the words that every text of a language has add up.
 PER_TEXT = 12
+#: Characters of a text in which words are looked for, ten pages: a book takes seconds.
+LONGEST = 20_000
+#: Characters of a word: what is longer is a code or a file, and says nothing to people.
+WORD = 50
 
 _WORD = re.compile(r"\w")
 
@@ -42,6 +46,7 @@ def keywords(
     for texts, rows in zip(groups, weights, strict=True):
         total: dict[str, float] = defaultdict(float)
         for i, text in enumerate(texts):
+            text = text[:LONGEST]
             for word, weight in _heaviest(words(tokenizer.pieces(text), text, rows.row(i))):
                 key = unicodedata.normalize("NFKC", word).casefold()
                 total[key] += weight
@@ -78,7 +83,7 @@ def words(pieces: Sequence[Piece], text: str, weights: Mapping[int, float]) -> d
     for start, end, ids in _joined(pieces, text):
         word = text[start:end]
         weight = max((weights.get(id, 0.0) for id in ids), default=0.0)
-        if weight > 0 and sum(map(str.isalnum, word)) > (0 if is_unspaced(word) else 1):
+        if weight > 0 and len(word) <= WORD and sum(map(str.isalnum, word)) > (0 if is_unspaced(word) else 1):
             found[word] = max(weight, found.get(word, 0.0))
     return found
 
@@ -96,7 +101,7 @@ def _joined(pieces: Sequence[Piece], text: str) -> Iterator[tuple[int, int, list
         if not joins:
             start, ids = left, []
         end = right
-        ids = [*ids, piece.id]
+        ids.append(piece.id)
     if ids:
         yield start, end, ids
 

@@ -24,7 +24,7 @@ Method = Literal["tsne", "umap", "pca"]
 
 #: Fewer items than this have no neighbourhoods: they are placed by their two main directions.
 FEW: Final = 10
-#: Characters of a text on the page.
+#: Characters of a text, or of the name of a group, on the page.
 SHOWN: Final = 400
 #: Groups with a colour of their own on the page; the smaller ones share one.
 COLOURS: Final = 20
@@ -49,17 +49,22 @@ def place(corpus: Corpus, *, method: Method = "tsne", seed: int = 0) -> Map:
 
     method  tsne: keeps neighbours best (scikit-learn's; van der Maaten and Hinton 2008), a minute for 10,000 items
             umap: faster beyond that (extra `umap`; McInnes et al. 2018)
-            pca: the two main directions, in no time; fewer than 10 items are always placed so
+            pca: the two main directions, in no time; fewer than 10 items, and equal ones, are always placed so
     """
-    if method not in get_args(Method):
-        raise InputError(f"unknown method {method!r}; known are {', '.join(get_args(Method))}")
+    check_method(method)
     if not len(corpus):
         raise InputError("there is nothing to place on a map")
     rows = centred(corpus.dense)
-    if len(rows) < FEW:
+    if len(rows) < FEW or not rows.any():  # of equal items t-SNE divides by 0, and may end the process
         method = "pca"
     placed = {"tsne": _tsne, "umap": _umap, "pca": _pca}[method](rows, seed)
     return Map(corpus.items, _framed(placed), method)
+
+
+def check_method(method: str) -> None:
+    """Refuse a way to place items that is not known."""
+    if method not in get_args(Method):
+        raise InputError(f"unknown method {method!r}; known are {', '.join(get_args(Method))}")
 
 
 def draw(placed: Map, groups: Sequence[str], *, title: str = "map") -> str:
@@ -74,9 +79,9 @@ def draw(placed: Map, groups: Sequence[str], *, title: str = "map") -> str:
     rest = len(named) < len(set(groups))
     data = {
         "title": title,
-        "groups": [*named, *([OTHER] if rest else [])],
+        "groups": [*map(_shortened, named), *([OTHER] if rest else [])],
         "points": [
-            [round(float(x), 4), round(float(y), 4), number.get(group, len(named)), item.id, _shown(item)]
+            [round(float(x), 4), round(float(y), 4), number.get(group, len(named)), item.id, _shortened(item.text)]
             for (x, y), group, item in zip(placed.xy, groups, placed.items, strict=True)
         ],
     }
@@ -93,7 +98,7 @@ def save_points(placed: Map, groups: Sequence[str], path: Path) -> None:
         name: [clean_value(getattr(item, name)) for item in placed.items]
         for name in ("id", "text", "title", "source", "language")
     }
-    columns |= {"x": placed.xy[:, 0], "y": placed.xy[:, 1], "group": list(groups)}
+    columns |= {"x": placed.xy[:, 0], "y": placed.xy[:, 1], "group": clean_value(list(groups))}
     with replacing(path) as draft:
         pq.write_table(pa.table(columns), draft)
 
@@ -107,7 +112,14 @@ def groups_by(items: Sequence[Item], field: str) -> list[str]:
         raise InputError(
             f"no item has a field {field!r}; there are source, title, language{''.join(f', {k}' for k in keys)}"
         )
-    return [str(item.metadata.get(field, "")) for item in items]
+    return [_said(item.metadata.get(field)) for item in items]
+
+
+def _said(value: Any) -> str:
+    """A value of the metadata as text: what is not text is written as in JSON."""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _tsne(rows: Floats, seed: int) -> Floats:
@@ -141,8 +153,8 @@ def _framed(xy: Floats) -> Floats:
     return framed
 
 
-def _shown(item: Item) -> str:
-    text = " ".join(item.text.split())
+def _shortened(text: str) -> str:
+    text = " ".join(text.split())
     return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
 
 

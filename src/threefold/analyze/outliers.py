@@ -37,7 +37,9 @@ def outliers(
         raise InputError(f"count and neighbours must be at least 1; got {count} and {neighbours}")
     if len(corpus) < 3:
         raise InputError(f"{len(corpus)} items have no outliers; give at least 3")
-    cosines, numbers = nearest(centred(corpus.dense), min(neighbours, len(corpus) - 1), progress)
-    scores = 1.0 - cosines.mean(axis=1)
+    rows = centred(corpus.dense)
+    cosines, numbers = nearest(rows, min(neighbours, len(corpus) - 1), progress)
+    scores = np.maximum(1.0 - cosines.mean(axis=1), 0.0)  # the cosine of equal items may be 1.0000002
+    scores[~rows.any(axis=1)] = 0.0  # the mean itself, as all are where all are equal
     order = np.argsort(-scores, kind="stable")[:count]
     return [Outlier(int(i), float(scores[i]), int(numbers[i, 0])) for i in order]

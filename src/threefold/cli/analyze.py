@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.text import Text
 
-from threefold.cli import options
+from threefold.characters import check_name
+from threefold.cli import idle, options
 from threefold.cli.collections import plain_hit, show_hit
 from threefold.cli.opened import In, Url, Where, condition_in, existing
 from threefold.cli.show import complain, err, note, one_line, out, print_json, print_table, progress_bar, shorten
+from threefold.errors import InputError
 
 if TYPE_CHECKING:
     from threefold.analyze import Corpus, Item
@@ -48,7 +50,8 @@ def cluster(
 
     with existing(into, url, model, revision) as collection:
         words = "sparse" in collection.representations
-        corpus = _gathered(collection, where, by, words=words, quiet=as_json)
+        nothing: Any = {"groups": [], "silhouette": None, "items": []}
+        corpus = _gathered(collection, where, by, nothing, words=words, as_json=as_json)
         found = find(corpus, count, tokenizer=collection.encoder.tokenizer if words else None, seed=seed)
     items = corpus.items
     if as_json:
@@ -64,6 +67,7 @@ def cluster(
 
 
 def draw_map(
+    context: typer.Context,
     into: In,
     output: Annotated[Path, typer.Option("--output", "-o", parser=options.path_of, help="Page to write (.html).")],
     color: Annotated[
@@ -83,14 +87,20 @@ def draw_map(
 ) -> None:
     """A map of a collection: a page with a point for each document, similar ones near each other."""
     from threefold.analyze import draw, place
-    from threefold.analyze.maps import save_points
+    from threefold.analyze.maps import check_method, save_points
     from threefold.replacing import replacing
 
+    check_method(method)
+    idle.needs(context, "--method tsne or umap, or --color cluster", method != "pca" or color == "cluster", "seed")
     for path in filter(None, (output, points)):
         options.require_folder_of(path)
+        check_name(path)
+    if points is not None and points.resolve() == output.resolve():
+        raise InputError(f"--output and --points are both {output}; choose another name for one of them")
     with existing(into, url, model, revision) as collection:
         words = color == "cluster" and "sparse" in collection.representations
-        corpus = _gathered(collection, where, by, words=words, quiet=as_json)
+        nothing = {"page": None, "points": None, "items": 0, "method": None}
+        corpus = _gathered(collection, where, by, nothing, words=words, as_json=as_json)
         groups = _colours(corpus, color, collection, words, seed)
     with progress_bar("placing", quiet=as_json):
         placed = place(corpus, method=cast("Placing", method), seed=seed)
@@ -120,7 +130,7 @@ def outliers(
     from threefold.analyze import outliers as find
 
     with existing(into, url, model, revision) as collection:
-        corpus = _gathered(collection, where, by, quiet=as_json)
+        corpus = _gathered(collection, where, by, [], as_json=as_json)
     with progress_bar("comparing", len(corpus), quiet=as_json) as bar:
         found = find(corpus, k, progress=lambda done, _: bar.update(done, 0))
     items = corpus.items
@@ -154,7 +164,7 @@ def duplicates(
     from threefold.analyze.duplicates import THRESHOLD
 
     with existing(into, url, model, revision) as collection:
-        corpus = _gathered(collection, where, by, quiet=as_json)
+        corpus = _gathered(collection, where, by, [], as_json=as_json)
     with progress_bar("comparing", len(corpus), quiet=as_json) as bar:
         least = THRESHOLD if threshold is None else threshold
         found = find(corpus, least, progress=lambda done, _: bar.update(done, 0))
@@ -185,7 +195,7 @@ def diverse(
     from threefold.analyze import pick, vendi
 
     with existing(into, url, model, revision) as collection:
-        corpus = _gathered(collection, where, by, quiet=as_json)
+        corpus = _gathered(collection, where, by, {"vendi": 0.0, "items": []}, as_json=as_json)
     score, picked = vendi(corpus.dense), [corpus.items[i] for i in pick(corpus, min(k, len(corpus)), seed=seed)]
     if as_json:
         print_json({"vendi": score, "items": [{"id": item.id, "text": item.text} for item in picked]})
@@ -195,6 +205,7 @@ def diverse(
 
 
 def recommend(
+    context: typer.Context,
     like: Annotated[list[str], typer.Argument(metavar="ID...", help="Documents or chunks that are liked.")],
     into: In,
     unlike: Annotated[list[str] | None, typer.Option(help="Ones that are not; can be given again.")] = None,
@@ -212,6 +223,7 @@ def recommend(
     """More like these: the documents nearest to the ones that are named."""
     from threefold.retrieve.stages import Diversify
 
+    idle.needs(context, "two IDs or more", len(like) > 1, "half_life")
     condition = condition_in(where)
     varied = None if relevance is None else Diversify(relevance)
     with existing(into, url, model, revision) as collection:
@@ -229,13 +241,22 @@ def recommend(
 # ---- words -----------------------------------------------------------------------------------------------
 
 
-def _gathered(collection: Collection, where: str, by: str, *, words: bool = False, quiet: bool = False) -> Corpus:
+def _gathered(
+    collection: Collection, where: str, by: str, nothing: Any, *, words: bool = False, as_json: bool = False
+) -> Corpus:
+    """The items; where there are none, the JSON that says so, and exit status 1."""
     from threefold.analyze import gather
 
-    with progress_bar(f"reading {collection.name}", quiet=quiet) as bar:
+    condition = condition_in(where)
+    if not collection.count(condition):
+        if as_json:
+            print_json(nothing)
+        complain(f"nothing in {collection.name} matches" if condition else f"{collection.name} has no documents")
+        raise typer.Exit(1)
+    with progress_bar(f"reading {collection.name}", quiet=as_json) as bar:
         return gather(
             collection,
-            where=condition_in(where),
+            where=condition,
             by=cast("By", by),
             sparse=words,
             progress=lambda done, _: bar.update(done, 0),

@@ -11,7 +11,7 @@ import typer
 
 from threefold.cli import idle, options
 from threefold.cli.encode import file_rows, require_table
-from threefold.cli.show import err, note, out, print_json, print_table, shorten
+from threefold.cli.show import complain, err, note, out, print_json, print_table, shorten
 from threefold.errors import InputError
 from threefold.text.rows import ROW_SUFFIXES, BadRow, read_rows
 from threefold.types import Representation
@@ -55,6 +55,8 @@ def classify(
     idle.needs(context, "--examples", examples, "save", "outputs", "label_field")
     idle.needs(context, "a file of texts", file, "id_field")
     if file is not None:
+        if not file.is_file():  # refused before anything is learned
+            raise InputError(f"{file} is not a file")
         require_table(context, file, *(() if examples else ("text_field",)), "id_field")
     options.require_no_file(save)
     encoder = options.open_encoder(model, revision, device, precision)
@@ -62,20 +64,28 @@ def classify(
     classifier, judged = None, None
     if examples is not None:
         texts, known = _examples(examples, text_field, label_field, bad)
-        classifier, judged = _learned(encoder, texts, known, _outputs(outputs), judge=file is None)
-        if save is not None:
-            classifier.save(save)
+        classifier, judged = _learned(encoder, texts, known, _outputs(outputs), judge=file is None, keep=save)
     said = {"texts": []} if file is None else _said(file, encoder, classifier, saved, labels, text_field, id_field, bad)
+    cut = judged.truncated if judged else classifier.truncated if classifier else 0
     if as_json:
-        print_json({**said, "cross_validation": judged and asdict(judged), "saved": save and str(save), "skipped": bad})
-        return
-    if judged is not None:
-        _show_judged(judged, texts)
-    rows = [
-        (one["label"], f"{one['probability']:.2f}", one["id"], shorten(one["text"], WIDTH)) for one in said["texts"]
-    ]
+        learned = {"cross_validation": judged and asdict(judged), "saved": save and str(save)}
+        print_json({**said, **learned, "examples_truncated": cut, "skipped": bad})
+    else:
+        if judged is not None:
+            _show_judged(judged, texts)
+        _show(said["texts"], cut, save, bad)
+    if file is not None and not said["texts"]:
+        complain(f"{file} has no texts")
+        raise typer.Exit(1)
+
+
+def _show(texts: Sequence[dict[str, Any]], cut: int, save: Path | None, bad: Sequence[str]) -> None:
+    rows = [(one["label"], f"{one['probability']:.2f}", one["id"], shorten(one["text"], WIDTH)) for one in texts]
     if rows:
         print_table(("label", "", "id", "text"), rows, left=4)
+    for count, what in ((cut, "examples"), (sum(one["truncated"] for one in texts), "texts")):
+        if count:
+            note(f"{count:,} {what} were longer than the model reads and were cut")
     if save is not None:
         err.print(f"saved in {save}")
     for reason in bad:
@@ -83,7 +93,10 @@ def classify(
 
 
 def _outputs(text: str) -> tuple[Representation, ...] | None:
-    return cast("tuple[Representation, ...]", options.names_in(text)) or None
+    names = options.names_in(text)
+    if text and not names:
+        raise InputError(f"--outputs {text!r} names none; give dense, sparse or both")
+    return cast("tuple[Representation, ...]", names) or None
 
 
 def _examples(path: Path, text_field: str, label_field: str, bad: list[str]) -> tuple[list[str], list[str]]:
@@ -95,15 +108,22 @@ def _examples(path: Path, text_field: str, label_field: str, bad: list[str]) -> 
         if isinstance(row, BadRow):
             bad.append(f"{path.name}, row {number}: {row.reason}")
             continue
-        text, label = row.get(text_field), row.get(label_field)
-        if not isinstance(text, str) or not isinstance(label, str | int) or label == "":
+        text, label = row.get(text_field), _label(row.get(label_field))
+        if not isinstance(text, str) or not label:
             bad.append(f"{path.name}, row {number}: no text in {text_field!r}, or no label in {label_field!r}")
             continue
         texts.append(text)
-        labels.append(str(label))
+        labels.append(label)
     if not texts:
         raise InputError(f"--examples {path} has no row with {text_field!r} and {label_field!r}; name their columns")
     return texts, labels
+
+
+def _label(value: Any) -> str:
+    """A text, a number, or true and false as JSON has them; "" for what is no label. Spaces around it are no part."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value).strip() if isinstance(value, str | int | float) else ""
 
 
 def _learned(
@@ -113,11 +133,17 @@ def _learned(
     outputs: Sequence[Representation] | None,
     *,
     judge: bool,
-) -> tuple[Classifier, CrossValidation | None]:
+    keep: Path | None,
+) -> tuple[Classifier | None, CrossValidation | None]:
     from threefold.analyze import Classifier, cross_validate
 
     judged = cross_validate(encoder, texts, labels, outputs=outputs) if judge else None
-    return Classifier.fit(encoder, texts, labels, outputs=outputs), judged
+    if judge and keep is None:
+        return None, judged
+    classifier = Classifier.fit(encoder, texts, labels, outputs=outputs)
+    if keep is not None:
+        classifier.save(keep)
+    return classifier, judged
 
 
 def _said(
@@ -143,7 +169,7 @@ def _said(
 
 
 def _row(id: str, text: str, one: Prediction) -> dict[str, Any]:
-    return {"id": id, "label": one.label, "probability": one.probability, "text": text}
+    return {"id": id, "label": one.label, "probability": one.probability, "text": text, "truncated": one.truncated}
 
 
 def _show_judged(judged: CrossValidation, texts: Sequence[str]) -> None:

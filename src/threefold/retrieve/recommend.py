@@ -61,6 +61,10 @@ def recommend(
         raise InputError("like and unlike are lists of ids; got a text")
     if not like:
         raise InputError("recommendations need something that is liked; give at least one id")
+    if odd := [id for id in (*like, *unlike) if not isinstance(id, str)]:
+        raise InputError(f"an id is a text; got {odd[0]!r}")
+    if both := sorted(set(like) & set(unlike)):
+        raise InputError(f"{both[0]!r} is both liked and not; name it once")
     if half_life is not None and not half_life > 0:
         raise InputError(f"half_life must be above 0; got {half_life}")
     check_count("k", k)
@@ -114,7 +118,8 @@ def _lengths(sparse: Sparse | None, count: int) -> Floats:
 def _decayed(count: int, half_life: float | None) -> Floats:
     """(count,) shares that add up to 1, the last the largest."""
     ages = np.arange(count - 1, -1, -1)
-    shares = np.ones(count) if half_life is None else 0.5 ** (ages / half_life)
+    with np.errstate(over="ignore"):  # infinitely many half-lives: a share of 0
+        shares = np.ones(count) if half_life is None else 0.5 ** (ages / half_life)
     normalised: Floats = shares / shares.sum()
     return normalised
 
