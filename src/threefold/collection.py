@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -322,10 +322,7 @@ class Collection:
                 f"the query has more than the {int(encoded.tokens[0]):,} tokens that the model reads. "
                 "Search for a part of it"
             )
-        for _ in range(TRIES - 1):
-            with suppress(UnknownChunkError):  # somebody deleted it between two looks into the store
-                return self._hits(text, encoded, run(self._store, encoded, retriever, judge), why)
-        return self._hits(text, encoded, run(self._store, encoded, retriever, judge), why)
+        return _found(lambda: self._hits(text, encoded, run(self._store, encoded, retriever, judge), why))
 
     def recommend(
         self,
@@ -345,10 +342,7 @@ class Collection:
         group         None: one chunk of a document
         """
         options: Any = {"where": where, "half_life": half_life, "diversify": diversify, "group": group}
-        for _ in range(TRIES - 1):
-            with suppress(UnknownChunkError):  # see `search_with`; what was never there is refused by the last try
-                return self._plain_hits(recommend(self._store, like, unlike, k=k, **options))
-        return self._plain_hits(recommend(self._store, like, unlike, k=k, **options))
+        return _found(lambda: self._plain_hits(recommend(self._store, like, unlike, k=k, **options)))
 
     def _judge(self, retriever: Retriever, query: str) -> Judge | None:
         """How texts are scored for this query by the reranker, if a stage asks for it."""
@@ -389,6 +383,14 @@ class Collection:
     def retrievers(self) -> list[str]:
         """The names of the saved retrievers."""
         return self._saved.names()
+
+
+def _found(look: Callable[[], list[Hit]]) -> list[Hit]:
+    """What is found, at the latest when nobody deletes a chunk between two looks into the store."""
+    for _ in range(TRIES - 1):
+        with suppress(UnknownChunkError):
+            return look()
+    return look()
 
 
 def _prefixed(item: Document | Skipped, prefix: str) -> Document | Skipped:

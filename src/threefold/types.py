@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -377,6 +377,11 @@ class Hit:
     @property
     def source(self) -> str:
         return self.chunk.source
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it is said in JSON, by the command line and over HTTP."""
+        found = {"id": self.id, "score": self.score, "scores": dict(self.scores), **asdict(self.chunk)}
+        return found if self.why is None else {**found, "why": asdict(self.why)}
 
     def explained(self, why: Why) -> Hit:
         """The same hit with its reason."""

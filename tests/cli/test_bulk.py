@@ -7,22 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.cli.conftest import LINES
 from tests.cli.test_cli import run, run_json
-from tests.encoder.checkpoints import bge_m3
 
 from threefold.shards import read_parquet
-
-LINES = [f"The quick brown fox number {i} jumps over the lazy dog." for i in range(50)]
-
-
-@pytest.fixture
-def use(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file of texts, a tiny model, an empty home."""
-    monkeypatch.setenv("THREEFOLD_MODEL", str(bge_m3(tmp_path / "model")))
-    monkeypatch.setenv("THREEFOLD_PRECISION", "float32")
-    path = tmp_path / "lines.txt"
-    path.write_text("\n".join(LINES))
-    return path
 
 
 def test_a_folder_has_what_one_file_has(use: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,23 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.cli.conftest import LINES
 from tests.cli.test_cli import run, run_json
-from tests.encoder.checkpoints import bge_m3
 from tests.fakes import hear_interrupts
 
 from threefold.shards import read_parquet
-
-LINES = [f"The quick brown fox number {i} jumps over the lazy dog." for i in range(50)]
-
-
-@pytest.fixture
-def use(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file of texts, a tiny model, an empty home."""
-    monkeypatch.setenv("THREEFOLD_MODEL", str(bge_m3(tmp_path / "model")))
-    monkeypatch.setenv("THREEFOLD_PRECISION", "float32")
-    path = tmp_path / "lines.txt"
-    path.write_text("\n".join(LINES))
-    return path
 
 
 def test_encode_with_two_processes_writes_what_one_writes(

@@ -18,7 +18,6 @@ from tests.serve.fakes import START_S, FakeCross, ServedEncoder, make_server, se
 from threefold.collection import Collection
 from threefold.errors import UnavailableError
 from threefold.serve import wire
-from threefold.serve.collections import hit_dict
 from threefold.serve.keys import create_key
 from threefold.serve.library import Library
 from threefold.serve.settings import ServeConfig
@@ -100,7 +99,7 @@ def test_search_says_what_the_library_says(
     with Collection(tmp_path / "same", served, chunking=_chunking(chunking)) as same:
         same.add(given)
         for options in ({}, {"mode": "dense", "k": 1}, {"why": True}, {"where": {"year": {"gte": 2021}}}):
-            expected = [hit_dict(hit) for hit in same.search("a quick fox", **options)]
+            expected = [hit.to_dict() for hit in same.search("a quick fox", **options)]
             body = {"query": "a quick fox", **options}
             found = client.post(f"/collections/{papers}/search", json=body).json()["hits"]
             assert _rounded(found) == _rounded(json.loads(json.dumps(expected, default=float)))
@@ -112,7 +111,7 @@ def test_recommendations_are_those_of_the_library(
     with Collection(tmp_path / "same", served, chunking=_chunking({"max_tokens": 32})) as same:
         same.add([Document(**one) for one in DOCUMENTS])
         for options in ({"like": ["fox"]}, {"like": ["box", "fox#0"], "unlike": ["fuchs"], "half_life": 2.0}):
-            expected = [hit_dict(hit) for hit in same.recommend(**options)]
+            expected = [hit.to_dict() for hit in same.recommend(**options)]
             found = client.post(f"/collections/{papers}/recommend", json=options).json()["hits"]
             assert _rounded(found) == _rounded(json.loads(json.dumps(expected, default=float)))
     varied = {"like": ["fox"], "k": 1, "diversify": {"relevance": 0.5}, "where": {"language": "de"}}

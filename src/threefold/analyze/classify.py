@@ -19,7 +19,7 @@ from threefold.analyze.optional import load
 from threefold.characters import clean
 from threefold.errors import CheckpointError, ConfigError, InputError, ModelMismatchError
 from threefold.replacing import replacing
-from threefold.retrieve.documents import units
+from threefold.retrieve.documents import row_lengths, units
 from threefold.text.protocol import TextEncoder
 from threefold.types import Encoded, Floats, Ints, Representation
 
@@ -223,9 +223,7 @@ def features(vectors: Encoded, mean: Floats) -> Any:
         parts.append(csr_array(units(vectors.dense - mean)))
     if vectors.sparse is not None:
         sparse = vectors.sparse
-        rows = np.repeat(np.arange(len(sparse)), np.diff(sparse.offsets))
-        lengths = np.sqrt(np.bincount(rows, sparse.values.astype(np.float64) ** 2, len(sparse)))
-        values = (sparse.values / np.where(lengths > 0, lengths, 1.0)[rows]).astype(np.float32)
+        values = (sparse.values / np.repeat(row_lengths(sparse), np.diff(sparse.offsets))).astype(np.float32)
         parts.append(csr_array((values, sparse.indices, sparse.offsets), shape=(len(sparse), sparse.vocab)))
     return hstack(parts, format="csr")
 

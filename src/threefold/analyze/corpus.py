@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Literal
 
 import numpy as np
 
+from threefold.analyze.neighbours import Progress
 from threefold.collection import Collection
 from threefold.errors import InputError, NumericalError, ShapeError
 from threefold.retrieve.asked import condition_of
@@ -17,9 +18,6 @@ from threefold.text.protocol import TextEncoder
 from threefold.types import Chunk, Encoded, Floats, Ints, Representation, Sparse, offsets_of
 
 By = Literal["chunk", "document"]
-#: Told how many items have been read, of how many.
-Progress = Callable[[int, int], None]
-
 #: Chunks that are read from the store at a time.
 BATCH = 1_000
 #: What is shorter than this after centring is rounding: it has no direction.

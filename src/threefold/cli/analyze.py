@@ -14,7 +14,7 @@ from rich.text import Text
 
 from threefold.characters import check_name
 from threefold.cli import idle, options
-from threefold.cli.collections import plain_hit, show_hit
+from threefold.cli.collections import show_hit
 from threefold.cli.opened import In, Url, Where, condition_in, existing
 from threefold.cli.show import complain, err, note, one_line, out, print_json, print_table, progress_bar, shorten
 from threefold.errors import InputError
@@ -135,13 +135,8 @@ def outliers(
         found = find(corpus, k, progress=lambda done, _: bar.update(done, 0))
     items = corpus.items
     if as_json:
-        print_json(
-            [
-                {"id": items[one.number].id, "score": one.score, "nearest": items[one.nearest].id}
-                | {"text": items[one.number].text}
-                for one in found
-            ]
-        )
+        said = [(items[one.number], one.score, items[one.nearest].id) for one in found]
+        print_json([{"id": one.id, "score": far, "nearest": near, "text": one.text} for one, far, near in said])
         return
     rows = [(f"{one.score:.3f}", items[one.number].id, shorten(items[one.number].text, WIDTH)) for one in found]
     print_table(("score", by, "text"), rows, left=3)
@@ -229,7 +224,7 @@ def recommend(
     with existing(into, url, model, revision) as collection:
         hits = collection.recommend(like, unlike or (), k=k, where=condition, half_life=half_life, diversify=varied)
     if as_json:
-        print_json([plain_hit(hit) for hit in hits])
+        print_json([hit.to_dict() for hit in hits])
     else:
         for rank, hit in enumerate(hits, start=1):
             show_hit(rank, hit)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -64,7 +64,8 @@ def classify(
     classifier, judged = None, None
     if examples is not None:
         texts, known = _examples(examples, text_field, label_field, bad)
-        classifier, judged = _learned(encoder, texts, known, _outputs(outputs), judge=file is None, keep=save)
+        wanted = options.outputs_in(outputs, "dense, sparse or both")
+        classifier, judged = _learned(encoder, texts, known, wanted, judge=file is None, keep=save)
     said = {"texts": []} if file is None else _said(file, encoder, classifier, saved, labels, text_field, id_field, bad)
     cut = judged.truncated if judged else classifier.truncated if classifier else 0
     if as_json:
@@ -90,13 +91,6 @@ def _show(texts: Sequence[dict[str, Any]], cut: int, save: Path | None, bad: Seq
         err.print(f"saved in {save}")
     for reason in bad:
         note(f"skipped: {reason}")
-
-
-def _outputs(text: str) -> tuple[Representation, ...] | None:
-    names = options.names_in(text)
-    if text and not names:
-        raise InputError(f"--outputs {text!r} names none; give dense, sparse or both")
-    return cast("tuple[Representation, ...]", names) or None
 
 
 def _examples(path: Path, text_field: str, label_field: str, bad: list[str]) -> tuple[list[str], list[str]]:

@@ -138,7 +138,7 @@ def search(
             rerank=_rerank_stage(collection, retriever, rerank_depth) if rerank else None,
         )
     if as_json:
-        print_json([plain_hit(hit) for hit in hits])
+        print_json([hit.to_dict() for hit in hits])
     else:
         for rank, hit in enumerate(hits, start=1):
             show_hit(rank, hit)
@@ -263,15 +263,6 @@ def _has_manifest(folder: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
-
-
-def plain_hit(hit: Hit) -> dict[str, Any]:
-    """A hit as it is said in JSON."""
-    chunk = dataclasses.asdict(hit.chunk)
-    plain = {"id": hit.id, "score": hit.score, "scores": dict(hit.scores), **chunk}
-    if hit.why is not None:
-        plain["why"] = dataclasses.asdict(hit.why)
-    return plain
 
 
 def _show_report(report: AddReport, into: str, total: int, precision: str) -> None:

@@ -16,7 +16,7 @@ from threefold.errors import DocumentError, InputError
 from threefold.text.decode import read_lines
 from threefold.text.rows import ROW_SUFFIXES, BadRow, read_rows, scalar
 from threefold.text.tokenizer import Truncate
-from threefold.types import REPRESENTATIONS, Representation
+from threefold.types import REPRESENTATIONS
 
 if TYPE_CHECKING:
     from threefold.cli.bulk import Ran
@@ -64,7 +64,8 @@ def encode(
         raise InputError(f"--truncate {truncate!r}: expected end, start or none")
     bad: list[str] = []
     rows = file_rows(file, text_field, id_field, bad, title_field)
-    order = bulk.order_of(output, shard, _outputs(outputs), max_tokens, cast(Truncate, truncate))
+    wanted = options.outputs_in(outputs, f"some of {', '.join(REPRESENTATIONS)}")
+    order = bulk.order_of(output, shard, wanted, max_tokens, cast(Truncate, truncate))
     opening = (model, revision, device, precision, devices)
     bars = partial(progress_bar, f"encoding {file.name}", quiet=as_json)
     if ray:
@@ -95,13 +96,6 @@ def _say(ran: Ran, output: Path, bad: list[str]) -> None:
         note(f"{written.truncated:,} texts were longer than the model reads and were cut (column `truncated`)")
     for reason in bad:
         note(f"skipped: {reason}")
-
-
-def _outputs(text: str) -> tuple[Representation, ...] | None:
-    names = options.names_in(text)
-    if text and not names:
-        raise InputError(f"--outputs {text!r} names none; give some of {', '.join(REPRESENTATIONS)}")
-    return cast("tuple[Representation, ...]", names) or None
 
 
 def require_table(context: typer.Context, file: Path, *names: str) -> None:

@@ -12,6 +12,7 @@ import typer
 
 from threefold.errors import InputError
 from threefold.score import Weights
+from threefold.types import Representation
 
 if TYPE_CHECKING:
     from threefold.encoder.cross import CrossEncoder
@@ -118,6 +119,14 @@ def parse_weights(text: str | None) -> Weights | None:
 def names_in(text: str) -> tuple[str, ...]:
     """The names of a list with commas."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def outputs_in(text: str, choice: str) -> tuple[Representation, ...] | None:
+    """The representations of `--outputs`; None where it is not given. `choice` says what could be."""
+    names = names_in(text)
+    if text and not names:
+        raise InputError(f"--outputs {text!r} names none; give {choice}")
+    return cast("tuple[Representation, ...]", names) or None
 
 
 def require_no_file(folder: Path | None) -> None:

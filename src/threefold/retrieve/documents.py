@@ -51,6 +51,13 @@ def largest(sparse: Sparse, offsets: Ints) -> Sparse:
     return Sparse((distinct % sparse.vocab).astype(np.int32), values, offsets_of(counts), sparse.vocab)
 
 
+def row_lengths(sparse: Sparse) -> Floats:
+    """(n,) Euclidean lengths of rows of term weights; 1 for a row without any, which shares none."""
+    rows = np.repeat(np.arange(len(sparse)), np.diff(sparse.offsets))
+    lengths = np.sqrt(np.bincount(rows, sparse.values.astype(np.float64) ** 2, len(sparse)))
+    return np.where(lengths > 0, lengths, 1.0)
+
+
 def named(store: Store, ids: Sequence[str]) -> Named:
     """Documents or chunks by id, in this order. An id is that of a document, or else of a chunk, or an error."""
     ids = [clean(id) for id in ids]  # as they are stored

@@ -21,7 +21,7 @@ import numpy as np
 
 from threefold.errors import InputError
 from threefold.retrieve.asked import check_count, condition_of
-from threefold.retrieve.documents import Named, named, units
+from threefold.retrieve.documents import Named, named, row_lengths, units
 from threefold.retrieve.stages import (
     DEPTH,
     Candidates,
@@ -29,18 +29,19 @@ from threefold.retrieve.stages import (
     Group,
     Ranked,
     Retriever,
-    Scorer,
     arrange,
     candidates,
-    in_order,
+    ranks_in,
+    summed,
 )
+from threefold.score.fuse import Weights
 from threefold.store.protocol import Scored, Store
 from threefold.types import Encoded, Floats, Representation, Sparse
 
 #: Weight of what is not liked, beside 1 for what is.
 AGAINST: Final = 0.2
-#: Weight of shared terms, beside 1 for the dense vectors.
-LEXICAL: Final = 0.5
+#: What the cosines count.
+WEIGHTS: Final = Weights(dense=1.0, sparse=0.5, multi=0.0)
 #: Terms of a profile: the weights of the rest are small, and engines read every one.
 TERMS: Final = 256
 
@@ -85,34 +86,14 @@ def recommend(
 
 def _scored(store: Store, profile: Encoded, lists: Mapping[Representation, list[Scored]]) -> list[Ranked]:
     """The candidates in order, with the cosine of each representation."""
-    ranks: dict[str, dict[Representation, int]] = {}
-    for name, found in lists.items():
-        for rank, one in enumerate(found, start=1):
-            ranks.setdefault(one.id, {})[name] = rank
+    ranks = ranks_in(lists)
     if not ranks:
         return []
-    ids = list(ranks)
-    cosines: dict[Scorer, Floats] = {name: scores for name, scores in store.score(profile, ids).items()}
-    weights: dict[Scorer, float] = {"dense": 1.0}
-    if profile.sparse is not None:
-        weights["sparse"] = LEXICAL
-        cosines["sparse"] = cosines["sparse"] / _lengths(store.vectors(ids, ["sparse"]).sparse, len(ids))
-    total = sum(weights.values())
-    ranked = []
-    for i, id in enumerate(ids):
-        raw = {name: float(cosines[name][i]) for name in weights}
-        parts = {name: weights[name] * raw[name] / total for name in weights}
-        ranked.append(Ranked(id, sum(parts.values()), raw, parts, ranks[id]))
-    return in_order(ranked)
-
-
-def _lengths(sparse: Sparse | None, count: int) -> Floats:
-    """(n,) Euclidean lengths of rows of term weights; 1 for a row without any, which shares none."""
-    if sparse is None:
-        return np.ones(count)
-    rows = np.repeat(np.arange(len(sparse)), np.diff(sparse.offsets))
-    lengths = np.sqrt(np.bincount(rows, sparse.values.astype(np.float64) ** 2, len(sparse)))
-    return np.where(lengths > 0, lengths, 1.0)
+    cosines = dict(store.score(profile, list(ranks)))
+    if "sparse" in lists:
+        terms = store.vectors(list(ranks), ["sparse"]).sparse
+        cosines["sparse"] = cosines["sparse"] / (1.0 if terms is None else row_lengths(terms))
+    return summed(cosines, WEIGHTS.only(*lists), ranks)
 
 
 def _decayed(count: int, half_life: float | None) -> Floats:

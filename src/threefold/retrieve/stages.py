@@ -212,11 +212,17 @@ def _both(first: Filter | None, second: Filter | None) -> Filter | None:
     return Filter("and", parts=(first, second)) if first and second else first or second
 
 
-def _fuse(store: Store, query: Encoded, lists: Mapping[Representation, list[Scored]], fuse: Fuse) -> list[Ranked]:
+def ranks_in(lists: Mapping[Representation, list[Scored]]) -> dict[str, dict[Representation, int]]:
+    """Of every chunk its rank, from 1, in each list that has it."""
     ranks: dict[str, dict[Representation, int]] = {}
     for name, found in lists.items():
         for rank, one in enumerate(found, start=1):
             ranks.setdefault(one.id, {})[name] = rank
+    return ranks
+
+
+def _fuse(store: Store, query: Encoded, lists: Mapping[Representation, list[Scored]], fuse: Fuse) -> list[Ranked]:
+    ranks = ranks_in(lists)
     if not ranks:
         return []
     if fuse.method == "weighted":
@@ -253,13 +259,20 @@ def _weighted(
     scores = _listed(lists, ids) if tuple(lists) == weights.used else {}
     if not scores:
         scores = dict(store.score(query.only(*weights.used), ids))
+    return summed(scores, weights, ranks)
+
+
+def summed(
+    scores: Mapping[Representation, Floats], weights: Weights, ranks: Mapping[str, Mapping[Representation, int]]
+) -> list[Ranked]:
+    """The weighted sum of the scores of the chunks of `ranks`, in its order; best first."""
     fused = weighted_sum(scores, weights)
     found = []
-    for i, id in enumerate(ids):
+    for i, id in enumerate(ranks):
         raw: dict[Scorer, float] = {name: float(scores[name][i]) for name in weights.used}
         parts: dict[Scorer, float] = {name: weights[name] * raw[name] / weights.total for name in weights.used}
         found.append(Ranked(id, float(fused[i]), raw, parts, ranks[id]))
-    return in_order(found)
+    return _sorted(found)
 
 
 def _listed(lists: Mapping[Representation, list[Scored]], ids: Sequence[str]) -> dict[Representation, Floats]:
@@ -270,8 +283,7 @@ def _listed(lists: Mapping[Representation, list[Scored]], ids: Sequence[str]) ->
     return {name: np.array([scores[id] for id in ids], dtype=np.float32) for name, scores in by_id.items()}
 
 
-def in_order(found: list[Ranked]) -> list[Ranked]:
-    """Best first, ties by id."""
+def _sorted(found: list[Ranked]) -> list[Ranked]:
     return sorted(found, key=lambda one: (-one.score, one.id))
 
 
@@ -302,7 +314,7 @@ def _rescored(found: list[Ranked], by: Scorer, values: Floats) -> list[Ranked]:
     for one, value in zip(found, values.tolist(), strict=True):
         scores: dict[Scorer, float] = {**one.scores, by: value}
         again.append(replace(one, score=value, scores=scores, contributions={by: value}))
-    return in_order(again)
+    return _sorted(again)
 
 
 def _diversify(store: Store, found: list[Ranked], relevance: float) -> list[Ranked]:

@@ -5,7 +5,6 @@ Errors have the body of OpenAI's. Documents stream in, one JSON object per line;
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,7 +29,7 @@ from threefold.serve.errors import RequestError
 from threefold.serve.http import Call
 from threefold.serve.library import OPEN, Library, plain
 from threefold.serve.threads import Threads
-from threefold.types import Document, Hit
+from threefold.types import Document
 
 T = TypeVar("T")
 
@@ -251,7 +250,7 @@ async def search(call: Call) -> Response:
 
     def found(collection: Collection) -> tuple[int, Response]:  # written in the thread: of many it takes a while
         hits = collection.search(body.query, **options)
-        return len(hits), wire.json_response({"hits": [hit_dict(hit) for hit in hits]})
+        return len(hits), wire.json_response({"hits": [hit.to_dict() for hit in hits]})
 
     with metered() as uses:
         async with by_deadline(call) as seconds:
@@ -271,7 +270,7 @@ async def recommend(call: Call) -> Response:
         hits = collection.recommend(
             body.like, body.unlike, k=body.k, where=body.where, half_life=body.half_life, **_stages(body)
         )
-        return len(hits), wire.json_response({"hits": [hit_dict(hit) for hit in hits]})
+        return len(hits), wire.json_response({"hits": [hit.to_dict() for hit in hits]})
 
     async with by_deadline(call):
         count, response = await call.wait_for(_with(call, found))
@@ -296,13 +295,6 @@ def _stages(body: SearchBody | RecommendBody) -> dict[str, Any]:
     """The stages that a body has; built here, so that a wrong one names its path."""
     given = {name: value for name in STAGES if (value := getattr(body, name, None)) is not None}
     return {name: STAGES[name].from_dict(value, name) for name, value in given.items()}
-
-
-def hit_dict(hit: Hit) -> dict[str, Any]:
-    """A hit in plain JSON."""
-    chunk = dataclasses.asdict(hit.chunk)
-    found = {"id": hit.id, "score": hit.score, "scores": dict(hit.scores), **chunk}
-    return found if hit.why is None else {**found, "why": dataclasses.asdict(hit.why)}
 
 
 # ---- retrievers --------------------------------------------------------------------------------------------
