@@ -26,7 +26,7 @@ from threefold.bulk import Job, Order
 from threefold.encoder.encoder import Encoder
 from threefold.errors import InputError, MissingExtraError, WorkerError
 from threefold.integrations.ray import Opening, RayEncoder
-from threefold.integrations.ray_jobs import Actors, Opened, Shape, connected, shape, shape_on
+from threefold.integrations.ray_jobs import Actors, Opened, Shape, connected, shape, shape_on, start
 from threefold.shards import read_parquet, write_parquet
 
 LINES = [f"The quick brown fox number {i} jumps over the lazy dog." for i in range(50)]
@@ -45,8 +45,9 @@ def ray() -> Iterator[Any]:
     """A cluster of one machine that this process is connected to."""
     import ray
 
-    ray.init(
-        address="local",
+    start(
+        ray,
+        "local",
         num_cpus=2,
         include_dashboard=False,
         object_store_memory=80_000_000,
@@ -65,6 +66,32 @@ def use(model: Path, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
     path = tmp_path / "lines.txt"
     path.write_text("\n".join(LINES))
     return path
+
+
+class Head:
+    """Ray, as far as starting it goes; the first `failures` times its head does not come up."""
+
+    def __init__(self, failures: int) -> None:
+        self.failures, self.said = failures, list[str]()
+
+    def init(self, address: str, num_cpus: int) -> None:
+        self.said.append(f"init {address} {num_cpus}")
+        if len(self.said) // 2 < self.failures:
+            raise RuntimeError("Timed out waiting for file gcs_server_port")
+
+    def shutdown(self) -> None:
+        self.said.append("shutdown")
+
+
+def test_a_ray_of_this_machine_that_does_not_come_up_is_started_once_more() -> None:
+    head = Head(failures=1)
+    start(head, "local", num_cpus=2)
+    assert head.said == ["init local 2", "shutdown", "init local 2"]
+    for address, calls in (("local", 3), ("10.0.0.1:6379", 1)):
+        head = Head(failures=9)
+        with pytest.raises(RuntimeError, match="Timed out"):
+            start(head, address, num_cpus=2)
+        assert len(head.said) == calls
 
 
 def address(ray: Any) -> str:

@@ -60,7 +60,7 @@ def connected(address: str) -> Iterator[Any]:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to anybody
         quiet["include_dashboard"] = False
     try:
-        ray.init(address=address, **quiet)
+        start(ray, address, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
@@ -71,6 +71,17 @@ def connected(address: str) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def start(ray: Any, address: str, **settings: Any) -> None:
+    """`ray.init`, once more where a Ray of this machine did not come up: its head may hang before its first line."""
+    try:
+        ray.init(address=address, **settings)
+    except RuntimeError:
+        if address != "local":
+            raise
+        ray.shutdown()
+        ray.init(address=address, **settings)
 
 
 def _check_address(address: str) -> None:
