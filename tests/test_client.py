@@ -22,7 +22,7 @@ from threefold.remote import Ranked
 from threefold.retrieve.stages import Diversify, Rerank
 from threefold.serve.settings import ServeConfig
 from threefold.text.tokenizer import Tokenizer
-from threefold.types import Document, Encoded
+from threefold.types import Document, Encoded, Hit
 
 TEXTS = ["The quick brown fox", "搜索引擎把文档切成段落。", "a " * 200, "dog", "box", "fox"]
 DOCUMENTS = [Document(str(i), text, metadata={"n": i}) for i, text in enumerate(TEXTS)]
@@ -114,6 +114,10 @@ def test_lone_surrogates_are_sent_as_the_library_reads_them(url: str, served: Se
         assert len(client.rerank("fox \udfff", texts)) == 1
 
 
+def _place(hit: Hit) -> tuple[str, int, int] | None:
+    return (hit.quote.text, hit.quote.start, hit.quote.end) if hit.quote else None
+
+
 def test_collections_are_those_of_the_library(url: str, served: ServedEncoder, tmp_path: Path) -> None:
     with Client(url) as client, Collection(tmp_path / "same", served, chunking=Chunking(32)) as same:
         same.add(DOCUMENTS)
@@ -123,13 +127,14 @@ def test_collections_are_those_of_the_library(url: str, served: ServedEncoder, t
         said: list[Any] = []
         report = there.add((document for document in DOCUMENTS), progress=said.append)
         assert report["added"] == len(DOCUMENTS)
-        for options in ({"k": 3}, {"why": True}, {"mode": "dense"}, {"rerank": Rerank("multi")}):
+        for options in ({"k": 3}, {"why": True}, {"quote": True}, {"mode": "dense"}, {"rerank": Rerank("multi")}):
             found = there.search("a quick fox", **options)
             expected = same.search("a quick fox", **options)
             assert [hit.id for hit in found] == [hit.id for hit in expected]
             assert [hit.score for hit in found] == pytest.approx([hit.score for hit in expected], abs=1e-5)
             assert found[0].chunk == expected[0].chunk
             assert (found[0].why is None) == (expected[0].why is None)
+            assert [_place(hit) for hit in found] == [_place(hit) for hit in expected]
         hit, other = there.search("a fox", k=1, why=True)[0], same.search("a fox", k=1, why=True)[0]
         assert hit.why is not None
         assert other.why is not None

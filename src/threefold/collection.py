@@ -25,6 +25,7 @@ from threefold.ingest import AddReport, Ingest, Progress, delete_missing_files
 from threefold.opening import check_settings, collection_folder, manifest_for, open_cluster, open_folder
 from threefold.retrieve.asked import check_count, check_query, condition_of
 from threefold.retrieve.explain import explain
+from threefold.retrieve.quotes import needs, quoted
 from threefold.retrieve.recommend import recommend
 from threefold.retrieve.saved import SavedRetrievers
 from threefold.retrieve.stages import (
@@ -49,6 +50,8 @@ from threefold.text.documents import Loading, Skipped, as_document, load_files
 from threefold.text.protocol import Reranker, TextEncoder
 from threefold.types import Chunk, Document, Encoded, Hit, Representation
 
+#: What a search that has no retriever takes: mode, weights, fusion, depth, rerank, diversify and group.
+_BY_ITSELF = ("hybrid", None, "weighted", DEPTH, None, None, None)
 #: Looks at a collection that others change meanwhile, before a search fails.
 TRIES = 5
 
@@ -249,6 +252,7 @@ class Collection:
         diversify: Diversify | None = None,
         group: Group | None = None,
         why: bool = False,
+        quote: bool = False,
         retriever: Retriever | str | None = None,
     ) -> list[Hit]:
         """The k best chunks for a query, best first.
@@ -259,27 +263,22 @@ class Collection:
         fusion     how a hybrid search joins its lists
         depth      candidates per representation
         why        explain each hit (`hit.why`)
+        quote      find the sentence of each hit that answers best (`hit.quote`)
         retriever  stages of your own, or the name of saved ones; `k` and `where` still hold, the rest is theirs
         """
         if retriever is not None:
-            if (mode, weights, fusion, depth, rerank, diversify, group) != (
-                "hybrid",
-                None,
-                "weighted",
-                DEPTH,
-                *[None] * 3,
-            ):
+            if (mode, weights, fusion, depth, rerank, diversify, group) != _BY_ITSELF:
                 raise InputError(
-                    "a retriever brings its own stages; with retriever= only k, where and why can be given"
+                    "a retriever brings its own stages; with retriever= only k, where, why and quote can be given"
                 )
             stages = self.load_retriever(retriever) if isinstance(retriever, str) else retriever
-            return self.search_with(stages, query, k=k, where=where, why=why)
+            return self.search_with(stages, query, k=k, where=where, why=why, quote=quote)
         own = Weights(*self._encoder.card.fusion)
         counts = {"k": check_count("k", 10 if k is None else k), "depth": check_count("depth", depth)}
         stages = preset(mode, self.representations, weights=own, **counts)
         fuse = self._fuse(stages.fuse, mode, weights, fusion)
         stages = replace(stages, fuse=fuse, rerank=rerank, diversify=diversify, group=group, where=where)
-        return self.search_with(stages, query, why=why)
+        return self.search_with(stages, query, why=why, quote=quote)
 
     def _fuse(self, fuse: Fuse, mode: Mode, weights: Weights | Mapping[str, float] | None, fusion: Fusion) -> Fuse:
         if weights is None:
@@ -299,6 +298,7 @@ class Collection:
         k: int | None = None,
         where: Mapping[str, Any] | None = None,
         why: bool = False,
+        quote: bool = False,
     ) -> list[Hit]:
         """Search by stages of your own. `k` replaces that of the retriever, `where` holds beside its own."""
         if k is not None:
@@ -316,13 +316,15 @@ class Collection:
             )
         judge = self._judge(retriever, text := check_query(query))
         outputs = self.representations if why else retriever.needs()
+        if quote and (needed := needs(self._encoder)) not in outputs:
+            outputs = (*outputs, needed)
         encoded = self._encoder.encode_queries([text], outputs=outputs)
         if encoded.truncated[0]:
             raise InputError(
                 f"the query has more than the {int(encoded.tokens[0]):,} tokens that the model reads. "
                 "Search for a part of it"
             )
-        return _found(lambda: self._hits(text, encoded, run(self._store, encoded, retriever, judge), why))
+        return _found(lambda: self._hits(text, encoded, run(self._store, encoded, retriever, judge), why, quote))
 
     def recommend(
         self,
@@ -356,12 +358,12 @@ class Collection:
             )
         return lambda texts: reranker.score(query, texts)
 
-    def _hits(self, text: str, query: Encoded, found: Sequence[Ranked], why: bool) -> list[Hit]:
+    def _hits(self, text: str, query: Encoded, found: Sequence[Ranked], why: bool, quote: bool) -> list[Hit]:
         hits = self._plain_hits(found)
-        if not why:
-            return hits
-        reasons = explain(self._store, self._encoder, text, query, found, [hit.chunk for hit in hits])
-        return [hit.explained(reason) for hit, reason in zip(hits, reasons, strict=True)]
+        if why:
+            reasons = explain(self._store, self._encoder, text, query, found, [hit.chunk for hit in hits])
+            hits = [replace(hit, why=reason) for hit, reason in zip(hits, reasons, strict=True)]
+        return quoted(self._store, self._encoder, text, query, hits) if quote else hits
 
     def _plain_hits(self, found: Sequence[Ranked]) -> list[Hit]:
         chunks = self._store.fetch([one.id for one in found]) if found else []

@@ -24,6 +24,7 @@ from threefold.types import (
     Encoded,
     Floats,
     Hit,
+    Quote,
     Ragged,
     Representation,
     Sparse,
@@ -296,7 +297,7 @@ def _as_it_is(body: Any) -> dict[str, Any]:
 
 
 def search(name: str, query: str, options: Mapping[str, Any]) -> Ask[list[Hit]]:
-    """Hits, with reasons if they were asked for."""
+    """Hits, with reasons and quotes if they were asked for."""
     return _hits(collection_path(name, "search"), {"query": query, **options})
 
 
@@ -312,9 +313,9 @@ def _hits(path: str, given: Mapping[str, Any]) -> Ask[list[Hit]]:
 
 
 def _hit(found: dict[str, Any]) -> Hit:
-    names = Chunk.__dataclass_fields__
-    chunk = Chunk(**{name: found[name] for name in names})
-    return Hit(chunk, found["score"], found["scores"], _why(found["why"]) if "why" in found else None)
+    chunk = Chunk(**{name: found[name] for name in Chunk.__dataclass_fields__})
+    why = _why(found["why"]) if "why" in found else None
+    return Hit(chunk, found["score"], found["scores"], why, Quote(**found["quote"]) if "quote" in found else None)
 
 
 def _why(found: dict[str, Any]) -> Why:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -358,13 +358,24 @@ class Why:
 
 
 @dataclass(frozen=True, slots=True)
+class Quote:
+    """The sentence of a hit that answers best: characters [start, end) of the document, and how well it answers."""
+
+    text: str
+    start: int
+    end: int
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
 class Hit:
-    """One result: a chunk, its score, and why."""
+    """One result: a chunk and its score; where they were asked for, why, and the sentence that answers best."""
 
     chunk: Chunk
     score: float
     scores: Mapping[str, float] = field(default_factory=dict)
     why: Why | None = None
+    quote: Quote | None = None
 
     @property
     def id(self) -> str:
@@ -381,8 +392,5 @@ class Hit:
     def to_dict(self) -> dict[str, Any]:
         """As it is said in JSON, by the command line and over HTTP."""
         found = {"id": self.id, "score": self.score, "scores": dict(self.scores), **asdict(self.chunk)}
-        return found if self.why is None else {**found, "why": asdict(self.why)}
-
-    def explained(self, why: Why) -> Hit:
-        """The same hit with its reason."""
-        return replace(self, why=why)
+        more = {"why": self.why, "quote": self.quote}
+        return found | {name: asdict(one) for name, one in more.items() if one is not None}

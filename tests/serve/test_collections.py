@@ -98,7 +98,12 @@ def test_search_says_what_the_library_says(
     chunking = {"max_tokens": 32}
     with Collection(tmp_path / "same", served, chunking=_chunking(chunking)) as same:
         same.add(given)
-        for options in ({}, {"mode": "dense", "k": 1}, {"why": True}, {"where": {"year": {"gte": 2021}}}):
+        for options in (
+            {},
+            {"mode": "dense", "k": 1},
+            {"why": True, "quote": True},
+            {"where": {"year": {"gte": 2021}}},
+        ):
             expected = [hit.to_dict() for hit in same.search("a quick fox", **options)]
             body = {"query": "a quick fox", **options}
             found = client.post(f"/collections/{papers}/search", json=body).json()["hits"]
@@ -123,7 +128,7 @@ def test_recommendations_are_those_of_the_library(
     ("body", "message"),
     [
         ({"like": []}, "like"),
-        ({"like": ["nobody"]}, "no chunk 'nobody'"),
+        ({"like": ["nobody"]}, "no document and no chunk has the id 'nobody'. Take ids from documents()"),
         ({"like": ["fox"], "half_life": 0}, "half_life"),
         ({"like": ["fox"], "query": "x"}, "query"),
         ({"like": ["fox"], "diversify": {"relevance": 2}}, "relevance must be from 0 to 1"),

@@ -30,13 +30,15 @@ from threefold.errors import InputError, StoreError
 from threefold.text.rows import ROW_SUFFIXES
 
 if TYPE_CHECKING:
-    from threefold.collection import Collection
     from threefold.ingest import AddReport
     from threefold.retrieve.stages import Fusion, Mode, Rerank
     from threefold.types import Hit
 
 #: Hits of a search that says nothing else: what fits a screen.
 FEW = 5
+
+#: Characters of a hit.
+SHOWN = 220
 
 #: Skipped files that are named one by one; the rest is counted.
 NAMED = 20
@@ -113,6 +115,7 @@ def search(
     rerank: Annotated[str | None, typer.Option(help="Cross-encoder that orders the best, by folder or name.")] = None,
     rerank_depth: Annotated[int | None, typer.Option(help="How many hits it reads; 100.")] = None,
     why: Annotated[bool, typer.Option("--why", help="Explain every hit.")] = False,
+    quote: Annotated[bool, typer.Option("--quote", help="Show the sentence of every hit that answers best.")] = False,
     url: Url = None,
     model: options.Model = None,
     revision: options.Revision = None,
@@ -125,6 +128,7 @@ def search(
     condition = condition_in(where)
     idle.needs(context, "--rerank", rerank, "rerank_depth")
     idle.excludes(context, "--retriever", retriever, "mode", "weights", "fusion", "rerank_depth")
+    stage = _rerank_stage(into, url, retriever, rerank_depth) if rerank else None  # refused before a model is loaded
     with existing(into, url, model, revision, device, precision, rerank) as collection:
         hits = collection.search(
             query,
@@ -134,8 +138,9 @@ def search(
             fusion=cast("Fusion", fusion),
             where=condition,
             why=why,
+            quote=quote,
             retriever=retriever,
-            rerank=_rerank_stage(collection, retriever, rerank_depth) if rerank else None,
+            rerank=stage,
         )
     if as_json:
         print_json([hit.to_dict() for hit in hits])
@@ -235,7 +240,7 @@ def show_hit(rank: int, hit: Hit) -> None:
         (one_line(f"  {hit.chunk.document_id}:{hit.chunk.start}-{hit.chunk.end}"), "dim"),
     )
     out.print(head)
-    out.print("   " + shorten(hit.text, 220))
+    out.print(Text("   ").append(_shown(hit)))
     if hit.why is None:
         return
     parts = [
@@ -244,6 +249,18 @@ def show_hit(rank: int, hit: Hit) -> None:
     ]
     out.print(named("scores", ", ".join(parts), indent="   "))
     show_reasons(hit.why.terms[:6], hit.why.tokens[:6], indent="   ")
+
+
+def _shown(hit: Hit) -> Text:
+    """The beginning of the text; or its best sentence, and around it what there is room for."""
+    if hit.quote is None:
+        return Text(shorten(hit.text, SHOWN))
+    start, end = hit.quote.start - hit.chunk.start, hit.quote.end - hit.chunk.start
+    quote = shorten(hit.quote.text, SHOWN)
+    room = SHOWN - len(quote)
+    before = shorten(hit.text[:start][::-1], room // 3)[::-1]
+    after = shorten(hit.text[end:], room - len(before))
+    return Text.assemble((f"{before} ".lstrip(), "dim"), (quote, "bold"), (f" {after}".rstrip(), "dim"))
 
 
 def _folders(place: Path) -> list[Path]:
@@ -285,13 +302,21 @@ def _show_report(report: AddReport, into: str, total: int, precision: str) -> No
         note(f"... and {len(report.skipped) - NAMED:,} more; --json names them all")
 
 
-def _rerank_stage(collection: Collection, retriever: str | None, depth: int | None) -> Rerank | None:
+def _rerank_stage(into: str, url: str | None, retriever: str | None, depth: int | None) -> Rerank | None:
     """The stage of `--rerank`; saved stages bring their own, which must be one that uses the cross-encoder."""
+    from threefold.opening import collection_folder
+    from threefold.retrieve.saved import SavedRetrievers
     from threefold.retrieve.stages import Rerank
+    from threefold.store.folder import read_manifest
 
+    if depth is not None and depth < 1:
+        raise InputError(f"--rerank-depth must be at least 1; got {depth}")
     if retriever is None:
         return Rerank("cross") if depth is None else Rerank("cross", depth)
-    saved = collection.load_retriever(retriever).rerank
+    folder = collection_folder(into) if url is None else None
+    if folder:
+        read_manifest(folder)  # of a collection that is absent, the stages are not what is missing
+    saved = SavedRetrievers(folder).load(retriever).rerank
     if saved is None or saved.by != "cross":
         raise InputError(f'the saved stages {retriever!r} do not rerank by "cross"; leave out --rerank or --retriever')
     return None

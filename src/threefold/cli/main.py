@@ -20,6 +20,7 @@ import typer
 from threefold import __version__
 from threefold.cli import (
     analyze,
+    ask,
     bench,
     choose,
     classify,
@@ -57,6 +58,7 @@ app = typer.Typer(
 )
 app.command("index")(collections.index)
 app.command("search")(collections.search)
+app.command("ask")(ask.ask)
 app.command("list")(collections.list_collections)
 app.command("delete")(collections.delete)
 app.command("optimize")(collections.optimize)

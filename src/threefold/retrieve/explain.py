@@ -7,13 +7,14 @@ or not at all, is explained with the full ones.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from threefold.retrieve.stages import Ranked, Scorer
+from threefold.retrieve.tokens import Read, of_documents, of_queries
 from threefold.store.protocol import Store
 from threefold.text.protocol import TextEncoder
 from threefold.text.tokenizer import Piece, Tokenizer
-from threefold.types import REPRESENTATIONS, Chunk, Encoded, Floats, Representation, TermMatch, TokenMatch, Why
+from threefold.types import REPRESENTATIONS, Chunk, Encoded, Representation, TermMatch, TokenMatch, Why
 
 T = TypeVar("T")
 
@@ -79,32 +80,14 @@ def best_token_pairs(encoder: TextEncoder, query: str, texts: Sequence[str], top
     if "multi" not in encoder.card.representations:
         return [()] * len(texts)
     tokenizer = encoder.tokenizer
-    asked = _tokens_of(encoder.encode_queries([query, ""], outputs=("multi",)), [query], tokenizer)
-    said = _tokens_of(encoder.encode_documents([*texts, ""], outputs=("multi",)), texts, tokenizer)
-    return [_best_pairs(asked[0], one, tokenizer, len(text), top) for text, one in zip(texts, said, strict=True)]
+    query_vectors = encoder.encode_queries([query], outputs=("multi",))
+    text_vectors = encoder.encode_documents(texts, outputs=("multi",))
+    (asked,) = of_queries(encoder, query_vectors, [query])
+    said = of_documents(encoder, text_vectors, texts)
+    return [_best_pairs(asked, one, tokenizer, len(text), top) for text, one in zip(texts, said, strict=True)]
 
 
-class _Read(NamedTuple):
-    """The tokens of a text that were read, and their vectors; the last row is that of the end token."""
-
-    rows: Floats
-    pieces: list[Piece]
-
-
-def _tokens_of(encoded: Encoded, texts: Sequence[str], tokenizer: Tokenizer) -> list[_Read]:
-    """Of each text, without the prompt before it. The last one of `encoded` is empty: it is the prompt alone."""
-    assert encoded.multi is not None  # it was asked for
-    prompt = int(encoded.tokens[-1]) - tokenizer.overhead
-    found = []
-    for i, text in enumerate(texts):
-        rows, pieces = encoded.multi[i], tokenizer.pieces(text)
-        if encoded.truncated[i]:
-            pieces = pieces[: max(len(rows) - 1 - prompt, 0)]
-        found.append(_Read(rows[len(rows) - 1 - len(pieces) :], pieces))
-    return found
-
-
-def _best_pairs(asked: _Read, said: _Read, tokenizer: Tokenizer, text_length: int, top: int) -> tuple[TokenMatch, ...]:
+def _best_pairs(asked: Read, said: Read, tokenizer: Tokenizer, text_length: int, top: int) -> tuple[TokenMatch, ...]:
     """The end token of the query is left out; that of the text has an empty span after its last character."""
     end = Piece(tokenizer.sep_id, tokenizer.token(tokenizer.sep_id), text_length, text_length)
     targets = [*said.pieces, end]

@@ -74,6 +74,7 @@ class SearchBody(_Body):
     diversify: dict[str, Any] | None = None
     group: dict[str, Any] | None = None
     why: bool = False
+    quote: bool = False
     retriever: dict[str, Any] | str | None = None
 
 

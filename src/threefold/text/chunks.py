@@ -73,7 +73,7 @@ def chunk_spans(text: str, tokenizer: Tokenizer, chunking: Chunking, *, code: bo
         raise ConfigError(
             f"max_tokens must be above the {tokenizer.overhead} special tokens; got {chunking.max_tokens}"
         )
-    whole = _trim(text, 0, len(text))
+    whole = trimmed(text, 0, len(text))
     if whole.start == whole.end:
         return []
     pieces = tokenizer.pieces(text[whole.start : whole.end])
@@ -111,7 +111,7 @@ def _advancing(text: str, spans: list[Span]) -> list[Span]:
     kept: list[Span] = []
     for span in spans:
         if kept and span.start <= kept[-1].start:
-            span = _trim(text, min(kept[-1].end, span.end), span.end)
+            span = trimmed(text, min(kept[-1].end, span.end), span.end)
         if span.start < span.end and (not kept or span.end > kept[-1].end):
             kept.append(span)
     return kept
@@ -120,10 +120,12 @@ def _advancing(text: str, spans: list[Span]) -> list[Span]:
 def _halves(text: str, span: Span) -> list[Span]:
     """One token of the document that is too long when it stands alone: cut it by characters."""
     middle = (span.start + span.end) // 2
-    return [part for part in (_trim(text, span.start, middle), _trim(text, middle, span.end)) if part.start < part.end]
+    return [
+        part for part in (trimmed(text, span.start, middle), trimmed(text, middle, span.end)) if part.start < part.end
+    ]
 
 
-def _trim(text: str, start: int, end: int) -> Span:
+def trimmed(text: str, start: int, end: int) -> Span:
     """[start, end) without white space at both ends."""
     part = text[start:end]
     return Span(start + len(part) - len(part.lstrip()), start + len(part.rstrip())) if part.strip() else Span(end, end)
@@ -147,7 +149,7 @@ class _Cutter:
         """Sections begin a chunk; within one, chunks are filled from the front."""
         first, last = bisect_right(self.borders.sections, span.start), bisect_left(self.borders.sections, span.end)
         edges = pairwise([span.start, *self.borders.sections[first:last], span.end])
-        return [chunk for a, b in edges for chunk in self._cut_section(_trim(self.text, a, b))]
+        return [chunk for a, b in edges for chunk in self._cut_section(trimmed(self.text, a, b))]
 
     def _cut_section(self, section: Span) -> list[Span]:
         chunks: list[Span] = []
@@ -157,8 +159,8 @@ class _Cutter:
             if end <= at and start < at:  # the overlap left no room for anything new
                 start = at
                 continue
-            chunks.append(_trim(self.text, start, end))
-            at = _trim(self.text, end, section.end).start
+            chunks.append(trimmed(self.text, start, end))
+            at = trimmed(self.text, end, section.end).start
             start = self._step_back(chunks[-1], at)
         return chunks
 

@@ -1,0 +1,144 @@
+"""The client of chat models, against an endpoint that runs in the test."""
+
+from __future__ import annotations
+
+import time
+from http.server import BaseHTTPRequestHandler
+from typing import Any
+
+import pytest
+from tests.chats import ChatModel, chat_model, end, piece
+from tests.web import serving
+
+from threefold.errors import DeadlineError, InputError, OfflineError, ThreefoldError, UnavailableError
+from threefold.integrations.chat import Chat, Said
+
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+def say(endpoint: type[ChatModel], **options: Any) -> Said:
+    with Chat(endpoint.url, **options) as chat:
+        return chat.say(HELLO)
+
+
+def test_pieces_as_they_come_and_the_whole() -> None:
+    heard: list[str] = []
+    with (
+        chat_model(piece(""), piece("Be"), piece(None), piece("es [1]"), *end(), b"data: [DONE]\n\n") as endpoint,
+        Chat(endpoint.url, "bees", api_key="secret", temperature=0.0, max_tokens=50) as chat,
+    ):
+        said = chat.say(HELLO, heard.append)
+    usage = {"prompt_tokens": 30, "completion_tokens": 5, "total_tokens": 35}
+    assert said == Said("Bees [1]", "stop", usage)
+    assert heard == ["Be", "es [1]"]
+    assert endpoint.asked == [
+        {
+            "path": "/v1/chat/completions",
+            "key": "Bearer secret",
+            "model": "bees",
+            "messages": HELLO,
+            "temperature": 0.0,
+            "max_tokens": 50,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+    ]
+
+
+def test_what_was_not_given_is_not_said() -> None:
+    with chat_model(piece("x"), *end()) as endpoint:
+        say(endpoint, model="bees")
+    (asked,) = endpoint.asked
+    assert asked["key"] is None
+    assert not {"temperature", "max_tokens"} & set(asked)
+
+
+def test_comments_names_and_line_ends_of_events() -> None:
+    last = b'data:{"choices": [{"delta": {"content": "x"}, "finish_reason": "stop"}]}'
+    with chat_model(b": waiting\r\n\r\nevent: message\r\n" + last + b"\r\n\r\n") as endpoint:
+        assert say(endpoint, model="bees") == Said("x", "stop", {})
+
+
+def test_a_lone_surrogate_is_sent_as_a_replacement() -> None:
+    with chat_model(piece("x"), *end()) as endpoint, Chat(endpoint.url, "bees") as chat:
+        chat.say([{"role": "user", "content": "a\ud800b"}])
+    assert endpoint.asked[0]["messages"][0]["content"] == "a\ufffdb"
+
+
+def test_the_only_model_needs_no_name() -> None:
+    with chat_model(piece("x"), *end()) as endpoint:
+        say(endpoint)
+    assert endpoint.asked[0]["model"] == "some-model"
+
+
+@pytest.mark.parametrize(
+    ("models", "said"),
+    [
+        ({"data": [{"id": "b"}, {"id": "a"}]}, "has 2 models; name one: a, b"),
+        ({"data": []}, "has 0 models; name one"),
+        ({"models": []}, "is no list of models"),
+        ([], "is no list of models"),
+    ],
+)
+def test_several_models_want_a_name(models: Any, said: str) -> None:
+    with chat_model(models=models) as endpoint, pytest.raises(InputError, match=said):
+        say(endpoint)
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [(401, "answered 401: .*no such key"), (404, "answered 404: .*no such key.*end in /v1"), (500, "answered 500")],
+)
+def test_a_refusal_is_passed_on(status: int, said: str) -> None:
+    with chat_model(status=status, body=b'{"error": "no such key"}') as endpoint, pytest.raises(InputError, match=said):
+        say(endpoint, model="bees")
+    assert len(endpoint.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("lines", "error", "said"),
+    [
+        ([piece("half")], UnavailableError, "in the middle of an answer"),
+        ([piece("half"), {"error": {"message": "out of memory"}}], InputError, "out of memory"),
+        ([b"data: {half\n\n"], InputError, "no JSON: .*half"),
+        ([b"data: [1]\n\n"], InputError, "another format"),
+        ([], UnavailableError, "in the middle of an answer"),
+    ],
+)
+def test_an_answer_that_breaks_off_is_an_error(lines: list[Any], error: type[ThreefoldError], said: str) -> None:
+    with chat_model(*lines) as endpoint, pytest.raises(error, match=said):
+        say(endpoint, model="bees")
+
+
+def test_nobody_there() -> None:
+    with serving(BaseHTTPRequestHandler) as address:
+        pass
+    with Chat(f"{address}/v1", "bees") as chat, pytest.raises(OfflineError, match="cannot be reached"):
+        chat.say(HELLO)
+
+
+def test_a_silent_endpoint_is_given_up() -> None:
+    class Silent(ChatModel):
+        def do_POST(self) -> None:
+            time.sleep(1)
+
+    with (
+        serving(Silent) as address,
+        Chat(f"{address}/v1", "bees", timeout_s=0.1) as chat,
+        pytest.raises(DeadlineError, match=r"said nothing for 0\.1 s"),
+    ):
+        chat.say(HELLO)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"url": "localhost:11434"}, "is not an address"),
+        ({"url": "http://localhost", "max_tokens": 0}, "max_tokens must be at least 1; got 0"),
+        ({"url": "http://localhost", "timeout_s": 0}, "timeout_s must be"),
+        ({"url": "http://localhost", "api_key": "a b"}, "api_key has spaces"),
+    ],
+)
+def test_wrong_settings(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        Chat(**options)
