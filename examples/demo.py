@@ -4,7 +4,7 @@
 
 Files in twenty languages are cut into chunks, each chunk becomes a dense vector, sparse term weights and token
 vectors in one forward pass, and all three are stored in a folder. Each search then says which of the three
-representations ranked the hit where, and through which words.
+representations ranked the hit where, and through which words, and quotes the sentence that answers best.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from threefold import Collection, Encoder, Hit
 
@@ -45,7 +46,7 @@ def main() -> None:
                 f"{report.seconds:.1f} s; {len(report.skipped)} skipped\n"
             )
             for kind, query in SEARCHES:
-                show(kind, query, collection.search(query, k=K, why=True))
+                show(kind, query, collection.search(query, k=K, why=True, quote=True))
     finally:
         shutil.rmtree(folder)
     out.print(f"[dim]{time.perf_counter() - began:.1f} s in all. Your own files:[/]")
@@ -54,7 +55,7 @@ def main() -> None:
 
 
 def show(kind: str, query: str, hits: list[Hit]) -> None:
-    """One search: where each representation ranked each hit, and what it matched."""
+    """One search: where each representation ranked each hit, what it matched, and the sentence that answers best."""
     table = Table(title=f"[bold]{kind}[/]: {query}", title_justify="left", box=None, header_style="dim")
     for column in ("", "document", "score", "dense", "sparse", "multi", "matched"):
         table.add_column(column, no_wrap=column != "matched")
@@ -70,7 +71,9 @@ def show(kind: str, query: str, hits: list[Hit]) -> None:
         matched = "; ".join(filter(None, [" ".join(terms) and "terms " + " ".join(terms), "tokens " + " ".join(pairs)]))
         table.add_row(str(rank), hit.chunk.document_id, f"{hit.score:.3f}", *cells, f"[dim]{matched}[/]")
     out.print(table)
-    out.print(f"   [italic]{' '.join(hits[0].text.split())[:200]}...[/]\n")
+    quote = hits[0].quote
+    assert quote is not None
+    out.print(Text(f"   {' '.join(quote.text.split())}\n", style="italic"))
 
 
 if __name__ == "__main__":

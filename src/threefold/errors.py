@@ -60,7 +60,11 @@ class DocumentError(InputError):
 
 
 class UnknownChunkError(InputError):
-    """A chunk that is not in the collection: it never was, or was deleted meanwhile."""
+    """A chunk that is not in the collection: it never was, or was deleted meanwhile. `id` is what it was asked by."""
+
+    def __init__(self, message: str, id: str = "") -> None:
+        super().__init__(message)
+        self.id = id
 
 
 class CheckpointError(ThreefoldError):

@@ -54,6 +54,29 @@ def test_it_is_logistic_regression_on_meaning_and_words(encoder: FakeEncoder, co
     assert all(one.probability == max(one.probabilities) for one in found)
 
 
+def test_examples_that_are_judged_as_well_are_encoded_once(
+    encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    plain = encoder.encode_documents
+
+    def counted(texts: list[str], **options: object) -> Encoded:
+        calls.append(len(texts))
+        return plain(texts, **options)  # type: ignore[arg-type]
+
+    alone, judged = Classifier.fit(encoder, TEXTS, LABELS), cross_validate(encoder, TEXTS, LABELS)
+    assert alone.judged is None
+    monkeypatch.setattr(encoder, "encode_documents", counted)
+    both = Classifier.fit(encoder, TEXTS, LABELS, judge=True)
+    assert calls == [len(TEXTS)]
+    assert both.judged == judged
+    assert both.predict(["the fox"]) == alone.predict(["the fox"])
+    calls.clear()
+    with pytest.raises(InputError, match="'rare' has one example"):  # refused before anything is encoded
+        Classifier.fit(encoder, [*TEXTS, "one"], [*LABELS, "rare"], judge=True)
+    assert not calls
+
+
 def test_cross_validation_is_that_of_scikit_learn(encoder: FakeEncoder) -> None:
     rng = np.random.default_rng(0)
     labels = [LABELS[i] if rng.random() > 0.3 else "fox" for i in range(len(TEXTS))]

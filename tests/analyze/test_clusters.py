@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from sklearn.cluster import AgglomerativeClustering
@@ -37,6 +39,25 @@ def test_groups_are_numbered_by_size_and_described() -> None:
     assert found.silhouette == pytest.approx(silhouette_score(rows, found.labels, metric="cosine"), abs=1e-5)
 
 
+@pytest.mark.parametrize("count", [2, 20, 59])
+def test_the_silhouette_is_that_of_scikit_learn(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with groups of one item, and with items that have no direction: the mean of all."""
+    dense = random_corpus(60).dense
+    given = corpus(np.concatenate([dense, np.tile(dense.mean(axis=0), (4, 1))]))
+    for block in (2**25, 100):
+        monkeypatch.setattr(clusters, "BLOCK", block)
+        found = cluster(given, count)
+        want = silhouette_score(centred(given.dense), found.labels, metric="cosine")
+        assert found.silhouette == pytest.approx(want, abs=1e-5)
+
+
+def test_nothing_else_needs_to_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("sklearn", "sklearn.metrics"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert cluster(blobs([5, 12, 8]), 3).silhouette is not None
+    assert len(cluster(blobs([9, 10, 11, 12, 13, 14])).groups) == 6
+
+
 def test_the_number_of_groups_is_found() -> None:
     found = cluster(blobs([9, 10, 11, 12, 13, 14]))
     assert [group.size for group in found.groups] == [14, 13, 12, 11, 10, 9]
@@ -62,7 +83,6 @@ def test_more_items_than_the_tree_holds_join_the_nearest_group(monkeypatch: pyte
     monkeypatch.setattr(clusters, "MOST_IN_TREE", 30)
     sampled = cluster(given, 3, seed=1)
     assert sampled.labels.tolist() == whole.labels.tolist()
-    monkeypatch.setattr(clusters, "JUDGED", 10)
     assert len(cluster(given).labels) == 90
     with pytest.raises(InputError, match="more than 30 groups"):
         cluster(given, 31)

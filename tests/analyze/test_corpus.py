@@ -100,7 +100,7 @@ def test_documents_and_chunks_are_named_by_id(papers: Collection) -> None:
     assert found.sparse is not None
     assert found.sparse.row(1) == chunks.sparse.row(1)
     assert found.sparse.row(2) == documents.sparse.row(0)
-    with pytest.raises(UnknownChunkError, match="no chunk 'nothing'"):
+    with pytest.raises(UnknownChunkError, match="no document and no chunk has the id 'nothing'"):
         named(papers.store, ["a", "nothing"])
 
 

@@ -44,6 +44,8 @@ def test_index_on_named_devices(use: Path, capsys: pytest.CaptureFixture[str]) -
         (["--devices", "0"], "processes must be at least 1"),
         (["--devices", "99999999"], "processes must be at most"),
         (["--devices", "cpu,abacus"], "unknown device 'abacus'"),
+        (["--devices", "cpu,cpu:5"], "device 'cpu:5' was asked for, but there is one only; use 'cpu'"),
+        (["--device", "cpu:5"], "device 'cpu:5' was asked for, but there is one only; use 'cpu'"),
         (["--devices", "2", "--device", "cpu"], "give one of them"),
     ],
 )

@@ -9,6 +9,7 @@ from tests.cli.test_cli import run, run_json
 from tests.encoder.checkpoints import bge_m3
 from tests.encoder.cross_checkpoints import bge_reranker
 
+from threefold.cli import options
 from threefold.encoder.cross import CrossEncoder
 from threefold.retrieve.stages import Candidates, Rerank, Retriever
 
@@ -110,7 +111,7 @@ def test_saved_stages_take_their_model_from_the_option(
         (["rerank", "fox", "{lines}", "--model", "no-such-model"], 3, "neither a folder nor a name on the hub"),
         (["rerank", "fox", "{lines}", "--max-tokens", "3"], 2, "max_tokens must be at least"),
         (["search", "fox", "--in", "mine", "--rerank", "no-such-model"], 3, "neither a folder nor a name on the hub"),
-        (["search", "fox", "--in", "mine", "--rerank", "{cross}", "--rerank-depth", "0"], 2, "depth must be at least"),
+        (["search", "fox", "--in", "no", "--rerank", "{cross}", "--retriever", "x"], 4, "no collection"),
     ],
 )
 def test_bad_input_gets_one_clear_line(
@@ -119,6 +120,37 @@ def test_bad_input_gets_one_clear_line(
     run(capsys, "index", use, "--into", "mine")
     got, out, err = run(capsys, *(argument.format(lines=lines, cross=cross) for argument in arguments))
     assert (got, out) == (code, "")
+    assert said in " ".join(err.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["rerank", "fox", "{lines}", "--max-tokens", "0"], "--max-tokens must be at least 1; got 0"),
+        (["search", "fox", "--in", "mine", "--rerank-depth", "0"], "--rerank-depth must be at least 1; got 0"),
+        (["search", "fox", "--in", "mine", "--rerank-depth", "-3"], "--rerank-depth must be at least 1; got -3"),
+        (["search", "fox", "--in", "mine", "--retriever", "quick"], "'quick' do not rerank by \"cross\""),
+        (["search", "fox", "--in", "mine", "--retriever", "x"], "no retriever 'x'; saved are: quick"),
+    ],
+)
+def test_options_are_refused_before_a_model_is_loaded(
+    use: Path,
+    lines: Path,
+    home: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    said: str,
+) -> None:
+    run(capsys, "index", use, "--into", "mine")
+    saved = home / "collections/mine/retrievers"
+    saved.mkdir()
+    (saved / "quick.json").write_text(json.dumps(Retriever((Candidates("dense"),)).to_dict()))
+    for name in ("open_encoder", "open_reranker"):
+        monkeypatch.setattr(options, name, lambda *_: pytest.fail("a model was loaded"))
+    given = [one.format(lines=lines) for one in arguments] + ["--rerank", "any"] * (arguments[0] == "search")
+    code, out, err = run(capsys, *given)
+    assert (code, out) == (2, "")
     assert said in " ".join(err.split())
 
 

@@ -83,12 +83,18 @@ def test_what_is_refused(precision: str, device: str, message: str) -> None:
         ("abacus", "unknown device 'abacus'"),
         (None, "unknown device None"),
         ("meta", "device 'meta' is not supported"),
+        ("cpu:5", "device 'cpu:5' was asked for, but there is one only; use 'cpu'"),
+        ("mps:1", "device 'mps:1' was asked for, but there is one only; use 'mps'"),
         pytest.param("mps", "sees no GPU of Apple's", marks=pytest.mark.skipif(MPS, reason="there is one")),
     ],
 )
 def test_devices_that_are_refused(device: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         choose_device(device)
+
+
+def test_the_cpu_has_one_name() -> None:
+    assert choose_device("cpu:0") == choose_device("cpu") == torch.device("cpu")
 
 
 def test_int8_without_onednn_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,9 +101,10 @@ def test_every_hit_has_one_but_those_without_words(encoder: FakeEncoder) -> None
     }
 
 
-def test_what_is_quoted_depends_on_no_other_hit(encoder: FakeEncoder) -> None:
+def test_what_is_quoted_depends_on_no_other_hit(encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     papers = collection(encoder)
     hits, query = papers.search("quick fox"), encoder.encode_queries(["quick fox"])
+    monkeypatch.setattr("threefold.retrieve.quotes.BATCH", 2)
     together = quoted(papers.store, encoder, "quick fox", query, hits)
     alone = [quoted(papers.store, encoder, "quick fox", query, [hit])[0] for hit in hits]
     assert together == alone

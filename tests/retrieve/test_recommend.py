@@ -8,6 +8,7 @@ from threefold.analyze import gather
 from threefold.collection import Collection
 from threefold.errors import InputError, UnknownChunkError
 from threefold.opening import manifest_for
+from threefold.retrieve import documents as subject
 from threefold.retrieve.recommend import AGAINST
 from threefold.retrieve.stages import Diversify
 from threefold.store.memory import MemoryStore
@@ -95,11 +96,26 @@ def test_what_nobody_meant_is_refused(papers: Collection) -> None:
         papers.recommend([1])  # type: ignore[list-item]
     with pytest.raises(InputError, match="'fox1' is both liked and not; name it once"):
         papers.recommend(["fox1", "fox2"], ["fox1"])
-    with pytest.raises(UnknownChunkError, match="'foxes'"):
-        papers.recommend(["foxes"])
     with pytest.raises(InputError, match="half_life must be above 0; got 0"):
         papers.recommend(["fox1"], half_life=0)
     with pytest.raises(InputError, match="k must be a whole number of at least 1; got 0"):
         papers.recommend(["fox1"], k=0)
     with pytest.raises(InputError, match="unknown operator"):
         papers.recommend(["fox1"], where={"language": {"like": "x"}})
+
+
+def test_an_unknown_id_may_be_meant_as_a_documents(papers: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
+    papers.add([Document(id, TEXTS["head1"]) for id in ("docs/guide.md", "long" * 100)])
+    said = r"^no document and no chunk has the id '{}'\. {}Take ids from documents\(\) or from the hits of a search"
+    for given, hint in {
+        "xyz": "",
+        "long" * 99: "",  # not compared
+        "foxes": r"Did you mean 'fox[123]'\? ",
+        "guide.md": r"Did you mean 'docs/guide\.md'\? ",
+    }.items():
+        with pytest.raises(UnknownChunkError, match=said.format(given, hint)) as caught:
+            papers.recommend(["fox1", given])
+        assert caught.value.id == given
+    monkeypatch.setattr(subject, "NEAR_IN", 3)
+    with pytest.raises(UnknownChunkError, match=said.format("foxes", "")):
+        papers.recommend(["foxes"])

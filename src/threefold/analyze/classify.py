@@ -73,6 +73,7 @@ class Classifier:
     """Labels for texts by one encoder.
 
     truncated  examples of `fit` that were longer than the model reads
+    judged     what cross-validation said, where `fit` was asked to judge
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Classifier:
         self.labels = tuple(labels)
         self.outputs = tuple(outputs)
         self.truncated = 0
+        self.judged: CrossValidation | None = None
         self._mean, self._used, self._weights, self._bias = mean, used, weights, bias
 
     @classmethod
@@ -106,17 +108,21 @@ class Classifier:
         *,
         outputs: Sequence[Representation] | None = None,
         c: float = C,
+        judge: bool = False,
     ) -> Self:
         """Learn from examples; at least one of each of two labels.
 
         outputs  dense, sparse, or both: None is both where the model has both
+        judge    cross-validate as well, as `cross_validate` does: the examples are encoded once for both
         """
         names, numbers = _numbered(texts, labels)
+        splits = _splits(names, numbers) if judge else None
         outputs = _outputs(encoder, outputs)
         vectors = encoder.encode_documents(texts, outputs=outputs)
         mean = _mean(vectors)
         made = cls(encoder, names, outputs, mean, *_learn(features(vectors, mean), numbers, len(names), c))
         made.truncated = int(vectors.truncated.sum())
+        made.judged = None if splits is None else _cross_validated(names, numbers, vectors, splits, c)
         return made
 
     def predict(self, texts: Sequence[str]) -> list[Prediction]:
@@ -178,21 +184,9 @@ def cross_validate(
 ) -> CrossValidation:
     """What a classifier of these examples is worth: each is judged by one that has not seen it (stratified folds)."""
     names, numbers = _numbered(texts, labels)
-    rarest = int(np.bincount(numbers).min())
-    if rarest < 2:
-        alone = names[int(np.bincount(numbers).argmin())]
-        raise InputError(f"the label {alone!r} has one example; cross-validation needs at least 2 of each")
-    folds = min(FOLDS, rarest)
-    splits = load("sklearn.model_selection", "cross-validation").StratifiedKFold(folds, shuffle=True, random_state=seed)
+    splits = _splits(names, numbers, seed)
     vectors = encoder.encode_documents(texts, outputs=_outputs(encoder, outputs))
-    said, sure = np.zeros(len(texts), np.int64), np.zeros(len(texts))
-    for learned, judged in splits.split(np.zeros(len(texts)), numbers):
-        part = vectors.take(learned)
-        mean = _mean(part)
-        used, weights, bias = _learn(features(part, mean), numbers[learned], len(names), c)
-        shares = _softmax(features(vectors.take(judged), mean)[:, used] @ weights.T + bias)
-        said[judged], sure[judged] = shares.argmax(axis=1), shares.max(axis=1)
-    return replace(_judged(names, numbers, said, sure, folds), truncated=int(vectors.truncated.sum()))
+    return _cross_validated(names, numbers, vectors, splits, c)
 
 
 def zero_shot(
@@ -282,6 +276,29 @@ def _learn(rows: Any, numbers: Ints, count: int, c: float) -> tuple[Ints, Floats
     if count == 2:  # scikit-learn has the second's alone
         weights, bias = np.concatenate([0 * weights, weights]), np.concatenate([0 * bias, bias])
     return used, weights, bias
+
+
+def _splits(names: Sequence[str], numbers: Ints, seed: int = 0) -> list[tuple[Ints, Ints]]:
+    """(learned, judged) examples of each fold, in which all labels have their share."""
+    rarest = int(np.bincount(numbers).min())
+    if rarest < 2:
+        alone = names[int(np.bincount(numbers).argmin())]
+        raise InputError(f"the label {alone!r} has one example; cross-validation needs at least 2 of each")
+    stratified = load("sklearn.model_selection", "cross-validation").StratifiedKFold
+    return list(stratified(min(FOLDS, rarest), shuffle=True, random_state=seed).split(numbers, numbers))
+
+
+def _cross_validated(
+    names: Sequence[str], numbers: Ints, vectors: Encoded, splits: Sequence[tuple[Ints, Ints]], c: float
+) -> CrossValidation:
+    said, sure = np.zeros(len(numbers), np.int64), np.zeros(len(numbers))
+    for learned, judged in splits:
+        part = vectors.take(learned)
+        mean = _mean(part)
+        used, weights, bias = _learn(features(part, mean), numbers[learned], len(names), c)
+        shares = _softmax(features(vectors.take(judged), mean)[:, used] @ weights.T + bias)
+        said[judged], sure[judged] = shares.argmax(axis=1), shares.max(axis=1)
+    return replace(_judged(names, numbers, said, sure, len(splits)), truncated=int(vectors.truncated.sum()))
 
 
 def _softmax(logits: Any) -> Floats:

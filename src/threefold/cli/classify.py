@@ -131,13 +131,12 @@ def _learned(
 ) -> tuple[Classifier | None, CrossValidation | None]:
     from threefold.analyze import Classifier, cross_validate
 
-    judged = cross_validate(encoder, texts, labels, outputs=outputs) if judge else None
     if judge and keep is None:
-        return None, judged
-    classifier = Classifier.fit(encoder, texts, labels, outputs=outputs)
+        return None, cross_validate(encoder, texts, labels, outputs=outputs)
+    classifier = Classifier.fit(encoder, texts, labels, outputs=outputs, judge=judge)
     if keep is not None:
         classifier.save(keep)
-    return classifier, judged
+    return classifier, classifier.judged
 
 
 def _said(

@@ -37,6 +37,8 @@ def rerank(
         raise InputError("the query is empty. Type what the texts should answer")
     if k is not None and k < 1:
         raise InputError(f"-k must be at least 1; got {k}")
+    if max_tokens is not None and max_tokens < 1:  # what a pair needs at least is known with the model
+        raise InputError(f"--max-tokens must be at least 1; got {max_tokens}")
     require_table(context, file, "text_field", "id_field")
     bad: list[str] = []
     rows = list(file_rows(file, text_field, id_field, bad))

@@ -53,13 +53,15 @@ def choose_device(device: str) -> torch.device:
         raise InputError(f"unknown device {device!r}; use auto, cpu, cuda, cuda:0 or mps") from error
     if chosen.type not in ("cpu", "cuda", "mps"):
         raise InputError(f"device {device!r} is not supported; use auto, cpu, cuda, cuda:0 or mps")
+    if chosen.type != "cuda" and chosen.index:  # PyTorch would take any number for the first
+        raise InputError(f"device {device!r} was asked for, but there is one only; use {chosen.type!r}")
     if chosen.type == "mps" and not torch.backends.mps.is_available():
         raise InputError(f"device {device!r} was asked for, but PyTorch sees no GPU of Apple's; use device='auto'")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device {device!r} was asked for, but PyTorch sees no CUDA GPU; use device='auto'")
     if chosen.type == "cuda" and (chosen.index or 0) >= (count := torch.cuda.device_count()):
         raise InputError(f"device {device!r} was asked for, but PyTorch sees {count}: cuda:0 to cuda:{count - 1}")
-    return chosen
+    return torch.device("cpu") if chosen.type == "cpu" else chosen  # one name: cpu:0 is the same
 
 
 def choose_precision(precision: str, device: torch.device, config: NetworkConfig | None = None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,10 +10,14 @@ import numpy as np
 
 from threefold.characters import clean
 from threefold.config import Filter
-from threefold.errors import InputError
+from threefold.errors import InputError, UnknownChunkError
 from threefold.store.check import stored
 from threefold.store.protocol import Store
-from threefold.types import Floats, Ints, Representation, Sparse, offsets_of
+from threefold.types import Chunk, Floats, Ints, Representation, Sparse, offsets_of
+
+#: Chunks of a collection in which an id is looked for that is nearly the one that was given, since all are read for it;
+#: and characters of such an id, since comparing long ones takes minutes.
+NEAR_IN, NEAR_LENGTH = 1_000, 200
 
 
 class Named(NamedTuple):
@@ -67,7 +72,7 @@ def named(store: Store, ids: Sequence[str]) -> Named:
     chunks: dict[str, list[str]] = {}
     for chunk in store.scroll(Filter("in", "document_id", tuple(ids))):
         chunks.setdefault(chunk.document_id, []).append(chunk.id)
-    alone = store.fetch([id for id in ids if id not in chunks])
+    alone = _alone(store, [id for id in ids if id not in chunks])
     runs = [sorted(chunks.get(id, [id])) for id in ids]
     vectors = store.vectors([id for run in runs for id in run], names)
     if vectors.dense is None:
@@ -78,3 +83,25 @@ def named(store: Store, ids: Sequence[str]) -> Named:
         None if vectors.sparse is None else largest(vectors.sparse, offsets),
         frozenset(chunks) | {chunk.document_id for chunk in alone},
     )
+
+
+def _alone(store: Store, ids: Sequence[str]) -> list[Chunk]:
+    """The chunks of ids that are those of no documents."""
+    try:
+        return store.fetch(ids)
+    except UnknownChunkError as error:
+        raise UnknownChunkError(
+            f"no document and no chunk has the id {error.id!r}. {_near(store, error.id)}"
+            "Take ids from documents() or from the hits of a search; `threefold search --json` shows them",
+            error.id,
+        ) from error
+
+
+def _near(store: Store, id: str) -> str:
+    """Which document may have been meant, in a small collection."""
+    if len(id) > NEAR_LENGTH or store.count() > NEAR_IN:
+        return ""
+    known = {chunk.document_id for chunk in store.scroll()}
+    inside = sorted(other for other in known if other.endswith(f"/{id}"))  # a file's name without its folders
+    near = [*inside, *difflib.get_close_matches(id, sorted(known), 1)]
+    return f"Did you mean {near[0]!r}? " if near else ""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Final
 
 import numpy as np
 
@@ -27,6 +28,9 @@ from threefold.text.protocol import TextEncoder
 from threefold.text.sentences import is_heading, sentence_spans
 from threefold.types import Chunk, Encoded, Floats, Hit, Quote, Representation
 
+#: Hits whose token vectors are in memory at a time: 13 MB of chunks of 256 tokens and the embedded model.
+BATCH: Final = 100
+
 
 def needs(encoder: TextEncoder) -> Representation:
     """The representation of the query that quotes are found by."""
@@ -39,16 +43,23 @@ def quoted(store: Store, encoder: TextEncoder, text: str, query: Encoded, hits: 
     text   the query as it was typed
     query  its vectors, at least those that it `needs`
     """
-    if not hits:
-        return []
-    chunks = [hit.chunk for hit in hits]
+    found: list[Hit] = []
+    for start in range(0, len(hits), BATCH):
+        part = hits[start : start + BATCH]
+        best = _quotes(store, encoder, text, query, [hit.chunk for hit in part])
+        found += [replace(hit, quote=quote) for hit, quote in zip(part, best, strict=True)]
+    return found
+
+
+def _quotes(
+    store: Store, encoder: TextEncoder, text: str, query: Encoded, chunks: Sequence[Chunk]
+) -> list[Quote | None]:
     spans = [_quotable(chunk, encoder) for chunk in chunks]
     if needs(encoder) == "multi":
         scores = _in_context(store, encoder, text, query, chunks, spans)
     else:
         scores = _alone(encoder, query, chunks, spans)
-    best = [_best(*one) for one in zip(chunks, spans, scores, strict=True)]
-    return [replace(hit, quote=quote) for hit, quote in zip(hits, best, strict=True)]
+    return [_best(*one) for one in zip(chunks, spans, scores, strict=True)]
 
 
 def _quotable(chunk: Chunk, encoder: TextEncoder) -> list[Span]:

@@ -155,4 +155,4 @@ def sizes_bytes(manifest: Manifest, chunks: Sequence[Chunk], vectors: Encoded) -
 
 def unknown_chunk(name: str) -> UnknownChunkError:
     """The error for an id that is not stored."""
-    return UnknownChunkError(f"no chunk {name!r} in this collection. Take ids from a search or from scroll()")
+    return UnknownChunkError(f"no chunk {name!r} in this collection. Take ids from a search or from scroll()", name)

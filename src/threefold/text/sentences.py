@@ -16,8 +16,8 @@ from threefold.text.borders import borders_of
 from threefold.text.chunks import Span, chunk_spans, trimmed
 from threefold.text.tokenizer import Tokenizer
 
-#: Tokens of a part at most, specials included: twice a sentence of XQuAD's English passages.
-MOST: Final = 64
+#: Tokens of a part at most, specials included: three times a sentence of XQuAD's English passages.
+MOST: Final = 96
 #: Entries of lists, rows of tables and headings begin a part.
 _ENTRY = re.compile(r"\n[ \t]*+(?=[-*+•·|#]|\d{1,3}[.)][ \t])")
 #: Characters of a heading at most: a line of text.
