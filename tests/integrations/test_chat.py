@@ -142,3 +142,19 @@ def test_a_silent_endpoint_is_given_up() -> None:
 def test_wrong_settings(options: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         Chat(**options)
+
+
+@pytest.mark.peers
+def test_the_endpoint_of_the_tests_speaks_as_openai_does() -> None:
+    """The official client hears the same, and so the endpoint stands for one that people have."""
+    openai = pytest.importorskip("openai")
+    with chat_model(piece(""), piece("Be"), piece("es"), *end("length"), b"data: [DONE]\n\n") as endpoint:
+        client = openai.OpenAI(base_url=endpoint.url, api_key="secret", max_retries=0)
+        events = list(client.chat.completions.create(model="bees", messages=HELLO, stream=True))
+        ours = say(endpoint, model="bees", api_key="secret")
+    choices = [choice for event in events for choice in event.choices]
+    assert "".join(choice.delta.content or "" for choice in choices) == ours.text == "Bees"
+    assert choices[-1].finish_reason == ours.finish == "length"
+    assert events[-1].usage.total_tokens == ours.usage["total_tokens"] == 35
+    theirs, our = endpoint.asked
+    assert {name: our[name] for name in theirs} == theirs
