@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
@@ -115,7 +115,7 @@ CONTRACTS: tuple[Contract, ...] = (
 )
 
 
-def build(server: Server) -> Starlette:
+def build(server: Server, contracts: Sequence[Contract] = CONTRACTS) -> Starlette:
     """The ASGI application. Models are loaded when it starts and drained when it ends."""
 
     @asynccontextmanager
@@ -127,7 +127,7 @@ def build(server: Server) -> Starlette:
             await server.stop()
 
     return Starlette(
-        routes=[_route(one, server) for one in CONTRACTS],
+        routes=[_route(one, server) for one in contracts],
         middleware=[Middleware(CutOff, server=server), *_cors(server.config.cors_origins)],
         lifespan=lifespan,
         exception_handlers={HTTPException: no_route(server)},
