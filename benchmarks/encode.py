@@ -10,8 +10,10 @@ workload once, so that whatever else the machine does hits all alike. Workloads,
   A  passages, lognormal, mean about 120 tokens, at most 512      B  one query of 12 tokens (latency, many times)
   C  one document of 8,192 tokens                                  D  64 queries of 12 tokens
 each dense only and with all three outputs where the contender has them. What took longer than `--patience` seconds is
-run in one round only. The machine's matrix product rate is measured in the same run, in each kind of numbers;
-utilisation is useful FLOPs / that rate. Prints a table of medians and ratios, then one line of JSON.
+run in one round only. On a GPU each contender runs a workload once before it is timed: there every new size chooses
+kernels and makes buffers, once. The machine's matrix product rate is measured in the same run, in each kind of numbers;
+utilisation is useful FLOPs / that rate, of the layers' products and, in brackets, with those of attention, which grow
+with length. Prints a table of medians and ratios, then one line of JSON.
 """
 
 from __future__ import annotations
@@ -63,6 +65,11 @@ def tokens_of(texts: list[str]) -> int:
     return sum(len(one.split()) + 2 for one in texts)
 
 
+def attention_flops(texts: list[str], hidden: int, layers: int) -> int:
+    """Of scores and of what they weigh: each is t x t x d multiply-adds for a text of t tokens, in every layer."""
+    return 4 * hidden * layers * sum((len(one.split()) + 2) ** 2 for one in texts)
+
+
 # ---- one contender at a time -----------------------------------------------------------------------------
 
 
@@ -79,8 +86,12 @@ def serve(pipe: Connection, name: str, folder: str, device: str, limited: str) -
         pipe.send(f"{type(error).__name__}: {error}")
         return
     pipe.send(opening)
+    warm: set[tuple[str, int, tuple[str, ...]]] = set()
     while (job := pipe.recv()) is not None:
         texts, outputs, repeats = job
+        if device == "cuda" and (size := (texts[0], len(texts), outputs)) not in warm:
+            run(texts, outputs)
+            warm.add(size)
         taken = []
         for _ in range(repeats):
             start = time.perf_counter()
@@ -164,22 +175,30 @@ def alternate(
 # ---- what the machine can do -----------------------------------------------------------------------------
 
 
-def gpu_rates(rows: int = 16_384) -> dict[str, float]:
-    """`matrix_rates` of a GPU: many products of its size told at once, so that telling them costs nothing."""
+def gpu_rates(device: str = "cuda", rows: int = 65_536, repeats: int = 20) -> dict[str, float]:
+    """`matrix_rates` of a GPU: many products told at once, so that telling them costs nothing. The best of three sizes:
+    the two of a feed-forward layer on a whole batch, and a square one, for those need not reach what the GPU can."""
+    sizes = ((rows, 1024, 4096), (rows, 4096, 1024), (rows // 8, rows // 8, rows // 8))
     rates = {}
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        a, b = (torch.randn(shape, device="cuda", dtype=dtype) for shape in ((rows, 1024), (1024, 4096)))
-        out = torch.empty(rows, 4096, device="cuda", dtype=dtype)
-        taken = []
-        for _ in range(8):
-            torch.cuda.synchronize()
-            start = time.perf_counter()
-            for _ in range(20):
-                torch.mm(a, b, out=out)
-            torch.cuda.synchronize()
-            taken.append((time.perf_counter() - start) / 20)
-        rates[str(dtype).removeprefix("torch.")] = 2 * rows * 1024 * 4096 / statistics.median(taken[2:])
+        found = [_gpu_rate(m, k, n, dtype, device, repeats) for m, k, n in sizes]
+        rates[str(dtype).removeprefix("torch.")] = max(found)
     return rates
+
+
+def _gpu_rate(m: int, k: int, n: int, dtype: torch.dtype, device: str, repeats: int) -> float:
+    """FLOP/s of (m, k) @ (k, n): the median of some series, the first two left out."""
+    a, b = (torch.randn(shape, device=device, dtype=dtype) for shape in ((m, k), (k, n)))
+    out = torch.empty(m, n, device=device, dtype=dtype)
+    taken = []
+    for _ in range(8):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(repeats):
+            torch.mm(a, b, out=out)
+        torch.cuda.synchronize()
+        taken.append((time.perf_counter() - start) / repeats)
+    return 2 * m * k * n / statistics.median(taken[2:])
 
 
 def matrix_rates(rows: int = 2048) -> dict[str, float]:
@@ -250,6 +269,7 @@ def main() -> None:
         "limit": args.limit,
         "rounds": args.rounds,
         "tokens": {key: tokens_of(texts) for key, texts in jobs.items()},
+        "attention_flops": {key: attention_flops(texts, hidden, layers) for key, texts in jobs.items()},
         "flops_per_token": 2 * layers * (4 * hidden * hidden + 2 * hidden * ffn),
         "matrix_gflops": {dtype: round(rate / 1e9) for dtype, rate in rates.items()},
         "opening_seconds": field.opening,
@@ -279,12 +299,13 @@ def show(result: dict[str, Any], contenders: dict[str, Contender]) -> None:
         for name, times in found.items():
             median = statistics.median(times)
             rate = 1e9 * result["matrix_gflops"][contenders[name].numbers]
-            use = result["flops_per_token"] * tokens / median / rate
+            flops = result["flops_per_token"] * tokens
+            use, whole = (each / median / rate for each in (flops, flops + result["attention_flops"][kind[0]]))
             spread = (max(times) - min(times)) / median / 2
             print(
                 f"  {name:32} {median:9.3f} s ±{100 * spread:3.0f} % (p95 {np.percentile(times, 95):8.3f})  "
                 f"{tokens / median:8,.0f} tokens/s  {median / base:6.2f}x the time of the first  "
-                f"utilisation {100 * use:3.0f} %"
+                f"utilisation {100 * use:3.0f} % ({100 * whole:3.0f} %)"
             )
     print()
     for name, megabytes in result["peak_mebibytes"].items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,7 +28,17 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
         "load": [round(one, 2) for one in os.getloadavg()],
+        **_gpu(),
     }
+
+
+def _gpu() -> dict[str, str]:
+    """Of the first GPU, where the benchmark has PyTorch and PyTorch has one."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return {}
+    facts = torch.cuda.get_device_properties(0)
+    return {"gpu": f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"}
 
 
 def _commit() -> str:

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from tests.fakes import FakeEncoder, unigram_tokenizer, wordpiece_tokenizer
 
 from threefold.text.tokenizer import Tokenizer
+
+# The tests say what a CPU does. On a machine with a GPU `Encoder()` would take that; CUDA_VISIBLE_DEVICES=0 lets it.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 
 @pytest.fixture(scope="session")

@@ -99,5 +99,8 @@ def test_a_gpu_is_lost_by_errors_that_stay() -> None:
     assert is_lost(RuntimeError("CUDA error: an illegal memory access was encountered"))
     assert is_lost(torch.AcceleratorError("device-side assert triggered"))
     assert not is_lost(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
+    for said in ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"):
+        assert not is_lost(torch.AcceleratorError(f"CUDA error: {said}"))
+        assert not is_lost(RuntimeError(f"CUDA error: {said}"))
     assert not is_lost(RuntimeError("The size of tensor a (3) must match"))
     assert not is_lost(ValueError("CUDA error: none of it"))

@@ -1,4 +1,4 @@
-"""These tests have a process of their own, that of `run.py`, which `tests/encoder/test_pretended_gpu.py` starts."""
+"""These tests have a process of their own, that of `run.py`, which `make test` starts."""
 
 from __future__ import annotations
 

@@ -2,8 +2,9 @@
 
 What a GPU asks of the code that drives it can be held against the code without one: that the tensors of one operation
 are on one device, that kernels get the numbers they know, that the host waits only where it means to, that a result on
-its way is not read before it is here, and that what is recorded in a graph neither waits nor copies from the host. How
-fast it is, and how kernels round, only a GPU can tell.
+its way is not read before it is here, that a stream reads nothing of another one for which it has not waited, and that
+what is recorded in a graph neither waits nor copies from the host. How fast it is, and how kernels round, only a GPU
+can tell.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from typing import Any, ClassVar
 from unittest.mock import patch
 
 import torch
+from tests.gpu.kernels import KERNELS
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_flatten, tree_map
 
-from threefold.encoder import attention
+from threefold.encoder import attention, transfer
 
 aten = torch.ops.aten
 
@@ -47,6 +48,7 @@ class Far(Tensor):
 
     def __init__(self, host: Tensor) -> None:
         self.host = host
+        self.told_by = Gpu.here.stream.stamp()
 
     def __repr__(self) -> str:  # type: ignore[override]
         return f"Far({self.host})"
@@ -76,6 +78,8 @@ class Gpu(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._late: deque[Callable[[], object]] = deque()  # copies to the host that are under way
         self.begun = self._arrived = 0  # such copies so far
         self.tape: Graph | None = None  # the graph that is being recorded
+        self.stream = Stream()  # that in which what is told now takes its turn
+        self.copied_by: list[Stream] = []  # of every copy to the host that nobody waited for
         self.at_wait: Callable[[], object] = lambda: None
         self.at_operation: Callable[[Any, Any], object] = lambda func, args: None
 
@@ -92,6 +96,7 @@ class Gpu(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return _pinned(args[0].clone())
         if not far and (device is None or torch.device(device).type != "cuda"):
             return self._near(func, args, kwargs)
+        self.stream.reads(flat)
         if func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
             with self:
                 return func.decompose(*args, **kwargs)
@@ -99,7 +104,7 @@ class Gpu(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.at_operation(func, args)
         if func in (aten._to_copy.default, aten.copy_.default):
             return self._copy(func, args, kwargs)
-        if func in _SHAPED_BY_NUMBERS or _by_mask(func, args):
+        if func in _SHAPED_BY_NUMBERS or _by_mask(func, args) or _by_sum(func, kwargs):
             self._wait(str(func))
         _one_device(func, args, kwargs)
         return self._compute(func, args, kwargs)
@@ -110,7 +115,7 @@ class Gpu(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return _pinned(made) if pin else made
 
     def _compute(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        inner = _KERNELS.get(str(func), func)
+        inner = KERNELS.get(str(func), func)
         kwargs = {name: value for name, value in kwargs.items() if name != "pin_memory"}
         if "device" in kwargs:
             kwargs["device"] = torch.device("cpu")
@@ -142,12 +147,14 @@ class Gpu(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if to_copy:
                 return _far(source.detach().clone().to(kwargs.get("dtype") or source.dtype))
             args[0].host.copy_(source)
+            args[0].told_by = self.stream.stamp()
             return args[0]
         if to_copy:
             return source.host.detach().clone().to(kwargs.get("dtype") or source.dtype)
         if free and pinned:  # written when it is waited for; until then it holds what nobody may read
             args[0].fill_(77)
-            self._late.append(partial(args[0].copy_, source.host.clone()))
+            self._late.append(_copy_later(args[0], source, self.stream))
+            self.copied_by.append(self.stream)
             self.begun += 1
         else:
             args[0].copy_(source.host)
@@ -166,6 +173,21 @@ class Gpu(TorchDispatchMode):  # type: ignore[no-untyped-call]
         while self._arrived < count:
             self._late.popleft()()
             self._arrived += 1
+
+
+def _copy_later(target: Tensor, source: Far, stream: Stream) -> Callable[[], object]:
+    """In a stream of its own a copy may come after the memory was given to what is told next, unless it is kept."""
+    numbers, kept, beside = source.host.clone(), weakref.ref(source), source.told_by[0] is not stream
+    wanted = weakref.ref(target)
+
+    def arrive() -> None:
+        if (here := wanted()) is None:  # nobody will look at it
+            return
+        if beside and kept() is None:
+            raise RuntimeError(f"the memory of {tuple(here.shape)} was given away before it was copied")
+        here.copy_(numbers)
+
+    return arrive
 
 
 def _host(value: Any) -> Any:
@@ -191,6 +213,11 @@ def _by_mask(func: Any, args: Any) -> bool:
     return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
 
 
+def _by_sum(func: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether the length of the result is the sum of numbers, and nobody said it."""
+    return func is aten.repeat_interleave.Tensor and kwargs.get("output_size") is None
+
+
 def _one_device(func: Any, args: Any, kwargs: dict[str, Any]) -> None:
     """As PyTorch: numbers of no dimension may come from the host. (So may the rows of an index there, at a wait for
     them: here they may not.)"""
@@ -211,58 +238,6 @@ def _again(inner: Any, args: Any, kwargs: Any, made: Any) -> Callable[[], None]:
     return play
 
 
-# ---- kernels that only a GPU has ---------------------------------------------------------------------
-
-
-def _varlen(q: Tensor, k: Tensor, v: Tensor, borders: Tensor, of_keys: Tensor, longest: int, *rest: Any) -> Any:
-    """What the kernel finds, as `scaled_dot_product_attention` finds it text by text, and what it asks for."""
-    assert q.dtype in (torch.float16, torch.bfloat16), f"flash attention multiplies 16 bits, not {q.dtype}"
-    assert borders.dtype == of_keys.dtype == torch.int32
-    assert borders.is_contiguous()
-    assert q.stride(-1) == k.stride(-1) == v.stride(-1) == 1
-    assert q.shape[-1] % 8 == 0
-    lengths = borders.diff().tolist()
-    assert borders[[0, -1]].tolist() == [0, len(q)]
-    assert max(lengths) == longest
-    parts = [torch.split(part.transpose(0, 1), lengths, dim=1) for part in (q, k, v)]
-    out = torch.cat([scaled_dot_product_attention(*text) for text in zip(*parts, strict=True)], dim=1).transpose(0, 1)
-    return out, torch.zeros(q.shape[1], len(q)), torch.zeros(2, dtype=torch.uint64)
-
-
-def _varlen_backward(gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *rest: Any) -> Any:
-    """Of softmax(q k' / sqrt(d)) v, written out, text by text."""
-    lengths, root = rest[0].diff().tolist(), q.shape[-1] ** 0.5
-    found = []
-    for parts in zip(
-        *(torch.split(each.transpose(0, 1).float(), lengths, dim=1) for each in (gradient, q, k, v)), strict=True
-    ):
-        g, mine, theirs, values = parts  # (heads, t, d) each
-        p = (mine @ theirs.mT / root).softmax(-1)
-        by_p = g @ values.mT
-        scores = p * (by_p - (p * by_p).sum(-1, keepdim=True)) / root
-        found.append((scores @ theirs, scores.mT @ mine, p.mT @ g))
-    return tuple(torch.cat(each, 1).transpose(0, 1).to(q.dtype) for each in zip(*found, strict=True))
-
-
-def _product(func: Any) -> Callable[..., Tensor]:
-    """Sums of products of 16 bits have 32, as they have on a GPU. (And for float16 a CPU is a hundred times slower.)"""
-
-    def run(*args: Any, **kwargs: Any) -> Tensor:
-        dtype = args[-1].dtype
-        wide = [each.float() if isinstance(each, Tensor) else each for each in args]
-        made: Tensor = func(*(args if dtype.itemsize > 2 else wide), **kwargs)
-        return made.to(dtype)
-
-    return run
-
-
-_KERNELS: dict[str, Callable[..., Any]] = {
-    **{str(func): _product(func) for func in (aten.mm.default, aten.addmm.default, aten.bmm.default)},
-    "torch_attn._varlen_attn.default": _varlen,
-    "torch_attn._varlen_attn_backward.default": _varlen_backward,
-}
-
-
 # ---- torch.cuda --------------------------------------------------------------------------------------
 
 
@@ -281,7 +256,30 @@ class Event:
 
 
 class Stream:
-    def wait_stream(self, other: Stream) -> None: ...
+    """What is told to it happens in this order; of another stream only what it was told to wait for has happened."""
+
+    def __init__(self, *args: object) -> None:
+        self._told = 0
+        self._after: dict[Stream, int] = {}
+
+    def __deepcopy__(self, memo: object) -> Stream:
+        return self  # a copied tensor is of the same stream
+
+    def stamp(self) -> tuple[Stream, int]:
+        """The place of what is told now."""
+        self._told += 1
+        return self, self._told
+
+    def wait_stream(self, other: Stream) -> None:
+        for stream, told in (*other._after.items(), (other, other._told)):
+            self._after[stream] = max(told, self._after.get(stream, 0))
+
+    def reads(self, tensors: list[Tensor]) -> None:
+        for each in tensors:
+            if isinstance(each, Far):
+                stream, told = each.told_by
+                if stream is not self and self._after.get(stream, 0) < told:
+                    raise RuntimeError(f"{tuple(each.shape)} is read while another stream may still write it")
 
 
 class Graph:
@@ -311,17 +309,30 @@ class Graph:
                 raise RuntimeError(f"a graph reads a tensor {tuple(shape)} that is no more")
         for step in self.steps:
             step()
+        for each in self._kept:
+            each.told_by = Gpu.here.stream.stamp()
 
 
 @contextmanager
 def capture(
-    graph: Graph, pool: object = None, stream: object = None, capture_error_mode: str = "global"
+    graph: Graph, pool: object = None, stream: Stream | None = None, capture_error_mode: str = "global"
 ) -> Iterator[None]:
+    assert stream is not None
     Gpu.here.tape = graph
+    try:
+        with in_stream(stream):
+            yield
+    finally:
+        Gpu.here.tape = None
+
+
+@contextmanager
+def in_stream(stream: Stream) -> Iterator[None]:
+    before, Gpu.here.stream = Gpu.here.stream, stream
     try:
         yield
     finally:
-        Gpu.here.tape = None
+        Gpu.here.stream = before
 
 
 @contextmanager
@@ -346,9 +357,10 @@ def pretended(capability: tuple[int, int] = (9, 0)) -> Iterator[Gpu]:
 def _switches() -> list[tuple[Callable[[], object], Callable[[], object]]]:
     """What must be set, and how it is undone."""
     convert, lift = torch.__future__.set_overwrite_module_params_on_conversion, torch._C._set_only_lift_cpu_tensors
-    forget = attention._has_varlen.cache_clear
+    forget, part = attention._has_varlen.cache_clear, transfer._beside.cache_clear
     return [
         (forget, forget),
+        (part, part),
         (partial(convert, True), partial(convert, False)),  # `.data =` would lose the class of the tensor
         (partial(lift, True), partial(lift, False)),  # `torch.tensor(..., device=)`: made on the host, copied by name
     ]
@@ -365,11 +377,14 @@ def _cuda(capability: tuple[int, int]) -> dict[str, Any]:
         "is_bf16_supported": lambda including_emulation=True: including_emulation or capability >= (8, 0),
         "get_device_capability": lambda device=None: capability,
         "max_memory_reserved": lambda device=None: 2**20,
-        "current_stream": lambda device=None: Stream(),
+        "max_memory_allocated": lambda device=None: 2**20,
+        "reset_peak_memory_stats": lambda device=None: None,
+        "set_sync_debug_mode": lambda mode: None,
+        "current_stream": lambda device=None: Gpu.here.stream,
         "synchronize": lambda device=None: Gpu.here.waited("synchronize", Gpu.here.begun),
         "Event": Event,
         "Stream": Stream,
-        "stream": _nothing,
+        "stream": in_stream,
         "device": _nothing,
         "CUDAGraph": Graph,
         "graph": capture,

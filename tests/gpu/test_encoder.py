@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import weakref
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +15,11 @@ from tests.encoder.checkpoints import HIDDEN, bge_m3
 from tests.encoder.cross_checkpoints import bge_reranker
 from tests.encoder.test_encoder import same as same_within
 from tests.encoder.test_encoder import same_weights
-from tests.gpu.pretend import Far, Gpu
+from tests.gpu.pretend import Far, Gpu, Stream, in_stream
 
 from threefold import CrossEncoder, Encoder
+from threefold.encoder import bench as bench_module
+from threefold.encoder import transfer
 from threefold.encoder.bench import _Job, _measure, bench, fidelity, usual_precisions
 from threefold.errors import InputError
 from threefold.types import Encoded, Representation
@@ -89,6 +94,58 @@ def test_the_next_batch_is_told_before_the_last_is_waited_for(gpu: Gpu, m3_folde
     gpu.at_wait = lambda: told.append(gpu.ops.count("aten.embedding.default") // 2)  # words and positions
     same(encoder.encode(TEXTS), plain.encode(TEXTS))
     assert told == [*range(2, told[-1] + 1), told[-1]]  # two of them, when the first is waited for
+
+
+def test_large_results_leave_beside_the_next_batch(
+    gpu: Gpu, m3_folder: Path, plain: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = Encoder(m3_folder, budget=12, precision="float32")
+    same(encoder.encode(TEXTS), plain.encode(TEXTS))
+    assert set(gpu.copied_by) == {gpu.stream}  # so few bytes do not pay for a stream
+    monkeypatch.setattr(transfer, "LARGE", 1)
+    gpu.copied_by.clear()
+    gpu.waits.clear()
+    same(encoder.encode(TEXTS), plain.encode(TEXTS))
+    assert len(set(gpu.copied_by)) == 1
+    assert gpu.stream not in gpu.copied_by
+    assert set(gpu.waits) == {"event"}
+
+
+def test_a_layer_keeps_no_queries_keys_and_values(gpu: Gpu, m3_folder: Path) -> None:
+    encoder = Encoder(m3_folder)
+    made: list[weakref.ref[Far]] = []
+    alive: list[int] = []
+
+    def look(func: Any, args: Any) -> None:
+        if str(func) == "aten.gelu.default":
+            alive.append(sum(each() is not None for each in made))
+        elif isinstance(args[0], Far) and args[0].ndim > 1 and args[0].shape[1:].numel() == 3 * HIDDEN:
+            made.append(weakref.ref(args[0]))
+
+    gpu.at_operation = look
+    encoder.encode(TEXTS)
+    assert made
+    assert alive == [0, 0]
+
+
+def test_a_stream_waits_for_what_it_reads_of_another(gpu: Gpu) -> None:
+    made, other = torch.ones(3, device="cuda"), Stream()
+    with in_stream(other), pytest.raises(RuntimeError, match="another stream may still write"):
+        made + 1
+    other.wait_stream(gpu.stream)
+    with in_stream(other):
+        assert (made + 1).sum().item() == 6
+
+
+def test_memory_that_still_leaves_is_kept(gpu: Gpu) -> None:
+    other, made = Stream(), torch.ones(3, device="cuda")
+    other.wait_stream(gpu.stream)
+    with in_stream(other):
+        host = torch.empty(3, pin_memory=True).copy_(made, non_blocking=True)
+    del made
+    with pytest.raises(RuntimeError, match="was given away before it was copied"):
+        torch.cuda.synchronize()
+    assert host is not None
 
 
 def test_rows_of_a_server_wait_once_too(gpu: Gpu, m3_folder: Path, plain: Encoder) -> None:
@@ -204,6 +261,35 @@ def test_its_precisions_are_compared(gpu: Gpu, m3_folder: Path) -> None:
         assert min(fidelity(found[0][1], encoded)[0].values()) > least
     with pytest.raises(InputError, match="int8 runs on CPUs, and the device is cuda"):
         next(bench(str(m3_folder), TEXTS, precisions=["float16", "int8"]))
+
+
+def test_what_a_gpu_prepares_once_is_not_timed(gpu: Gpu, m3_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    encode = Encoder.encode
+
+    def counted(self: Encoder, texts: Sequence[str], **options: Any) -> Encoded:
+        calls.append(len(texts))
+        return encode(self, texts, **options)
+
+    monkeypatch.setattr(Encoder, "encode", counted)
+    for device, warm in (("cuda", 1), ("cpu", 0)):
+        calls.clear()
+        _measure(_Job(str(m3_folder), None, "float32", tuple(TEXTS), 1, device, None))
+        assert calls == [6, *([6, *[1] * 6] * (1 + warm))], device
+
+
+def test_a_gpu_reads_more_of_the_built_in_texts(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
+
+    def stop(job: _Job) -> None:
+        given.append(len(job.texts))
+        raise InterruptedError
+
+    monkeypatch.setattr(bench_module, "_in_own_process", stop)
+    for device in ("cuda", "cpu"):
+        with pytest.raises(InterruptedError):
+            next(bench(device=device))
+    assert given == [2_048, 64]
 
 
 def test_one_gpu_is_one_type_of_device(gpu: Gpu) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +14,18 @@ from tests.train.small import SPECIAL, VOCAB, batches, gradients_of, hard_traine
 from tests.train.test_cross_loop import trainer as cross_trainer
 from tests.train.test_retromae import MASK, texts
 from tests.train.test_run import recipe
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from threefold import Encoder
+from threefold.errors import ConfigError
+from threefold.train import retromae
 from threefold.train.cross_loop import CrossTrainer
 from threefold.train.loop import Trainer, TrainSettings
 from threefold.train.recipe import read_recipe
 from threefold.train.retromae import RetroMAE
 from threefold.train.run import train
+from threefold.train.world import World
 from threefold.types import Floats
 
 
@@ -69,6 +75,21 @@ def test_every_part_of_the_objective(gpu: Gpu, tmp_path: Path) -> None:
         torch.testing.assert_close(gradient, found["cpu"][name], atol=1e-6, rtol=1e-3)  # the CPU attends in float32
 
 
+def test_nobody_asks_the_gpu_how_many_tokens_there_are(gpu: Gpu, tmp_path: Path) -> None:
+    run = hard_trainer(tmp_path, device="cuda")
+    gpu.waits.clear()
+    run.gradients(run.plan[0])
+    assert "aten.repeat_interleave.Tensor" in gpu.ops
+    assert "aten.repeat_interleave.Tensor" not in gpu.waits
+
+
+def test_a_process_too_many_is_told_so(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="process 1 of this machine has no GPU: PyTorch sees 1; start 1"):
+        World.from_environment(torch.device("cuda"))
+
+
 def test_a_checkpoint_of_the_gpu_goes_on_there(gpu: Gpu, tmp_path: Path) -> None:
     changes = {"precision": "float32", "checkpoint_every": 2}
     whole = losses(on("cuda", tmp_path / "whole", **changes))
@@ -95,6 +116,25 @@ def test_retromae(gpu: Gpu, tmp_path: Path) -> None:
 
     far, near = run("cuda"), run("cpu")
     np.testing.assert_allclose(losses(far), losses(near), rtol=1e-4)
+
+
+def test_retromae_leaves_out_the_kernel_that_plans_for_every_shape(
+    gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned: list[bool] = []
+
+    def attention(*args: Any, **kwargs: Any) -> Tensor:
+        planned.append(torch._C._get_cudnn_sdp_enabled())
+        return scaled_dot_product_attention(*args, **kwargs)
+
+    monkeypatch.setattr(retromae, "scaled_dot_product_attention", attention)
+    for device, wanted in (("cuda", False), ("cpu", True)):
+        planned.clear()
+        small = model().to(device)
+        settings = TrainSettings(precision="float32")
+        losses(RetroMAE(small, texts(), [np.arange(24)], settings, tmp_path / device, special=SPECIAL, mask_id=MASK))
+        assert set(planned) == {wanted}
+    assert torch._C._get_cudnn_sdp_enabled()  # as it was
 
 
 def test_a_cross_encoder(gpu: Gpu, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def train(
     ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Train a model. The same line again goes on where it was stopped, with the same result."""
+    """Train a model. The same line again goes on where it was stopped, on CPUs with the same result."""
     from threefold.train.recipe import read_toml
 
     table = read_toml(recipe)

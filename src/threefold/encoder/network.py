@@ -110,13 +110,17 @@ class Layer(nn.Module):
         self.down_norm = nn.LayerNorm(d, eps=config.norm_eps)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
-        qkv = self.qkv(x)  # (T, 3 * d)
-        path = best_path(qkv.device, qkv.dtype, x.shape[1] // self.heads)
-        a = self.attended(attend(qkv, self.heads, layout, path))  # (T, d)
-        x = self.attended_norm(x + a)  # (T, d)
+        x = self.attended_norm(x + self._attended(x, layout))  # (T, d)
         h = self.down(gelu(self.up(x)))  # (T, f) -> (T, d); the exact (erf) GELU
         states: Tensor = self.down_norm(x + h)
         return states
+
+    def _attended(self, x: Tensor, layout: Layout) -> Tensor:
+        """(T, d). Queries, keys and values end here: kept, they would be a third of a layer's memory."""
+        qkv = self.qkv(x)  # (T, 3 * d)
+        path = best_path(qkv.device, qkv.dtype, x.shape[1] // self.heads)
+        attended: Tensor = self.attended(attend(qkv, self.heads, layout, path))
+        return attended
 
 
 class Network(nn.Module):

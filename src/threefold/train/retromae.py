@@ -9,6 +9,7 @@ Letters: n texts of t tokens, T tokens in all, d hidden size.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,6 +17,7 @@ from typing import Final
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy, gelu, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
@@ -111,10 +113,20 @@ class Decoder(nn.Module):
         n, t, d = asked.shape
         q = self.query(asked).view(n, t, self.heads, -1).transpose(1, 2)
         k, v = self.key_value(keys).view(n, t, 2, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        a = scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None])  # (n, heads, t, d / heads)
+        with _kernels(q.device):
+            a = scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None])  # (n, heads, t, d / heads)
         x = self.attended_norm(asked + self.attended(a.transpose(1, 2).reshape(n, t, d)))
         states: Tensor = self.down_norm(x + self.down(gelu(self.up(x))))
         return states
+
+
+def _kernels(device: torch.device) -> AbstractContextManager[object]:
+    """On a Hopper GPU PyTorch takes cuDNN first, which plans for every new (n, t), 30 ms or more each, and here nearly
+    every run of every step is new (sdp_utils.cpp, `check_prefer_cudnn_attention`)."""
+    if device.type != "cuda":
+        return nullcontext()
+    usable: AbstractContextManager[object] = sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+    return usable
 
 
 def word_loss(states: Tensor, words: Tensor, ids: Tensor) -> Tensor:

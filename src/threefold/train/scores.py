@@ -34,7 +34,8 @@ class Side:
     def owners(self) -> Tensor:
         """(T,) which text each token belongs to."""
         lengths = self.layout.borders(self.ids.device).diff()
-        return torch.repeat_interleave(torch.arange(len(lengths), device=self.ids.device), lengths)
+        texts = torch.arange(len(lengths), device=self.ids.device)
+        return torch.repeat_interleave(texts, lengths, output_size=len(self.ids))  # a GPU need not be asked how many
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:

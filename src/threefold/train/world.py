@@ -49,10 +49,14 @@ class World:
         missing = [name for name in names if name not in os.environ]
         if missing:
             raise ConfigError(f"WORLD_SIZE is set but {missing[0]} is not; start the processes with torchrun")
+        rank, size, local = (int(os.environ[name]) for name in names)
+        if device.type == "cuda":
+            if local >= (count := torch.cuda.device_count()):
+                raise ConfigError(f"process {local} of this machine has no GPU: PyTorch sees {count}; start {count}")
+            torch.cuda.set_device(local)  # before NCCL, which takes the current one
         if not dist.is_initialized():
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         hosts = dist.new_group(backend="gloo", timeout=PATIENCE)
-        rank, size, local = (int(os.environ[name]) for name in names)
         return cls(rank, size, local, hosts)
 
     @property
