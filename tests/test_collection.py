@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tests.fakes import FakeEncoder
 
@@ -26,6 +28,7 @@ from threefold.opening import collection_folder
 from threefold.retrieve.saved import SavedRetrievers
 from threefold.retrieve.stages import Candidates, Diversify, Fuse, Group, Rerank, Retriever
 from threefold.score import Weights
+from threefold.score.pool import pooled
 from threefold.store.memory import MemoryStore
 from threefold.text.tokenizer import Tokenizer
 from threefold.types import Chunk, Document, Encoded
@@ -649,6 +652,50 @@ def test_settings_that_it_was_not_built_with_are_refused(home: Path, encoder: Fa
         assert papers.representations == ("dense", "sparse")
         papers.add(FOX)
         assert papers.search("fox", why=True)[0].why is not None
+
+
+def test_pooled_token_vectors(home: Path, encoder: FakeEncoder) -> None:
+    whole = encoder.encode_documents([FOX]).multi
+    assert whole is not None
+    with Collection("papers", encoder, multi_storage="float16", multi_pool=3) as papers:
+        papers.add([Document("fox", FOX), Document("zh", ZH)])
+        kept = papers.store.vectors(["fox#0"], ["multi"]).multi
+        assert kept is not None
+        assert len(kept[0]) == -(-len(whole[0]) // 3)
+        np.testing.assert_allclose(kept[0], pooled(whole, 3)[0], atol=1e-3)
+        hit = papers.search("the lazy dog", k=1, mode="multi", quote=True)[0]
+        assert (hit.chunk.document_id, papers.info().manifest.multi_pool) == ("fox", 3)
+        assert hit.quote is not None
+        assert hit.quote.text == FOX
+        assert papers.add(Document("fox", FOX)).unchanged == 1
+    with Collection("papers", encoder) as papers:  # it remembers
+        assert papers.manifest.multi_pool == 3
+    with pytest.raises(ConfigError, match="built with multi_pool 3, not 2"):
+        Collection("papers", encoder, multi_pool=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"multi_pool": 0}, "multi_pool must be from 1 to 16; got 0"),
+        ({"multi_pool": 17}, "multi_pool must be from 1 to 16; got 17"),
+        ({"multi_pool": 2, "multi_storage": "none"}, "multi_pool 2: the collection keeps no token vectors"),
+    ],
+)
+def test_pooling_that_cannot_be(home: Path, encoder: FakeEncoder, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Collection("papers", encoder, **options)
+    assert not collection_folder("papers").exists()
+
+
+def test_a_manifest_from_before_there_was_pooling(home: Path, encoder: FakeEncoder) -> None:
+    Collection("papers", encoder).close()
+    path = collection_folder("papers") / "manifest.json"
+    settings = json.loads(path.read_text())
+    del settings["multi_pool"]
+    path.write_text(json.dumps(settings))
+    with Collection("papers", encoder) as papers:
+        assert papers.manifest.multi_pool == 1
 
 
 def test_chunks_longer_than_the_model_reads(home: Path, tokenizer: Tokenizer) -> None:

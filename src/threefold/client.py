@@ -204,7 +204,7 @@ class RemoteCollection:
         self.name = name
 
     def create(self, **settings: Any) -> dict[str, Any]:
-        """Make it; `chunking` (a dictionary) and `multi_storage` are optional."""
+        """Make it; `chunking` (a dictionary), `multi_storage` and `multi_pool` are optional."""
         return self._client.send(remote.create(self.name, settings))
 
     def info(self) -> dict[str, Any]:
@@ -371,7 +371,7 @@ class AsyncRemoteCollection:
         self.name = name
 
     async def create(self, **settings: Any) -> dict[str, Any]:
-        """Make it; `chunking` (a dictionary) and `multi_storage` are optional."""
+        """Make it; `chunking` (a dictionary), `multi_storage` and `multi_pool` are optional."""
         return await self._client.send(remote.create(self.name, settings))
 
     async def info(self) -> dict[str, Any]:

@@ -62,6 +62,7 @@ class Collection:
     path_or_name   a bare name, or a path (anything with a separator, or a `Path`); with `url` the name on the server
     chunking       None: that of the existing collection, or the default
     multi_storage  None: that of the existing collection, or int8; "none" keeps no token vectors
+    multi_pool     None: that of the existing collection, or 1; of so many token vectors of a chunk one is kept
     create         False: a collection that does not exist is an error
     reranker       scores query and text together where a search reranks by "cross"; a `CrossEncoder`
     url            a server instead of a folder: Qdrant (http://host:6333, extra `cluster`) or Milvus
@@ -76,19 +77,21 @@ class Collection:
         *,
         chunking: Chunking | None = None,
         multi_storage: MultiStorage | None = None,
+        multi_pool: int | None = None,
         create: bool = True,
         reranker: Reranker | None = None,
         url: str | None = None,
         api_key: str | None = None,
     ) -> None:
-        wanted = manifest_for(encoder, chunking, multi_storage)
+        given: Any = {"chunking": chunking, "multi_storage": multi_storage, "multi_pool": multi_pool}
+        wanted = manifest_for(encoder, **given)
         if url is None:
             folder = collection_folder(path_or_name)
             self._attach(open_folder(folder, wanted, create), encoder, folder.name, folder, reranker)
         else:
             name = str(path_or_name)
             self._attach(open_cluster(url, api_key, name, wanted, create), encoder, name, None, reranker)
-        self._check(wanted, chunking, multi_storage)
+        self._check(wanted, given)
 
     @classmethod
     def over(
@@ -97,7 +100,7 @@ class Collection:
         """A collection over a store that is open already, for example a `MemoryStore`."""
         self = cls.__new__(cls)
         self._attach(store, encoder, name, None, reranker)
-        self._check(manifest_for(encoder, None, None), None, None)
+        self._check(manifest_for(encoder), {})
         return self
 
     def _attach(
@@ -111,9 +114,9 @@ class Collection:
         self._saved = SavedRetrievers(folder)
         self._writing = threading.RLock()
 
-    def _check(self, wanted: Manifest, chunking: Chunking | None, multi_storage: MultiStorage | None) -> None:
+    def _check(self, wanted: Manifest, given: Mapping[str, Any]) -> None:
         try:
-            check_settings(self._store.manifest, wanted, chunking, multi_storage)
+            check_settings(self._store.manifest, wanted, **given)
         except BaseException:
             self._store.close()  # releases the folder
             raise
@@ -127,8 +130,6 @@ class Collection:
     def close(self) -> None:
         """Release the folder; afterwards every call is refused."""
         self._store.close()
-
-    # ---- what is in it -----------------------------------------------------------------------------------
 
     @property
     def manifest(self) -> Manifest:
@@ -168,9 +169,9 @@ class Collection:
 
     def info(self) -> CollectionInfo:
         """What the collection is, for people and reports."""
-        ids = {chunk.document_id for chunk in self._store.scroll()}
+        documents = len({chunk.document_id for chunk in self._store.scroll()})
         size = size_bytes(self.folder) if self.folder else 0
-        return CollectionInfo(self.name, len(ids), self.count(), self.representations, size, self.manifest)
+        return CollectionInfo(self.name, documents, self.count(), self.representations, size, self.manifest)
 
     # ---- change ------------------------------------------------------------------------------------------
 
@@ -304,8 +305,7 @@ class Collection:
         if k is not None:
             retriever = replace(retriever, k=check_count("k", k))
         if where:
-            both = {"and": [retriever.where, where]} if retriever.where else where
-            retriever = replace(retriever, where=both)
+            retriever = replace(retriever, where={"and": [retriever.where, where]} if retriever.where else where)
         if retriever.where:
             retriever = replace(retriever, where=clean_value(retriever.where))  # see `condition_of`
         missing = [name for name in retriever.needs() if name not in self.representations]
@@ -337,7 +337,7 @@ class Collection:
         diversify: Diversify | None = None,
         group: Group | None = None,
     ) -> list[Hit]:
-        """The k chunks most like some documents or chunks, best first; of what is named, nothing comes back.
+        """The k chunks most like some documents or chunks, best first; nothing of what is named comes back.
 
         like, unlike  ids of documents, which count as the mean of their chunks, or of chunks ("document#number")
         half_life     the last of `like` counts fully, one so many before it half: for a history, the latest last

@@ -132,6 +132,9 @@ class Chunking(Settings):
 #: How the token vectors of a collection are kept. `none` stores no multi vectors.
 MultiStorage = Literal["float16", "int8", "int4", "none"]
 
+#: Most token vectors that become one.
+MOST_POOLED = 16
+
 
 @dataclass(frozen=True, slots=True)
 class Manifest(Settings):
@@ -143,6 +146,7 @@ class Manifest(Settings):
     dense_dim       dimensions of dense vectors, 0 when not stored
     multi_dim       dimensions of token vectors, 0 when not stored
     vocab           size of the vocabulary, 0 when sparse weights are not stored
+    multi_pool      of so many token vectors of a chunk one is kept, see `threefold.score.pool`
     """
 
     model: str
@@ -154,9 +158,14 @@ class Manifest(Settings):
     revision: str = ""
     precision: str = "float32"
     multi_storage: MultiStorage = "int8"
+    multi_pool: int = 1
     chunking: Chunking = field(default_factory=Chunking)
     format_version: int = 1
     engine: str = ""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.multi_pool <= MOST_POOLED:
+            raise ConfigError(f"multi_pool must be from 1 to {MOST_POOLED}; got {self.multi_pool}")
 
 
 #: Conditions inside conditions: more than a person writes, and less than Python recurses.

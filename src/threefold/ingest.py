@@ -10,18 +10,19 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from threefold.config import Chunking, Filter
 from threefold.errors import DocumentError, InputError
+from threefold.score.pool import pooled
 from threefold.store.check import stored
 from threefold.store.payload import to_payload
 from threefold.store.protocol import Store
 from threefold.text.chunks import chunk_document
 from threefold.text.documents import Skipped, prepare
 from threefold.text.protocol import TextEncoder
-from threefold.types import Chunk, Document
+from threefold.types import Chunk, Document, Encoded
 
 #: Chunks that are encoded and written together; an interrupted call loses at most the work on so many.
 BATCH_CHUNKS = 256
@@ -186,7 +187,7 @@ class Ingest:
 
     def _write(self) -> None:
         batch = self._pending[:BATCH_CHUNKS]
-        vectors = self._encoder.encode_documents([chunk.text for chunk in batch], outputs=stored(self._store.manifest))
+        vectors = self._encode([chunk.text for chunk in batch])
         self._store.upsert(batch, vectors)
         del self._pending[: len(batch)]
         self._chunks += len(batch)
@@ -194,6 +195,13 @@ class Ingest:
         self._truncated += int(vectors.truncated.sum())
         self._complete([chunk.document_id for chunk in batch if chunk.number == 0])
         self._tell()
+
+    def _encode(self, texts: list[str]) -> Encoded:
+        manifest = self._store.manifest
+        vectors = self._encoder.encode_documents(texts, outputs=stored(manifest))
+        if vectors.multi is None:
+            return vectors
+        return replace(vectors, multi=pooled(vectors.multi, manifest.multi_pool))
 
     def _complete(self, ids: Sequence[str]) -> None:
         """The new versions of these documents are durable: count them, and delete the old ones."""

@@ -31,7 +31,12 @@ def collection_folder(path_or_name: str | Path) -> Path:
     return home() / "collections" / path_or_name
 
 
-def manifest_for(encoder: TextEncoder, chunking: Chunking | None, multi_storage: MultiStorage | None) -> Manifest:
+def manifest_for(
+    encoder: TextEncoder,
+    chunking: Chunking | None = None,
+    multi_storage: MultiStorage | None = None,
+    multi_pool: int | None = None,
+) -> Manifest:
     """What a new collection of this encoder is built with."""
     card = encoder.card
     if chunking is None:
@@ -44,6 +49,9 @@ def manifest_for(encoder: TextEncoder, chunking: Chunking | None, multi_storage:
     if multi_storage is not None and multi_storage not in get_args(MultiStorage):
         known = ", ".join(get_args(MultiStorage))
         raise ConfigError(f"multi_storage {multi_storage!r}: expected one of {known} (--multi)")
+    storage: MultiStorage = (multi_storage or "int8") if card.multi_dim else "none"
+    if multi_pool not in (None, 1) and storage == "none":
+        raise ConfigError(f"multi_pool {multi_pool}: the collection keeps no token vectors that could be pooled")
     return Manifest(
         # a folder by its whole path, so that the collection can be opened from any other
         model=os.path.abspath(card.name) if os.path.isdir(card.name) else card.name,
@@ -54,7 +62,8 @@ def manifest_for(encoder: TextEncoder, chunking: Chunking | None, multi_storage:
         vocab=card.vocab,
         revision=card.revision,
         precision=card.precision,
-        multi_storage=(multi_storage or "int8") if card.multi_dim else "none",
+        multi_storage=storage,
+        multi_pool=1 if multi_pool is None else multi_pool,
         chunking=chunking,
     )
 
@@ -108,10 +117,15 @@ def _open_milvus(url: str, key: str | None, name: str, manifest: Manifest, creat
 
 
 def check_settings(
-    has: Manifest, wanted: Manifest, chunking: Chunking | None, multi_storage: MultiStorage | None
+    has: Manifest,
+    wanted: Manifest,
+    chunking: Chunking | None = None,
+    multi_storage: MultiStorage | None = None,
+    multi_pool: int | None = None,
 ) -> None:
     """Refuse another model, and settings that the collection was not built with."""
-    for name, asked in (("chunking", chunking), ("multi_storage", multi_storage)):
+    given = {"chunking": chunking, "multi_storage": multi_storage, "multi_pool": multi_pool}
+    for name, asked in given.items():
         if asked is not None and getattr(has, name) != asked:
             raise ConfigError(
                 f"the collection was built with {name} {getattr(has, name)!r}, not {asked!r}. "

@@ -77,7 +77,7 @@ def test_equal_texts_are_duplicates_even_at_one() -> None:
     (one,) = duplicates(corpus(rows), 1.0)
     assert (one.number, one.kept) == (1, 0)
     for threshold in (0.0, 1.5):
-        with pytest.raises(InputError, match=f"a cosine from 0 to 1.*got {threshold}"):
+        with pytest.raises(InputError, match=f"a cosine above 0 and at most 1.*got {threshold}"):
             duplicates(corpus(rows), threshold)
 
 

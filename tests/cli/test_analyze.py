@@ -11,6 +11,7 @@ import pytest
 from tests.cli.test_cli import run, run_json
 
 from threefold import Encoder
+from threefold.analyze.duplicates import THRESHOLD
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "corpus"
 CODE = {path.name for path in (EXAMPLES / "code").iterdir()}
@@ -94,7 +95,18 @@ def test_duplicates_are_named_and_their_absence_is_a_status(capsys: pytest.Captu
     assert run(capsys, "duplicates", "--in", "demo", "--threshold", "0.4")[0] == 0
     assert run(capsys, "duplicates", "--in", "demo", "--threshold", "1.0")[0] == 1
     status, _, err = run(capsys, "duplicates", "--in", "demo", "--threshold", "2")
-    assert (status, "a cosine from 0 to 1" in err) == (2, True)
+    assert (status, "a cosine above 0 and at most 1" in err) == (2, True)
+
+
+def test_numbers_and_limits_are_said_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    one = run(capsys, "cluster", "--in", "demo", "-n", "1")
+    assert (one[0], one[2].split(", ")[0].endswith("in 1 group\n")) == (0, True)
+    status, _, err = run(capsys, "duplicates", "--in", "demo", "--threshold", "0")
+    assert (status, "a cosine above 0 and at most 1" in err) == (2, True)
+    status, _, err = run(capsys, "outliers", "--in", "demo", "--by", "page")
+    assert (status, "--by 'page': expected document or chunk" in err) == (2, True)
+    status, out, _ = run(capsys, "duplicates", "--help")
+    assert f"Default: {THRESHOLD}" in " ".join(out.replace("│", " ").split())
 
 
 def test_more_like_these(capsys: pytest.CaptureFixture[str]) -> None:

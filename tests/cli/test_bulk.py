@@ -31,12 +31,34 @@ def test_a_folder_goes_on_by_itself(use: Path, tmp_path: Path, capsys: pytest.Ca
     code, out, err = run(capsys, "encode", use, "-o", tmp_path / "many")
     assert (code, out) == (0, "")
     assert "50 of the texts were there already, from an earlier run" in err
+    assert "tokens/s" not in err  # nothing was encoded
+
+
+@pytest.mark.parametrize("command", [["encode", "-o", "x.parquet"], ["classify", "--labels", "a,b"]])
+def test_a_document_is_no_list_of_texts(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "invoice.PDF").write_bytes(b"%PDF-1.4\n1 0 obj\n")
+    code, out, err = run(capsys, command[0], tmp_path / "invoice.PDF", *command[1:])
+    assert (code, out, "is a document and not a list of texts" in " ".join(err.split())) == (2, "", True)
 
 
 def test_no_texts(use: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     use.write_text("")
     code, out, _ = run(capsys, "encode", use, "-o", tmp_path / "many", "--shard", "20", "--json")
     assert (code, '"files": 0' in out) == (1, True)
+
+
+def test_an_earlier_file_is_not_replaced_by_nothing(
+    use: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target, rows = tmp_path / "one.parquet", tmp_path / "rows.jsonl"
+    run_json(capsys, "encode", use, "-o", target)
+    rows.write_text('{"body": "a"}\n')
+    code, out, err = run(capsys, "encode", rows, "-o", target)
+    assert (code, out, "one.parquet was not written" in " ".join(err.split())) == (1, "", True)
+    assert "no text in the field 'text'" in err
+    assert read_parquet(target)[1] == LINES
+    code, out, _ = run(capsys, "encode", rows, "-o", target, "--json")
+    assert (code, '"file": null' in out) == (1, True)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +69,7 @@ def test_no_texts(use: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["-o", "many", "--shard", "21"], "many was begun with texts_per_file 20, not 21"),
         (["-o", "many", "--outputs", "dense"], "many was begun with outputs"),
         (["-o", "many", "--precision", "bfloat16"], "many was begun with a model of the precision 'float32'"),
-        (["-o", "s3://mine/vectors", "--shard", "20"], "is in an object store"),
+        (["-o", "s3://mine/vectors", "--shard", "20"], "s3://mine/vectors is in an object store"),
         (["-o", "model"], "model is a folder; give the name of a file"),
     ],
 )

@@ -321,6 +321,9 @@ def test_wrong_settings_of_a_new_collection(client: httpx.Client) -> None:
     small = client.put("/collections/new", json={"chunking": {"max_tokens": 4}})
     assert small.status_code == 400
     assert small.json()["error"]["message"].startswith("chunking: max_tokens must be at least 8")
+    pool = client.put("/collections/new", json={"multi_pool": 17})
+    assert pool.status_code == 400
+    assert "multi_pool" in pool.json()["error"]["message"]
     storage = client.put("/collections/new", json={"multi_storage": "float8"})
     assert storage.json()["error"]["param"] == "multi_storage"
     assert client.get("/collections/new").status_code == 404

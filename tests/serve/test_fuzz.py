@@ -60,9 +60,11 @@ FIELDS = [
     "diversify",
     "group",
     "why",
+    "quote",
     "retriever",
     "chunking",
     "multi_storage",
+    "multi_pool",
     "input_ids_vocab",
     "truncate_prompt_tokens",
 ]

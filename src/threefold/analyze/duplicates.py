@@ -32,7 +32,7 @@ def duplicates(corpus: Corpus, threshold: float = THRESHOLD, *, progress: Progre
     one that stayed. (Components of "is similar to" would join texts that are not, by a chain of others.)
     """
     if not 0.0 < threshold <= 1.0:
-        raise InputError(f"the threshold is a cosine from 0 to 1, such as {THRESHOLD}; got {threshold}")
+        raise InputError(f"the threshold is a cosine above 0 and at most 1, such as {THRESHOLD}; got {threshold}")
     return _kept(corpus.dense, np.float32(threshold - 1e-6), progress)  # equal texts may be 0.9999999 to each other
 
 

@@ -63,7 +63,7 @@ def cluster(
         out.print(Text.assemble((f"{group.size:5,}  ", "bold green"), (one_line(", ".join(group.keywords)), "bold")))
         out.print("       " + shorten(" · ".join(_name(items[i]) for i in group.examples), 160))
     said = "" if found.silhouette is None else f", silhouette {found.silhouette:.2f}"
-    note(f"{len(items):,} {by}s in {len(found.groups):,} groups{said}")
+    note(f"{_many(len(items), by)} in {_many(len(found.groups), 'group')}{said}")
 
 
 def draw_map(
@@ -113,7 +113,7 @@ def draw_map(
             {"page": str(output), "points": points and str(points), "items": len(corpus), "method": placed.method}
         )
     else:
-        err.print(f"{len(corpus):,} {by}s -> {output}" + (f" and {points}" if points else ""))
+        err.print(f"{_many(len(corpus), by)} -> {output}" + (f" and {points}" if points else ""))
 
 
 def outliers(
@@ -145,7 +145,7 @@ def outliers(
 def duplicates(
     into: In,
     threshold: Annotated[
-        float | None, typer.Option(help="Cosine from which two are the same (see docs/analysis.md).")
+        float | None, typer.Option(help="Cosine from which two are the same. Default: 0.9; see docs/analysis.md.")
     ] = None,
     by: Unit = "document",
     where: Where = "",
@@ -170,7 +170,8 @@ def duplicates(
     else:
         if pairs:
             print_table(("cosine", by, "like"), [(f"{s:.4f}", id, kept) for s, id, kept in pairs], left=3)
-        note(f"{len(pairs):,} of {len(items):,} {by}s are within {least:g} of an earlier one")
+        are = "is" if len(pairs) == 1 else "are"
+        note(f"{len(pairs):,} of {_many(len(items), by)} {are} within {least:g} of an earlier one")
     if not pairs:
         raise typer.Exit(1)
 
@@ -242,13 +243,16 @@ def _gathered(
     """The items; where there are none, the JSON that says so, and exit status 1."""
     from threefold.analyze import gather
 
+    if by not in ("document", "chunk"):
+        raise InputError(f"--by {by!r}: expected document or chunk")
     condition = condition_in(where)
-    if not collection.count(condition):
+    chunks = collection.count(condition)
+    if not chunks:
         if as_json:
             print_json(nothing)
         complain(f"nothing in {collection.name} matches" if condition else f"{collection.name} has no documents")
         raise typer.Exit(1)
-    with progress_bar(f"reading {collection.name}", quiet=as_json) as bar:
+    with progress_bar(f"reading {collection.name}", chunks, quiet=as_json) as bar:
         return gather(
             collection,
             where=condition,
@@ -267,6 +271,11 @@ def _colours(corpus: Corpus, color: str, collection: Collection, words: bool, se
     found = find(corpus, tokenizer=collection.encoder.tokenizer if words else None, seed=seed)
     names = [", ".join(group.keywords[:4]) or f"group {group.number + 1}" for group in found.groups]
     return [names[label] for label in found.labels]
+
+
+def _many(number: int, word: str) -> str:
+    """A number of things: "1 group", "2 groups"."""
+    return f"{number:,} {word}" + ("" if number == 1 else "s")
 
 
 def _name(item: Item) -> str:

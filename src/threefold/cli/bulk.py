@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, closing, redirect_stdout
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -57,9 +58,10 @@ def refuse_remote(*paths: Path) -> None:
     """Object stores are not files, and would become folders with odd names."""
     for path in paths:
         if _REMOTE.match(str(path)) and not Path(path.parts[0]).exists():
+            address = re.sub(r":[/\\]+", "://", str(path), count=1)
             raise InputError(
-                f"{path} is in an object store: threefold encode reads and writes files only. Give a folder on a disk "
-                "or a mounted file system (for --ray on every machine of the cluster), and copy it afterwards"
+                f"{address} is in an object store: threefold encode reads and writes files only. Give a folder on a "
+                "disk or a mounted file system (for --ray on every machine of the cluster), and copy it afterwards"
             )
 
 
@@ -79,14 +81,18 @@ def order_of(
 
 
 def one_file(output: Path, rows: Rows, order: Order, opening: Opening, bars: Bars) -> Ran:
-    """All texts into one file."""
+    """All texts into one file; where there are none, an earlier file stays as it is."""
     from threefold.shards import Written, write_parquet
 
     with options.opened_encoder(*opening) as encoder, bars() as bar:
         start = time.perf_counter()
+        rows = iter(rows)
+        first = next(rows, None)
+        if first is None:
+            return Ran(Written(0, 0, 0), Written(0, 0, 0), encoder.card, time.perf_counter() - start, {})
         written = write_parquet(
             output,
-            rows,
+            chain([first], rows),
             encoder,
             outputs=order.outputs,
             max_tokens=order.max_tokens,

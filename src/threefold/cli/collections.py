@@ -55,6 +55,7 @@ def index(
     max_tokens: Annotated[int | None, typer.Option(help="Longest chunk in tokens (new collections).")] = None,
     overlap: Annotated[int | None, typer.Option(help="Tokens that chunks share (new collections).")] = None,
     multi: Annotated[str | None, typer.Option(help="Token vectors: float16, int8, int4, none (new ones).")] = None,
+    multi_pool: Annotated[int | None, typer.Option(help="Keep one of so many token vectors (new ones).")] = None,
     text_field: Annotated[str, typer.Option(help="Column of csv, tsv, jsonl, json that holds the text.")] = "text",
     prefix: Annotated[str, typer.Option(help="Put before each id: two folders may have files of one name.")] = "",
     url: Url = None,
@@ -83,7 +84,9 @@ def index(
     storage = cast("MultiStorage | None", multi)
     with (
         options.opened_encoder(*model_of(into, url, model, revision), device, precision, devices) as encoder,
-        Collection(into, encoder, chunking=chunking, multi_storage=storage, url=url) as collection,
+        Collection(
+            into, encoder, chunking=chunking, multi_storage=storage, multi_pool=multi_pool, url=url
+        ) as collection,
     ):
         with progress_bar("indexing", quiet=as_json) as bar:
             report = collection.add_files(
@@ -176,6 +179,7 @@ def list_collections(as_json: options.Json = False) -> None:
                 "model": manifest.model,
                 "size_bytes": size,
                 "multi_storage": manifest.multi_storage,
+                "multi_pool": manifest.multi_pool,
             }
         )
     if as_json:
@@ -183,7 +187,7 @@ def list_collections(as_json: options.Json = False) -> None:
     else:
         print_table(
             ("name", "model", "MB", "multi"),
-            [(one["name"], one["model"], f"{one['size_bytes'] / 1e6:,.1f}", one["multi_storage"]) for one in found],
+            [(one["name"], one["model"], f"{one['size_bytes'] / 1e6:,.1f}", _kept(one)) for one in found],
             left=4,
         )
         note(f"{len(found)} collections in {home() / 'collections'}")
@@ -269,6 +273,12 @@ def _folders(place: Path) -> list[Path]:
         return sorted(place.iterdir())
     except FileNotFoundError:  # nothing was indexed yet
         return []
+
+
+def _kept(one: dict[str, Any]) -> str:
+    """How token vectors are kept."""
+    storage, pool = one["multi_storage"], one["multi_pool"]
+    return storage if pool == 1 else f"{storage}, 1 in {pool}"
 
 
 def _has_manifest(folder: Path) -> bool:

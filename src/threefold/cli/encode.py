@@ -11,9 +11,10 @@ import typer
 
 from threefold.characters import check_name
 from threefold.cli import bulk, idle, options
-from threefold.cli.show import err, note, print_json, progress_bar
+from threefold.cli.show import complain, err, note, print_json, progress_bar
 from threefold.errors import DocumentError, InputError
 from threefold.text.decode import read_lines
+from threefold.text.rich import OFFICE_SUFFIXES
 from threefold.text.rows import ROW_SUFFIXES, BadRow, read_rows, scalar
 from threefold.text.tokenizer import Truncate
 from threefold.types import REPRESENTATIONS
@@ -75,27 +76,32 @@ def encode(
     else:
         ran = bulk.one_file(output, rows, order, opening, bars)
     if as_json:
-        place = {"folder" if folder else "file": str(output), **ran.more}
+        written = None if not (folder or ran.written.texts) else str(output)
+        place: dict[str, Any] = {"folder" if folder else "file": written, **ran.more}
         summary = place | {**ran.written._asdict(), "skipped": bad, "seconds": round(ran.seconds, 3)}
         print_json(summary | {"model": ran.card.name, "precision": ran.card.precision})
     else:
         _say(ran, output, bad)
     if not ran.written.texts:
+        complain(f"{file} has no texts" + ("" if folder else f"; {output} was not written"))
         raise typer.Exit(1)
 
 
 def _say(ran: Ran, output: Path, bad: list[str]) -> None:
     written, tokens = ran.written, ran.written.tokens - ran.before.tokens
+    rate = f"{tokens / max(ran.seconds, 1e-9):,.0f} tokens/s, " if tokens else ""
+    for reason in bad:
+        note(f"skipped: {reason}")
+    if not written.texts:
+        return
     err.print(
         f"{written.texts:,} texts, {written.tokens:,} tokens in {ran.seconds:.1f} s "
-        f"({tokens / max(ran.seconds, 1e-9):,.0f} tokens/s, {ran.card.precision}) -> {output}"
+        f"({rate}{ran.card.precision}) -> {output}"
     )
     if ran.before.texts:
         note(f"{ran.before.texts:,} of the texts were there already, from an earlier run")
     if written.truncated:
         note(f"{written.truncated:,} texts were longer than the model reads and were cut (column `truncated`)")
-    for reason in bad:
-        note(f"skipped: {reason}")
 
 
 def require_table(context: typer.Context, file: Path, *names: str) -> None:
@@ -110,6 +116,11 @@ def file_rows(
     """(id, text) of every row; what cannot be read is added to `bad`."""
     if not file.is_file():
         raise InputError(f"{file} is not a file")
+    if file.suffix.lower() in OFFICE_SUFFIXES:
+        raise InputError(
+            f"{file} is a document and not a list of texts. Save its text as .txt, a line for each text, "
+            "or put it into a collection with threefold index"
+        )
     if file.suffix.lower() not in ROW_SUFFIXES:
         return ((str(i), line.rstrip("\r\n")) for i, line in enumerate(read_lines(file), start=1) if line.strip())
     return _records(file, text_field, id_field, bad, title_field)

@@ -1,6 +1,6 @@
 """A collection as a retriever of LlamaIndex, an encoder as its embedding model (extra `llama-index`).
 
-    RetrieverQueryEngine.from_args(retriever(papers, k=5), llm=llm).query("how is the sparse head trained?")
+RetrieverQueryEngine.from_args(retriever(papers, k=5), llm=llm).query("how is the sparse head trained?")
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ A sentence is scored by the token vectors of the whole chunk, so it is read in i
     s(q, sentence) = 1/t * sum over i of max over the tokens j of the sentence of <q_i, p_j>
 
 the multi-vector score (see `score/multi.py`) with its maximum over the sentence instead of the chunk, and without the
-end tokens. The vectors are those that the collection keeps, so nothing is encoded for it; where it keeps none, chunks
-are encoded again. A model without a multi-vector head compares its dense vectors of query and sentences, each read by
-itself. Measured against other ways in results/quotes.json.
+end tokens. The vectors are those that the collection keeps, so nothing is encoded for it; where it keeps none, or
+pooled ones, chunks are encoded again. A model without a multi-vector head compares its dense vectors of query and
+sentences, each read by itself. Measured against other ways in results/quotes.json.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _in_context(
 ) -> list[Floats]:
     """For each chunk the scores of its sentences by token vectors."""
     texts = [chunk.text for chunk in chunks]
-    if "multi" in stored(store.manifest):
+    if "multi" in stored(store.manifest) and store.manifest.multi_pool == 1:
         kept = store.vectors([chunk.id for chunk in chunks], ["multi"])
     else:
         kept = encoder.encode_documents(texts, outputs=["multi"])

@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from threefold.collection import Collection
-from threefold.config import Chunking
+from threefold.config import MOST_POOLED, Chunking
+from threefold.described import CollectionInfo
 from threefold.errors import StoreError
 from threefold.ingest import AddReport, Progress
 from threefold.paths import expanded
@@ -51,6 +52,7 @@ class CreateBody(_Body):
 
     chunking: dict[str, Any] | None = None
     multi_storage: Any = None
+    multi_pool: Annotated[int, Field(ge=1, le=MOST_POOLED)] | None = None
 
 
 class DeleteBody(_Body):
@@ -170,9 +172,11 @@ async def create(call: Call) -> Response:
     chunking = Chunking.from_dict(body.chunking, "chunking") if body.chunking is not None else None
     if body.multi_storage not in (None, "float16", "int8", "int4", "none"):
         raise RequestError("multi_storage must be float16, int8, int4 or none", param="multi_storage")
-    info = await _inside(
-        call, lambda library, ns, name: library.create(ns, name, chunking, body.multi_storage), call.server.changing
-    )
+
+    def made(library: Library, namespace: str, name: str) -> CollectionInfo:
+        return library.create(namespace, name, chunking, body.multi_storage, body.multi_pool)
+
+    info = await _inside(call, made, call.server.changing)
     return wire.json_response(plain(info), status=201)
 
 

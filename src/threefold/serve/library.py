@@ -74,7 +74,12 @@ class Library:
         return sorted(name for name in found if _NAME.fullmatch(name))
 
     def create(
-        self, namespace: str, name: str, chunking: Chunking | None, multi_storage: MultiStorage | None
+        self,
+        namespace: str,
+        name: str,
+        chunking: Chunking | None = None,
+        multi_storage: MultiStorage | None = None,
+        multi_pool: int | None = None,
     ) -> CollectionInfo:
         """A new collection; an existing one is refused."""
         folder = self._folder(namespace, name)
@@ -84,7 +89,12 @@ class Library:
                 raise RequestError(f"the collection {name!r} exists already", status=409, param="name")
             folder.parent.mkdir(parents=True, exist_ok=True)
             made = Collection(
-                folder, self._encoder, chunking=chunking, multi_storage=multi_storage, reranker=self._reranker
+                folder,
+                self._encoder,
+                chunking=chunking,
+                multi_storage=multi_storage,
+                multi_pool=multi_pool,
+                reranker=self._reranker,
             )
             return self._keep(folder, made).info()
 
@@ -165,5 +175,5 @@ def plain(info: CollectionInfo) -> dict[str, Any]:
     """What a client sees of a collection."""
     found = info.to_dict()
     manifest = found.pop("manifest")
-    kept = ("model", "revision", "precision", "dense_dim", "multi_dim", "multi_storage", "chunking")
+    kept = ("model", "revision", "precision", "dense_dim", "multi_dim", "multi_storage", "multi_pool", "chunking")
     return found | {key: manifest[key] for key in kept}
