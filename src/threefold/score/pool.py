@@ -2,7 +2,7 @@
 
 Token vectors are nearly all of the bytes of a collection. Of a chunk's t vectors, ceil(t / factor) groups are made by
 Ward's tree, and each group becomes the direction of its mean (Clavié, Chaffin, Adams 2024, arXiv 2409.14683, who leave
-the mean as it is: made a unit again it is better by 0.3 to 2.4 points of nDCG@10 at a factor of 4). Queries keep all of
+the mean as it is: made a unit again it is better by 0.5 to 2.4 points of nDCG@10 at a factor of 4). Queries keep all of
 theirs. What it costs is in results/storage.json.
 """
 
