@@ -203,15 +203,15 @@ class Collection:
         delete_missing  delete documents whose file was below these paths and is gone, and rows that left their file
         """
         given = [paths] if isinstance(paths, str | Path) else list(paths)
+        prefix = prefix.rstrip("/")
         documents = (_prefixed(item, prefix) for item in load_files(given, loading) if not self._is_own(item.source))
         with self._writing:
             ingest = Ingest(self._store, self._encoder, self.manifest.chunking, progress, files=True)
             ingest.run(documents)
-            deleted = 0
-            if delete_missing:
-                roots = [Path(os.path.abspath(path)) for path in given]
-                deleted = delete_missing_files(self._store, roots, prefix, ingest)
-            return ingest.report(deleted)
+            if not delete_missing:
+                return ingest.report()
+            roots = [Path(os.path.abspath(path)) for path in given]
+            return ingest.report(delete_missing_files(self._store, roots, prefix, ingest))
 
     def _is_own(self, source: str) -> bool:
         """Whether a file belongs to this collection itself, whose folder may be among the documents."""

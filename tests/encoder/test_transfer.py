@@ -1,5 +1,7 @@
 """Work that is begun early comes back in order; copies bring what was computed."""
 
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from tests.encoder.cross_checkpoints import bge_reranker
 import threefold.encoder.cross as cross_module
 import threefold.encoder.encoder as encoder_module
 from threefold import CrossEncoder, Encoder
-from threefold.encoder.transfer import OnTheWay, ahead, depth_of, is_lost, to_device
+from threefold.encoder.transfer import OnTheWay, ahead, ahead_in_thread, depth_of, is_lost, to_device
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU"))]
 
@@ -45,6 +47,48 @@ def test_an_error_of_the_second_batch_comes_after_nothing_was_lost() -> None:
     with pytest.raises(ValueError, match="the device is gone"):
         found.extend(ahead(range(4), begin, lambda item: item, 0))
     assert found == [0, 1]
+
+
+@given(n=st.integers(0, 6), depth=st.integers(0, 3))
+def test_an_item_that_cannot_be_had_is_an_error_after_all_before_it(n: int, depth: int) -> None:
+    def items() -> Iterator[int]:
+        yield from range(n)
+        raise ValueError("the stream broke")
+
+    found: list[int] = []
+    with pytest.raises(ValueError, match="the stream broke"):
+        found.extend(ahead(items(), lambda item: item, lambda item: item, depth))
+    assert found == list(range(n))
+
+
+def test_in_a_thread_the_next_one_is_worked_at_while_one_is_used() -> None:
+    here, read, begun = threading.get_ident(), [], []
+    second = threading.Event()
+
+    def items() -> Iterator[int]:
+        for i in range(3):
+            read.append(threading.get_ident())
+            yield i
+
+    def work(item: int) -> int:
+        begun.append(threading.get_ident())
+        if item == 1:
+            second.set()
+        return item * item
+
+    found = ahead_in_thread(items(), work)
+    assert next(found) == 0
+    assert second.wait(10)  # nobody has asked for it
+    assert list(found) == [1, 4]
+    assert set(read) == {here}  # a cursor of a database, say, is of one thread
+    assert here not in begun
+
+
+def test_an_error_of_a_thread_is_that_of_its_item() -> None:
+    found: list[float] = []
+    with pytest.raises(ZeroDivisionError):
+        found.extend(ahead_in_thread([1, 2, 0, 4], lambda item: 1 / item))
+    assert found == [1, 0.5]
 
 
 def test_a_cpu_begins_nothing_early() -> None:

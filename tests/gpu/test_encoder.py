@@ -96,6 +96,25 @@ def test_the_next_batch_is_told_before_the_last_is_waited_for(gpu: Gpu, m3_folde
     assert told == [*range(2, told[-1] + 1), told[-1]]  # two of them, when the first is waited for
 
 
+def test_the_next_part_of_a_stream_is_told_before_the_last_is_waited_for(
+    gpu: Gpu, m3_folder: Path, plain: Encoder
+) -> None:
+    encoder = Encoder(m3_folder, budget=1_000, precision="float32")  # each part is one batch
+    told: list[int] = []
+    gpu.at_wait = lambda: told.append(gpu.ops.count("aten.embedding.default") // 2)  # words and positions
+    found = list(encoder.iter_encode(TEXTS, block=2))
+    assert told == [2, 3, 3]
+    for part, start in zip(found, range(0, len(TEXTS), 2), strict=True):
+        same(part, plain.encode(TEXTS[start : start + 2]))
+
+
+def test_a_text_that_is_none_is_an_error_after_what_was_begun(gpu: Gpu, m3_folder: Path) -> None:
+    stream = Encoder(m3_folder, device="cuda").iter_encode(["a", "b", "c", 5], block=2)  # type: ignore[list-item]
+    assert len(next(stream)) == 2
+    with pytest.raises(InputError, match="text 3 must be a string; got int"):
+        next(stream)
+
+
 def test_large_results_leave_beside_the_next_batch(
     gpu: Gpu, m3_folder: Path, plain: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,7 +32,7 @@ FORMAT: Final = 1
 USABLE: Final[tuple[Representation, ...]] = ("dense", "sparse")
 
 #: One file, since two could be of two classifiers after an interruption; the settings are in its header, as JSON.
-_FILE: Final = "classifier.safetensors"
+FILE: Final = "classifier.safetensors"
 _SETTINGS: Final = "classifier"
 _ARRAYS: Final = ("mean", "used", "weights", "bias")
 
@@ -155,15 +155,17 @@ class Classifier:
         }
         arrays = {"mean": self._mean, "used": self._used, "weights": self._weights, "bias": self._bias}
         rows = {name: np.ascontiguousarray(array) for name, array in arrays.items()}  # memory is written as it lies
-        with replacing(folder / _FILE) as draft:
+        with replacing(folder / FILE) as draft:
             save_file(rows, draft, {_SETTINGS: json.dumps(settings)})
 
     @classmethod
     def load(cls, folder: str | Path, encoder: TextEncoder) -> Self:
-        """From a folder; an encoder that it was not learned with is refused."""
-        path = Path(folder) / _FILE
+        """From a folder, or the file in it; an encoder that it was not learned with is refused."""
+        path = Path(folder)
+        if path.name != FILE or path.is_dir():
+            path /= FILE
         if not path.is_file():
-            raise InputError(f"{folder} has no {_FILE}; it is not a classifier that was saved here")
+            raise InputError(f"{folder} has no {FILE}; it is not a classifier that was saved here")
         settings, arrays = _read(path)
         if settings["model_hash"] != encoder.card.hash:
             raise ModelMismatchError(

@@ -16,7 +16,7 @@ from threefold.characters import check_name
 from threefold.cli import idle, options
 from threefold.cli.collections import show_hit
 from threefold.cli.opened import In, Url, Where, condition_in, existing
-from threefold.cli.show import complain, err, note, one_line, out, print_json, print_table, progress_bar, shorten
+from threefold.cli.show import complain, err, many, note, one_line, out, print_json, print_table, progress_bar, shorten
 from threefold.errors import InputError
 
 if TYPE_CHECKING:
@@ -63,19 +63,19 @@ def cluster(
         out.print(Text.assemble((f"{group.size:5,}  ", "bold green"), (one_line(", ".join(group.keywords)), "bold")))
         out.print("       " + shorten(" · ".join(_name(items[i]) for i in group.examples), 160))
     said = "" if found.silhouette is None else f", silhouette {found.silhouette:.2f}"
-    note(f"{_many(len(items), by)} in {_many(len(found.groups), 'group')}{said}")
+    note(f"{many(len(items), by)} in {many(len(found.groups), 'group')}{said}")
 
 
 def draw_map(
     context: typer.Context,
     into: In,
-    output: Annotated[Path, typer.Option("--output", "-o", parser=options.path_of, help="Page to write (.html).")],
+    output: Annotated[Path, typer.Option("--output", "-o", parser=options.target_of, help="Page to write (.html).")],
     color: Annotated[
         str, typer.Option(help="Colours: cluster, language, source, or a field of the metadata.")
     ] = "cluster",
     method: Annotated[str, typer.Option(help="tsne, umap (for many) or pca (at once).")] = "tsne",
     points: Annotated[
-        Path | None, typer.Option(parser=options.path_of, help="Parquet file for the points as well.")
+        Path | None, typer.Option(parser=options.target_of, help="Parquet file for the points as well.")
     ] = None,
     by: Unit = "document",
     where: Where = "",
@@ -113,7 +113,7 @@ def draw_map(
             {"page": str(output), "points": points and str(points), "items": len(corpus), "method": placed.method}
         )
     else:
-        err.print(f"{_many(len(corpus), by)} -> {output}" + (f" and {points}" if points else ""))
+        err.print(f"{many(len(corpus), by)} -> {output}" + (f" and {points}" if points else ""))
 
 
 def outliers(
@@ -139,7 +139,7 @@ def outliers(
         print_json([{"id": one.id, "score": far, "nearest": near, "text": one.text} for one, far, near in said])
         return
     rows = [(f"{one.score:.3f}", items[one.number].id, shorten(items[one.number].text, WIDTH)) for one in found]
-    print_table(("score", by, "text"), rows, left=3)
+    print_table(("score", by, "text"), rows, left=3, words=2)
 
 
 def duplicates(
@@ -169,9 +169,9 @@ def duplicates(
         print_json([{"id": id, "kept": kept, "similarity": similarity} for similarity, id, kept in pairs])
     else:
         if pairs:
-            print_table(("cosine", by, "like"), [(f"{s:.4f}", id, kept) for s, id, kept in pairs], left=3)
+            print_table(("cosine", by, "like"), [(f"{s:.4f}", id, kept) for s, id, kept in pairs], left=3, words=2)
         are = "is" if len(pairs) == 1 else "are"
-        note(f"{len(pairs):,} of {_many(len(items), by)} {are} within {least:g} of an earlier one")
+        note(f"{len(pairs):,} of {many(len(items), by)} {are} within {least:g} of an earlier one")
     if not pairs:
         raise typer.Exit(1)
 
@@ -196,7 +196,7 @@ def diverse(
     if as_json:
         print_json({"vendi": score, "items": [{"id": item.id, "text": item.text} for item in picked]})
         return
-    print_table((by, "text"), [(item.id, shorten(item.text, WIDTH)) for item in picked], left=2)
+    print_table((by, "text"), [(item.id, shorten(item.text, WIDTH)) for item in picked], left=2, words=1)
     note(f"as varied as {score:,.1f} documents that have nothing in common (Vendi score), of {len(corpus):,}")
 
 
@@ -271,11 +271,6 @@ def _colours(corpus: Corpus, color: str, collection: Collection, words: bool, se
     found = find(corpus, tokenizer=collection.encoder.tokenizer if words else None, seed=seed)
     names = [", ".join(group.keywords[:4]) or f"group {group.number + 1}" for group in found.groups]
     return [names[label] for label in found.labels]
-
-
-def _many(number: int, word: str) -> str:
-    """A number of things: "1 group", "2 groups"."""
-    return f"{number:,} {word}" + ("" if number == 1 else "s")
 
 
 def _name(item: Item) -> str:

@@ -12,7 +12,7 @@ import typer
 from threefold.characters import check_name
 from threefold.cli import idle, options
 from threefold.cli.encode import file_rows, require_table
-from threefold.cli.show import err, note, print_json, print_table
+from threefold.cli.show import err, note, note_cut, print_json, print_table
 from threefold.errors import InputError
 from threefold.types import REPRESENTATIONS
 
@@ -29,7 +29,7 @@ def bench(
     model: Annotated[
         str | None, typer.Argument(help="Folder or hub name. Default: the embedded threefold-mini.")
     ] = None,
-    texts: Annotated[Path | None, typer.Option(help="Your own texts: .txt (one per line), .jsonl, .csv ...")] = None,
+    texts: Annotated[Path | None, typer.Option(help="Your own texts: .txt (one per line), .csv ...; or -.")] = None,
     text_field: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
     precisions: Annotated[
         str,
@@ -84,8 +84,7 @@ def bench(
         note("bfloat16 was not measured: there are no instructions for it here")
     for reason in bad:
         note(f"skipped: {reason}")
-    if cut := rows[0][0].truncated:
-        note(f"{cut:,} texts were longer than the model reads and were cut")
+    note_cut(rows[0][0].truncated, "text")
 
 
 def _cost(measured: Any, price_per_hour: float | None) -> dict[str, float]:
@@ -124,7 +123,7 @@ def _cells(measured: Any, cost: dict[str, float]) -> list[str]:
 def convert(
     model: Annotated[str, typer.Argument(help="Folder or hub name of a model.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", parser=options.path_of, help="New folder for the converted model.")
+        Path, typer.Option("--output", "-o", parser=options.target_of, help="New folder for the converted model.")
     ],
     precision: Annotated[str, typer.Option(help="bfloat16 (half the size), int8 (a quarter) or float32.")] = "bfloat16",
     revision: options.Revision = None,

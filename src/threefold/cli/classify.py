@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from threefold.cli import idle, options
-from threefold.cli.encode import file_rows, require_table
-from threefold.cli.show import complain, err, note, out, print_json, print_table, shorten
+from threefold.cli.encode import file_rows, require_file, require_table
+from threefold.cli.show import complain, err, note, note_cut, out, print_json, print_table, shorten
 from threefold.errors import InputError
 from threefold.text.rows import ROW_SUFFIXES, BadRow, read_rows
 from threefold.types import Representation
@@ -27,7 +27,7 @@ MISTAKES, WIDTH = 5, 80
 def classify(
     context: typer.Context,
     file: Annotated[
-        Path | None, typer.Argument(help="Texts to label: .txt (one per line), .jsonl, .json, .csv or .tsv.")
+        Path | None, typer.Argument(help="Texts to label: .txt (one per line), .jsonl, .json, .csv, .tsv; or -.")
     ] = None,
     examples: Annotated[
         Path | None, typer.Option(parser=options.path_of, help="Table of texts with labels to learn from.")
@@ -36,7 +36,8 @@ def classify(
         Path | None, typer.Option("--classifier", parser=options.path_of, help="Folder of a saved classifier.")
     ] = None,
     labels: Annotated[str, typer.Option(help="Names of labels, with commas: no examples are needed.")] = "",
-    save: Annotated[Path | None, typer.Option(parser=options.path_of, help="Folder to save the classifier in.")] = None,
+    save: Annotated[Path | None, typer.Option(parser=options.target_of, help="New folder for the classifier.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier classifier in that folder.")] = False,
     outputs: Annotated[str, typer.Option(help="What it reads: dense,sparse or one of them. Default: both.")] = "",
     text_field: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
     label_field: Annotated[str, typer.Option(help="Column of the examples that holds the label.")] = "label",
@@ -53,12 +54,13 @@ def classify(
     if file is None and not examples:
         raise InputError("which texts? Name a file of them, or give --examples to see how good a classifier would be")
     idle.needs(context, "--examples", examples, "save", "outputs", "label_field")
+    idle.needs(context, "--save", save, "force")
     idle.needs(context, "a file of texts", file, "id_field")
     if file is not None:
-        if not file.is_file():  # refused before anything is learned
-            raise InputError(f"{file} is not a file")
+        require_file(file)  # refused before anything is learned
         require_table(context, file, *(() if examples else ("text_field",)), "id_field")
-    options.require_no_file(save)
+    if save is not None:
+        _require_place(save, force)
     encoder = options.open_encoder(model, revision, device, precision)
     bad: list[str] = []
     classifier, judged = None, None
@@ -80,13 +82,25 @@ def classify(
         raise typer.Exit(1)
 
 
+def _require_place(folder: Path, force: bool) -> None:
+    """Nothing of others is in the folder, and an earlier classifier only if it may be replaced."""
+    from threefold.analyze.classify import FILE
+
+    options.require_no_file(folder)
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not (folder / FILE).is_file():
+        raise InputError(f"{folder} is not empty and holds no classifier; name another folder")
+    if not force:
+        raise InputError(f"{folder} holds a classifier already. Name another folder, or say --force to replace it")
+
+
 def _show(texts: Sequence[dict[str, Any]], cut: int, save: Path | None, bad: Sequence[str]) -> None:
     rows = [(one["label"], f"{one['probability']:.2f}", one["id"], shorten(one["text"], WIDTH)) for one in texts]
     if rows:
-        print_table(("label", "", "id", "text"), rows, left=4)
-    for count, what in ((cut, "examples"), (sum(one["truncated"] for one in texts), "texts")):
-        if count:
-            note(f"{count:,} {what} were longer than the model reads and were cut")
+        print_table(("label", "", "id", "text"), rows, left=4, words=3)
+    note_cut(cut, "example")
+    note_cut(sum(one["truncated"] for one in texts), "text")
     if save is not None:
         err.print(f"saved in {save}")
     for reason in bad:

@@ -15,8 +15,10 @@ from threefold.cli.opened import In, Into, Url, condition_in, existing, model_of
 from threefold.cli.show import (
     complain,
     err,
+    many,
     named,
     note,
+    note_cut,
     of_system,
     one_line,
     out,
@@ -57,7 +59,9 @@ def index(
     multi: Annotated[str | None, typer.Option(help="Token vectors: float16, int8, int4, none (new ones).")] = None,
     multi_pool: Annotated[int | None, typer.Option(help="Keep one of so many token vectors (new ones).")] = None,
     text_field: Annotated[str, typer.Option(help="Column of csv, tsv, jsonl, json that holds the text.")] = "text",
-    prefix: Annotated[str, typer.Option(help="Put before each id: two folders may have files of one name.")] = "",
+    prefix: Annotated[
+        str, typer.Option(help="Put before each id, with a slash: two folders may have files of one name.")
+    ] = "",
     url: Url = None,
     model: options.Model = None,
     revision: options.Revision = None,
@@ -189,8 +193,9 @@ def list_collections(as_json: options.Json = False) -> None:
             ("name", "model", "MB", "multi"),
             [(one["name"], one["model"], f"{one['size_bytes'] / 1e6:,.1f}", _kept(one)) for one in found],
             left=4,
+            words=1,
         )
-        note(f"{len(found)} collections in {home() / 'collections'}")
+        note(f"{many(len(found), 'collection')} in {home() / 'collections'}")
     for reason in damaged:
         complain(reason)
     if damaged:
@@ -211,7 +216,7 @@ def delete(
     if as_json:
         print_json({"deleted_chunks": chunks})
     else:
-        err.print(f"{chunks:,} chunks deleted from {into}")
+        err.print(f"{many(chunks, 'chunk')} deleted from {into}")
     if not chunks:
         raise typer.Exit(1)
 
@@ -296,16 +301,14 @@ def _show_report(report: AddReport, into: str, total: int, precision: str) -> No
     counts = {"added": report.added, "replaced": report.replaced, "unchanged": report.unchanged}
     counts |= {"deleted": report.deleted, "skipped": len(report.skipped)}
     said = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count) or "nothing to do"
-    err.print(f"{into}: {said}; {total:,} chunks in all")
+    err.print(f"{into}: {said}; {many(total, 'chunk')} in all")
     if report.tokens:
         rate = report.tokens / max(report.seconds, 1e-9)
-        note(
-            f"{report.chunks:,} chunks, {report.tokens:,} tokens in {report.seconds:.1f} s ({rate:,.0f}/s, {precision})"
-        )
+        read = f"{many(report.chunks, 'chunk')}, {many(report.tokens, 'token')}"
+        note(f"{read} in {report.seconds:.1f} s ({rate:,.0f}/s, {precision})")
     if report.chunks and total >= MANY_CHUNKS:
         note(f"searches become faster with: threefold optimize --in {into}")
-    if report.truncated:
-        note(f"{report.truncated:,} chunks were longer than the model reads and were cut")
+    note_cut(report.truncated, "chunk")
     for skipped in report.skipped[:NAMED]:
         note(f"skipped {one_line(skipped.path)}: {skipped.reason}")
     if len(report.skipped) > NAMED:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -11,9 +12,9 @@ import typer
 
 from threefold.characters import check_name
 from threefold.cli import bulk, idle, options
-from threefold.cli.show import complain, err, note, print_json, progress_bar
+from threefold.cli.show import complain, err, many, note, note_cut, print_json, progress_bar
 from threefold.errors import DocumentError, InputError
-from threefold.text.decode import read_lines
+from threefold.text.decode import lines_of, read_lines
 from threefold.text.rich import OFFICE_SUFFIXES
 from threefold.text.rows import ROW_SUFFIXES, BadRow, read_rows, scalar
 from threefold.text.tokenizer import Truncate
@@ -22,12 +23,21 @@ from threefold.types import REPRESENTATIONS
 if TYPE_CHECKING:
     from threefold.cli.bulk import Ran
 
+#: Standard input, as people name it: lines of text.
+STDIN = ("-", "/dev/stdin")
+
 
 def encode(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(help="Texts: .txt (one per line), .jsonl, .json, .csv or .tsv.")],
+    file: Annotated[Path, typer.Argument(help="Texts: .txt (one per line), .jsonl, .json, .csv, .tsv; or -.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Parquet file to write; with --shard or --ray a folder.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            parser=options.target_of,
+            help="Parquet file to write; with --shard or --ray a folder.",
+        ),
     ],
     outputs: Annotated[str, typer.Option(help="Some of dense,sparse,multi. Default: all that the model has.")] = "",
     text_field: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
@@ -95,18 +105,25 @@ def _say(ran: Ran, output: Path, bad: list[str]) -> None:
     if not written.texts:
         return
     err.print(
-        f"{written.texts:,} texts, {written.tokens:,} tokens in {ran.seconds:.1f} s "
+        f"{many(written.texts, 'text')}, {many(written.tokens, 'token')} in {ran.seconds:.1f} s "
         f"({rate}{ran.card.precision}) -> {output}"
     )
     if ran.before.texts:
-        note(f"{ran.before.texts:,} of the texts were there already, from an earlier run")
-    if written.truncated:
-        note(f"{written.truncated:,} texts were longer than the model reads and were cut (column `truncated`)")
+        were = "was" if ran.before.texts == 1 else "were"
+        note(f"{ran.before.texts:,} of the texts {were} there already, from an earlier run")
+    note_cut(written.truncated, "text", " (column `truncated`)")
+
+
+def require_file(file: Path) -> None:
+    """Refuse what texts cannot be read from. A pipe is a file here, and so is standard input."""
+    if str(file) not in STDIN and not file.is_file() and not file.is_fifo():
+        raise InputError(f"{file} is not a file")
 
 
 def require_table(context: typer.Context, file: Path, *names: str) -> None:
     """Refuse names of columns for a file that has none."""
-    table = file.suffix.lower() in ROW_SUFFIXES or not file.is_file()  # that is refused in other words
+    require_file(file)
+    table = file.suffix.lower() in ROW_SUFFIXES
     idle.needs(context, f"a table ({', '.join(ROW_SUFFIXES)})", table, *names)
 
 
@@ -114,16 +131,19 @@ def file_rows(
     file: Path, text_field: str, id_field: str, bad: list[str], title_field: str = ""
 ) -> Iterator[tuple[str, str]]:
     """(id, text) of every row; what cannot be read is added to `bad`."""
-    if not file.is_file():
-        raise InputError(f"{file} is not a file")
+    require_file(file)
     if file.suffix.lower() in OFFICE_SUFFIXES:
         raise InputError(
             f"{file} is a document and not a list of texts. Save its text as .txt, a line for each text, "
             "or put it into a collection with threefold index"
         )
     if file.suffix.lower() not in ROW_SUFFIXES:
-        return ((str(i), line.rstrip("\r\n")) for i, line in enumerate(read_lines(file), start=1) if line.strip())
+        return ((str(i), line.rstrip("\r\n")) for i, line in enumerate(_lines(file), start=1) if line.strip())
     return _records(file, text_field, id_field, bad, title_field)
+
+
+def _lines(file: Path) -> Iterator[str]:
+    return lines_of(sys.stdin.buffer, "standard input") if str(file) in STDIN and sys.stdin else read_lines(file)
 
 
 def _records(file: Path, text_field: str, id_field: str, bad: list[str], title_field: str) -> Iterator[tuple[str, str]]:

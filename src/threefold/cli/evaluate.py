@@ -69,10 +69,14 @@ def evaluate(
     cache: options.Cache = None,
     stream: Annotated[bool, typer.Option(help="Keep vectors in files of the cache, not in memory.")] = False,
     runs: Annotated[
-        Path | None, typer.Option(parser=options.path_of, help="Folder for the runs in TREC format.")
+        Path | None, typer.Option(parser=options.target_of, help="Folder for the runs in TREC format.")
     ] = None,
-    save: Annotated[Path | None, typer.Option("--save", help="Write the report as JSON to this file.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write the report as a page with charts to this file.")] = None,
+    save: Annotated[
+        Path | None, typer.Option(parser=options.target_of, help="Write the report as JSON to this file.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(parser=options.target_of, help="Write the report as a page with charts to this file.")
+    ] = None,
     model: options.Model = None,
     revision: options.Revision = None,
     device: options.Device = "auto",

@@ -12,7 +12,7 @@ from threefold.cli.show import note, out, print_json
 
 
 def export(
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
+    output: Annotated[Path, typer.Option("--output", "-o", parser=options.target_of, help="The folder to write.")],
     model: Annotated[
         str | None, typer.Argument(help="Folder or hub name of a model. Default: the embedded threefold-mini.")
     ] = None,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from threefold.cli import idle, options
-from threefold.cli.show import Bar, err, note, print_json, progress_bar
+from threefold.cli.show import Bar, err, many, note, print_json, progress_bar
 from threefold.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,7 +24,12 @@ Files = Annotated[
     list[Path],
     typer.Argument(parser=options.path_of, help="Training data: .jsonl, .tsv or .csv, also .gz or .xz; or folders."),
 ]
-Output = Annotated[Path, typer.Option("--output", "-o", help="File to write, .jsonl; packed if it ends in .gz or .xz.")]
+Output = Annotated[
+    Path,
+    typer.Option(
+        "--output", "-o", parser=options.target_of, help="File to write, .jsonl; packed if it ends in .gz or .xz."
+    ),
+]
 
 #: Texts that are encoded between two steps of the progress bar.
 _STEP = 512
@@ -209,7 +214,7 @@ def _report(about: Mapping[str, Any], as_json: bool) -> None:
         return
     skipped = ("file", "records", "odd", "seconds", "model", "teacher", "mode")
     details = ", ".join(f"{value:,} {name}" for name, value in about.items() if name not in skipped)
-    err.print(f"{about['records']:,} records, {details} in {about['seconds']:.1f} s -> {about['file']}")
+    err.print(f"{many(about['records'], 'record')}, {details} in {about['seconds']:.1f} s -> {about['file']}")
     for what, count in about["odd"].items():
         note(f"{count:,} x {what}")
 

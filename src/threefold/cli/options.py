@@ -32,6 +32,13 @@ def path_of(text: str) -> Path:
     return Path(given(text))
 
 
+def target_of(text: str) -> Path:
+    """The place of a result, which is a file or a folder: `-` would be one of this name."""
+    if text == "-":
+        raise typer.BadParameter("'-' is no place for a result: it is written to a file, not to standard output")
+    return path_of(text)
+
+
 Model = Annotated[
     str | None,
     typer.Option(
@@ -50,7 +57,7 @@ Devices = Annotated[
     str, typer.Option(help="Several at once: GPUs such as cuda:0,cuda:1, or a number of processes on the CPU.")
 ]
 RERANKER_ENV = "THREEFOLD_RERANKER"
-Cache = Annotated[Path | None, typer.Option(parser=path_of, help="Folder that keeps encoded texts between runs.")]
+Cache = Annotated[Path | None, typer.Option(parser=target_of, help="Folder that keeps encoded texts between runs.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 
 

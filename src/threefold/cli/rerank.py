@@ -10,14 +10,14 @@ from rich.text import Text
 
 from threefold.cli import options
 from threefold.cli.encode import file_rows, require_table
-from threefold.cli.show import note, one_line, out, print_json, progress_bar, shorten
+from threefold.cli.show import note, note_cut, one_line, out, print_json, progress_bar, shorten
 from threefold.errors import InputError
 
 
 def rerank(
     context: typer.Context,
     query: Annotated[str, typer.Argument(help="What the texts should answer.")],
-    file: Annotated[Path, typer.Argument(help="Texts: .txt (one per line), .jsonl, .json, .csv or .tsv.")],
+    file: Annotated[Path, typer.Argument(help="Texts: .txt (one per line), .jsonl, .json, .csv, .tsv; or -.")],
     k: Annotated[int | None, typer.Option("-k", help="Show only the best. Default: all.")] = None,
     normalize: Annotated[bool, typer.Option("--normalize", help="Scores from 0 to 1 instead of logits.")] = False,
     max_tokens: Annotated[int | None, typer.Option(help="Longest pair in tokens. Default: the model's.")] = None,
@@ -65,8 +65,7 @@ def rerank(
                 Text.assemble((f"{rank}. ", "dim"), (f"{scores[i]:.3f} ", "bold green"), (one_line(rows[i][0]), "bold"))
             )
             out.print("   " + shorten(texts[i], 220))
-        if cut := int(judged.truncated.sum()):
-            note(f"{cut:,} texts were longer than the model reads and were cut")
+        note_cut(int(judged.truncated.sum()), "text")
         for reason in bad:
             note(f"skipped: {reason}")
     if not hits:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.measure import Measurement
 from rich.progress import (
@@ -54,6 +55,8 @@ _CONTROLS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if ch
 _BREAKS = str.maketrans("\t\n", "\ufffd\ufffd")
 #: Wider than any table.
 _WIDEST = 1_000_000
+#: Characters that stay of the cells of a column that gives way.
+_LEAST = 10
 
 
 def print_json(data: Any) -> None:
@@ -96,12 +99,18 @@ def named(name: str, what: str, indent: str = "") -> Text:
 
 
 def print_table(
-    head: Sequence[str], rows: Iterable[Sequence[str | Text]], *, title: str | None = None, left: int = 1
+    head: Sequence[str],
+    rows: Iterable[Sequence[str | Text]],
+    *,
+    title: str | None = None,
+    left: int = 1,
+    words: int | None = None,
 ) -> None:
     """A table as wide as its cells, whatever the terminal or the pipe: half a figure says nothing.
 
-    head  empty: none
-    left  so many columns begin at the left, as words do; the others end at the right, as numbers do
+    head   empty: none
+    left   so many columns begin at the left, as words do; the others end at the right, as numbers do
+    words  the column that is shortened where a terminal is too narrow; None: none is
     """
     table = Table(
         title=title, title_justify="left", show_header=bool(head), header_style="bold", box=None, pad_edge=False
@@ -110,8 +119,24 @@ def print_table(
         table.add_column(visible(name), justify="left" if i < left else "right")
     for row in rows:
         table.add_row(*(one_line(cell) if isinstance(cell, str) else cell for cell in row))
-    table.width = Measurement.get(out, out.options.update(max_width=_WIDEST), table).maximum
-    out.print(table)
+    if words is not None and out.is_terminal:
+        _fit(table, table.columns[words])
+    table.width = _width(table)
+    for line in out.render_lines(table, out.options.update(width=table.width), pad=False):
+        text = Text.assemble(*((part.text, part.style or "") for part in line))
+        text.rstrip()  # the last column is padded as the others are
+        out.print(text)
+
+
+def _width(table: Table) -> int:
+    return Measurement.get(out, out.options.update(max_width=_WIDEST), table).maximum
+
+
+def _fit(table: Table, column: Column) -> None:
+    """Shorten a column where the terminal would break the rows."""
+    if (over := _width(table) - out.width) > 0:
+        widest = max(cell_len(str(cell)) for cell in (column.header, *column.cells))
+        column.max_width, column.no_wrap, column.overflow = max(widest - over, _LEAST), True, "ellipsis"
 
 
 class _TokenRate(ProgressColumn):
@@ -144,6 +169,18 @@ def progress_bar(what: str, total: int | None = None, *, quiet: bool = False) ->
         *columns, TimeElapsedColumn(), rate, console=err, disable=quiet or not err.is_terminal, transient=True
     ) as progress:
         yield Bar(progress, progress.add_task(what, total=total, tokens=0))
+
+
+def many(number: int, word: str, several: str = "") -> str:
+    """A number of things: "1 group", "2 groups"."""
+    return f"{number:,} {word if number == 1 else several or f'{word}s'}"
+
+
+def note_cut(number: int, word: str, more: str = "") -> None:
+    """That so many texts were too long, if any were."""
+    if number:
+        were = "was" if number == 1 else "were"
+        note(f"{many(number, word)} {were} longer than the model reads and {were} cut{more}")
 
 
 def shorten(text: str, width: int) -> str:

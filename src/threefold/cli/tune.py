@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from threefold.cli import idle, judged, options
-from threefold.cli.show import err, print_json, print_table
+from threefold.cli.show import err, many, print_json, print_table
 from threefold.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def tune(
     sets: Annotated[
         list[str], typer.Argument(parser=options.given, help="Benchmarks or paths, as in `threefold evaluate`.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="File for the weights.")],
+    output: Annotated[Path, typer.Option("--output", "-o", parser=options.target_of, help="File for the weights.")],
     mode: Annotated[str, typer.Option(help="hybrid or dense+sparse.")] = "hybrid",
     measure: Annotated[str, typer.Option(help="What is made as large as possible.")] = "nDCG@10",
     step: Annotated[float, typer.Option(help="Of the grid over weights that add up to 1.")] = 0.1,
@@ -106,4 +106,5 @@ def _show(found: Tuned, output: Path) -> None:
     rows += [(f"published: {name}", f"{100 * value:.1f}") for name, value in found.compared.items()]
     print_table(("weights", found.measure), rows)
     count = sum(len(queries) for queries in found.queries.values())
-    err.print(f"{count:,} queries of {len(found.sets)} sets; saved to {output}, use with --weights @{output}")
+    what = f"{many(count, 'query', 'queries')} of {many(len(found.sets), 'set')}"
+    err.print(f"{what}; saved to {output}, use with --weights @{output}")

@@ -8,8 +8,8 @@ An encoder is immutable after construction and may be shared between threads.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ from threefold.encoder.precision import (
 from threefold.encoder.recorded import Recorded
 from threefold.encoder.rows import Wanted, assemble, head_tensors
 from threefold.encoder.sources import find
-from threefold.encoder.transfer import OnTheWay, ahead, depth_of
+from threefold.encoder.transfer import OnTheWay, ahead, ahead_in_thread, depth_of
 from threefold.errors import InputError
 from threefold.text.packing import plan_batches, restore_order
 from threefold.text.tokenizer import Tokens
@@ -115,18 +115,27 @@ class Encoder(Front):
     def _encode_all(
         self, tokens: Tokens, wanted: Sequence[Representation], dim: int | None, progress: Progress | None
     ) -> Encoded:
-        batches = plan_batches(tokens.lengths, self.budget)
-        found = Gathering(tokens)
+        return next(self._encode_parts(iter([tokens]), wanted, dim, progress))
+
+    def _encode_parts(
+        self, parts: Iterator[Tokens], wanted: Sequence[Representation], dim: int | None, progress: Progress | None
+    ) -> Iterator[Encoded]:
+        """Each part once its last batch is here; a GPU has been told the first one of the next part by then."""
         done = ahead(
-            batches,
-            lambda rows: self._begin(tokens, rows, wanted, dim),
-            lambda begun: self._finish(begun, wanted, dim, found),
+            _pieces(parts, self.budget),
+            lambda piece: (piece, self._begin(piece.tokens, piece.rows, wanted, dim)),
+            lambda begun: (begun[0], self._finish(begun[1], wanted, dim, begun[0].found)),
             depth_of(self.device),
         )
-        for rows in done:
+        for piece, rows in done:
             if progress is not None:
-                progress(len(rows), int(tokens.lengths[rows].sum()))
-        return found.result()
+                progress(len(rows), int(piece.tokens.lengths[rows].sum()))
+            if piece.last:
+                yield piece.found.result()
+
+    def _each(self, tokenize: Callable[[tuple[int, list[str]]], Tokens], parts: Iterator[Any]) -> Iterator[Tokens]:
+        """A GPU computes meanwhile: the next part is cut into tokens beside it. The caller's stream is read here."""
+        return ahead_in_thread(parts, tokenize) if self.device.type == "cuda" else super()._each(tokenize, parts)
 
     def encode_tokens(
         self, tokens: Tokens, outputs: Sequence[Sequence[Output]], *, between: Callable[[], None] | None = None
@@ -211,6 +220,22 @@ class Encoder(Front):
         batch = Batch.of(ids, layout, self._config.network.first_position, self.device)
         hidden: Tensor = model.network(batch, between)  # (T, d)
         return hidden
+
+
+class _Piece(NamedTuple):
+    """One batch of a part of a stream."""
+
+    tokens: Tokens
+    rows: Ints
+    found: Gathering
+    last: bool
+
+
+def _pieces(parts: Iterator[Tokens], budget: int) -> Iterator[_Piece]:
+    for tokens in parts:
+        batches, found = plan_batches(tokens.lengths, budget), Gathering(tokens)
+        for rows in batches:
+            yield _Piece(tokens, rows, found, rows is batches[-1])
 
 
 def _packed(tokens: Tokens, rows: Ints) -> tuple[Ints, Layout]:

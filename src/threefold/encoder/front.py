@@ -157,10 +157,12 @@ class Front(ABC):
         if isinstance(texts, str):
             raise InputError("expected texts, got one text; put it into a list")
         wanted, dim = self._wanted(outputs), self._checked_dim(dim)
-        tokenized = (
-            self._tokenized(part, max_tokens, truncate, prompt, first) for first, part in parts_of(texts, block)
-        )
-        return self._encode_parts(tokenized, wanted, dim, progress)
+
+        def tokenize(part: tuple[int, list[str]]) -> Tokens:
+            first, given = part
+            return self._tokenized(given, max_tokens, truncate, prompt, first)
+
+        return self._encode_parts(self._each(tokenize, parts_of(texts, block)), wanted, dim, progress)
 
     # ---- inside --------------------------------------------------------------------------------------
 
@@ -180,6 +182,10 @@ class Front(ABC):
     ) -> Iterator[Encoded]:
         """Each part of a stream as it is asked for."""
         return (self._encode_all(tokens, wanted, dim, progress) for tokens in parts)
+
+    def _each(self, tokenize: Callable[[tuple[int, list[str]]], Tokens], parts: Iterator[Any]) -> Iterator[Tokens]:
+        """The tokens of every part of a stream."""
+        return map(tokenize, parts)
 
     def _tokenized(
         self, texts: Sequence[str], max_tokens: int | None, truncate: Truncate, prompt: str, first: int = 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any, Final, TypeVar
 
@@ -92,14 +93,33 @@ def _pinned(tensor: Tensor) -> Tensor:
 def ahead(
     items: Iterable[Item], begin: Callable[[Item], Begun], finish: Callable[[Begun], Done], depth: int
 ) -> Iterator[Done]:
-    """`finish(begin(item))` of each, in order; up to `depth` more have begun when one is finished."""
+    """`finish(begin(item))` of each, in order; up to `depth` more have begun when one is finished.
+
+    An item that cannot be had is an error after all that began before it, as if nothing had been read ahead.
+    """
     begun: deque[Begun] = deque()
-    for item in items:
+    source, failed = iter(items), None
+    while failed is None:
+        try:
+            item = next(source)
+        except StopIteration:
+            break
+        except Exception as error:
+            failed = error
+            break
         begun.append(begin(item))
         if len(begun) > depth:
             yield finish(begun.popleft())
     while begun:
         yield finish(begun.popleft())
+    if failed is not None:
+        raise failed
+
+
+def ahead_in_thread(items: Iterable[Item], work: Callable[[Item], Done]) -> Iterator[Done]:
+    """`work(item)` of each, in order, in a thread of its own, which has begun the next one when one is asked for."""
+    with ThreadPoolExecutor(1, "ahead") as thread:
+        yield from ahead(items, lambda item: thread.submit(work, item), lambda begun: begun.result(), 1)
 
 
 def depth_of(device: torch.device) -> int:

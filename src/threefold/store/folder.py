@@ -157,8 +157,10 @@ def read_manifest(folder: Path) -> Manifest:
             )
         return Manifest.from_dict(data)
     except (FileNotFoundError, NotADirectoryError):
+        near = Path(folder.name)  # a path was meant, and a name was given
+        way_out = f"There is one in a folder of this name: say ./{near}" if manifest_path(near).is_file() else ""
         raise StoreError(
-            f"{folder}: no collection here ({path.name} is missing). Create it, or correct the path"
+            f"{folder}: no collection here ({path.name} is missing). {way_out or 'Create it, or correct the path'}"
         ) from None
     except (ValueError, KeyError, TypeError, ConfigError) as error:
         raise StoreCorruptError(

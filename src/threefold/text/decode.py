@@ -9,6 +9,7 @@ import codecs
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from threefold.errors import DocumentError
 
@@ -45,15 +46,19 @@ def read_text(path: Path) -> str:
 def read_lines(path: Path) -> Iterator[str]:
     """The lines of a file with their ends, in bounded memory (UTF-16 is read whole)."""
     with path.open("rb") as file:
-        head = file.read(3)
-        if head.startswith(_UTF16):
-            yield from io.StringIO(decode(head + file.read(), str(path)))
+        yield from lines_of(file, str(path))
+
+
+def lines_of(file: BinaryIO, name: str) -> Iterator[str]:
+    """`read_lines` of what is open, which may be a pipe; `name` is for messages."""
+    at = 0
+    for line in file:
+        if not at and line.startswith(_UTF16):
+            yield from io.StringIO(decode(line + file.read(), name))
             return
-        at = _bom_length(head)
-        file.seek(at)
-        for line in file:
-            yield _decode(line, "utf-8", "UTF-8", str(path), at)
-            at += len(line)
+        start = 0 if at else _bom_length(line)
+        yield _decode(line[start:], "utf-8", "UTF-8", name, at + start)
+        at += len(line)
 
 
 def _bom_length(head: bytes) -> int:

@@ -66,9 +66,12 @@ def _header(path: Path, fields: list[str] | BadRow, text_field: str) -> list[str
         raise DocumentError(f"{path}: {fields.reason}")
     header = [name.strip() for name in fields]
     if header and text_field not in header:
+        lacks = f"{path} has no column {text_field!r}; "
+        for mark, shown in ((";", "';'"), ("\t", "tabs")):
+            if len(header) == 1 and mark in header[0]:
+                raise DocumentError(f"{lacks}it is separated by {shown}: save it with commas, or with tabs as .tsv")
         raise DocumentError(
-            f"{path} has no column {text_field!r}; its columns are {', '.join(header)}. "
-            "Name the one that holds the text with text_field (--text-field)"
+            f"{lacks}its columns are {', '.join(header)}. Name the one that holds the text: text_field (--text-field)"
         )
     twice = sorted(name for name, count in Counter(header).items() if name and count > 1)
     if twice:
