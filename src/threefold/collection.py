@@ -25,7 +25,7 @@ from threefold.ingest import AddReport, Ingest, Progress, delete_missing_files
 from threefold.opening import check_settings, collection_folder, manifest_for, open_cluster, open_folder
 from threefold.retrieve.asked import check_count, check_query, condition_of
 from threefold.retrieve.explain import explain
-from threefold.retrieve.quotes import needs, quoted
+from threefold.retrieve.quotes import quoted, quoted_by
 from threefold.retrieve.recommend import recommend
 from threefold.retrieve.saved import SavedRetrievers
 from threefold.retrieve.stages import (
@@ -316,7 +316,7 @@ class Collection:
             )
         judge = self._judge(retriever, text := check_query(query))
         outputs = self.representations if why else retriever.needs()
-        if quote and (needed := needs(self._encoder)) not in outputs:
+        if quote and (needed := quoted_by(self._encoder)) not in outputs:
             outputs = (*outputs, needed)
         encoded = self._encoder.encode_queries([text], outputs=outputs)
         if encoded.truncated[0]:

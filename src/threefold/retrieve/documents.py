@@ -92,7 +92,7 @@ def _alone(store: Store, ids: Sequence[str]) -> list[Chunk]:
     except UnknownChunkError as error:
         raise UnknownChunkError(
             f"no document and no chunk has the id {error.id!r}. {_near(store, error.id)}"
-            "Take ids from documents() or from the hits of a search; `threefold search --json` shows them",
+            "Take ids from the hits of a search (`threefold search --json`) or from documents()",
             error.id,
         ) from error
 

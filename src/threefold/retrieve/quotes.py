@@ -32,7 +32,7 @@ from threefold.types import Chunk, Encoded, Floats, Hit, Quote, Representation
 BATCH: Final = 100
 
 
-def needs(encoder: TextEncoder) -> Representation:
+def quoted_by(encoder: TextEncoder) -> Representation:
     """The representation of the query that quotes are found by."""
     return "multi" if "multi" in encoder.card.representations else "dense"
 
@@ -41,7 +41,7 @@ def quoted(store: Store, encoder: TextEncoder, text: str, query: Encoded, hits: 
     """Each hit with the sentence that answers best, the first of equals; without one where it has no words.
 
     text   the query as it was typed
-    query  its vectors, at least those that it `needs`
+    query  its vectors, at least those that it is `quoted_by`
     """
     found: list[Hit] = []
     for start in range(0, len(hits), BATCH):
@@ -55,7 +55,7 @@ def _quotes(
     store: Store, encoder: TextEncoder, text: str, query: Encoded, chunks: Sequence[Chunk]
 ) -> list[Quote | None]:
     spans = [_quotable(chunk, encoder) for chunk in chunks]
-    if needs(encoder) == "multi":
+    if quoted_by(encoder) == "multi":
         scores = _in_context(store, encoder, text, query, chunks, spans)
     else:
         scores = _alone(encoder, query, chunks, spans)
@@ -64,7 +64,8 @@ def _quotes(
 
 def _quotable(chunk: Chunk, encoder: TextEncoder) -> list[Span]:
     """Its sentences. A heading names what is asked for, and says nothing of it: only where there is nothing else."""
-    spans = sentence_spans(chunk.text, encoder.tokenizer, code=(code := is_code(chunk.source)))
+    code = is_code(chunk.source)
+    spans = sentence_spans(chunk.text, encoder.tokenizer, code=code)
     return spans if code else [span for span in spans if not is_heading(chunk.text, span)] or spans
 
 
