@@ -188,9 +188,33 @@ def test_labels_from_examples_and_how_good_they_are(
     said = run_json(capsys, "classify", texts, "--examples", examples)
     assert [row["label"] for row in said["texts"]] == ["geology", "sport"]
     assert said["cross_validation"] is None
-    again = run_json(capsys, "classify", texts, "--classifier", tmp_path / "c")
-    assert again["texts"] == said["texts"]
-    assert again["labels"] == ["geology", "sport"]
+    for saved in (tmp_path / "c", tmp_path / "c" / "classifier.safetensors"):
+        again = run_json(capsys, "classify", texts, "--classifier", saved)
+        assert again["texts"] == said["texts"]
+        assert again["labels"] == ["geology", "sport"]
+
+
+def test_a_classifier_takes_no_place_of_others(
+    examples: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def saved(folder: Path, *more: str) -> tuple[int, str]:
+        status, _, err = run(capsys, "classify", "--examples", examples, "--save", folder, *more)
+        return status, " ".join(err.split())
+
+    docs, new = tmp_path / "docs", tmp_path / "new"
+    for folder in (docs, new):
+        folder.mkdir()
+    (docs / "notes.md").write_text("# Notes")
+    for more in ([], ["--force"]):
+        assert saved(docs, *more) == (2, f"error: {docs} is not empty and holds no classifier; name another folder")
+    assert [one.name for one in docs.iterdir()] == ["notes.md"]
+    assert saved(new)[0] == 0
+    earlier = (new / "classifier.safetensors").read_bytes()
+    with patch.object(Encoder, "encode_documents") as encoding:
+        status, said = saved(new)
+    assert (status, "say --force to replace it" in said, encoding.call_count) == (2, True, 0)
+    assert (new / "classifier.safetensors").read_bytes() == earlier
+    assert saved(new, "--force")[0] == 0
 
 
 def test_labels_by_their_names(texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -206,6 +230,7 @@ def test_labels_by_their_names(texts: Path, capsys: pytest.CaptureFixture[str]) 
         (["TEXTS", "--labels", "a,b", "--examples", "EXAMPLES"], "give one of --examples"),
         (["--labels", "a,b"], "which texts?"),
         (["TEXTS", "--labels", "a,b", "--save", "x"], "--save does nothing without --examples"),
+        (["--examples", "EXAMPLES", "--force"], "--force does nothing without --save"),
         (["--examples", "TEXTS"], "expected a table"),
         (["--examples", "EXAMPLES", "--label-field", "nope"], "has no row with 'text' and 'nope'"),
         (["--examples", "EXAMPLES", "--outputs", "multi"], "a classifier reads dense, sparse, or both"),
@@ -233,8 +258,8 @@ def test_what_was_cut_is_said(texts: Path, tmp_path: Path, capsys: pytest.Captur
     assert [row["truncated"] for row in said["texts"]] == [False, True]
     assert said["examples_truncated"] == 1
     _, _, err = run(capsys, "classify", texts, "--examples", table)
-    assert "1 texts were longer than the model reads and were cut" in err
-    assert "1 examples were longer" in err
+    assert "1 text was longer than the model reads and was cut" in err
+    assert "1 example was longer" in err
     assert run_json(capsys, "classify", "--examples", table)["examples_truncated"] == 1
 
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -96,6 +98,8 @@ def test_list_and_delete(use: Path, texts: Path, capsys: pytest.CaptureFixture[s
     assert [entry["name"] for entry in run_json(capsys, "list")] == ["mine"]
     assert run_json(capsys, "delete", "fox.md", "--in", "mine") == {"deleted_chunks": 1}
     assert run(capsys, "delete", "fox.md", "--in", "mine")[0] == 1
+    assert "mine: 1 added, 1 unchanged; 2 chunks in all\n1 chunk, " in run(capsys, "index", texts, "--into", "mine")[2]
+    assert run(capsys, "delete", "fox.md", "--in", "mine")[2] == "1 chunk deleted from mine\n"
 
 
 def test_encode_writes_parquet_with_the_three_representations(
@@ -191,6 +195,9 @@ def test_a_folder_of_trouble_is_indexed_as_far_as_it_goes_and_the_rest_is_named(
     named = sorted(Path(one["path"]).name for one in report["skipped"])
     assert named == sorted([*skipped, "rows.jsonl:2"])
     assert all(one["reason"] for one in report["skipped"])
+    _, _, err = run(capsys, "index", texts, "--into", "mine")
+    assert f"skipped {texts / 'latin.txt'}: the file is not valid UTF-8: " in err
+    assert all(line.count(str(texts)) == 1 for line in err.splitlines() if line.startswith("skipped"))
     hits = run_json(capsys, "search", "quick fox", "--in", "mine", "--mode", "sparse", "-k", "3")
     assert {hit["document_id"] for hit in hits} & {"fox.md", "nul.txt"}
     code, out, err = run(capsys, "index", texts, "--into", "mine")
@@ -337,6 +344,72 @@ def test_two_folders_with_files_of_one_name(use: Path, tmp_path: Path, capsys: p
     assert code == 1  # nothing was taken, whatever was there before
     assert "--prefix" in json.loads(out)["skipped"][0]["reason"]
     assert run_json(capsys, "index", tmp_path / "two", "--into", "both", "--prefix", "two")["added"] == 1
+    again = run_json(capsys, "index", tmp_path / "two", "--into", "both", "--prefix", "two/")  # as people write folders
+    assert (again["added"], again["unchanged"]) == (0, 1)
+
+
+def test_a_folder_that_is_named_without_its_path(
+    use: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(capsys, "index", texts, "--into", "./here")
+    code, _, err = run(capsys, "search", "fox", "--in", "here")
+    assert (code, "There is one in a folder of this name: say ./here" in " ".join(err.split())) == (4, True)
+    code, _, err = run(capsys, "search", "fox", "--in", "nowhere")
+    assert (code, "Create it, or correct the path" in " ".join(err.split())) == (4, True)
+
+
+def test_texts_from_a_pipe(
+    use: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "made.parquet"
+    for name in ("-", "/dev/stdin"):
+        given = io.BytesIO(b"\xef\xbb\xbfa quick fox\n\n\xc3\xa4 lazy dog\n")
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(given))
+        run_json(capsys, "encode", name, "-o", target)
+        assert pq.read_table(target)["text"].to_pylist() == ["a quick fox", "\u00e4 lazy dog"]
+        assert pq.read_table(target)["id"].to_pylist() == ["1", "3"]
+    pipe = tmp_path / "pipe"  # as the shell makes one of <(...)
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=("a fox\n",))
+    writer.start()
+    assert run_json(capsys, "encode", pipe, "-o", target)["texts"] == 1
+    writer.join()
+    code, _, err = run(capsys, "encode", "-", "-o", target, "--text-field", "body")
+    assert (code, "--text-field does nothing without a table" in err) == (2, True)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a fox\n\xff\n")))
+    code, _, err = run(capsys, "encode", "-", "-o", target)
+    assert (code, "standard input is not valid UTF-8: invalid start byte at byte 6" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "encode FILE -o -",
+        "map --in x -o -",
+        "map --in x -o a.html --points -",
+        "mine FILE -o -",
+        "distil FILE -o - --model x",
+        "tune FILE -o -",
+        "export -o -",
+        "convert x -o -",
+        "classify --examples FILE --save -",
+        "evaluate FILE --save -",
+        "evaluate FILE --html -",
+        "evaluate FILE --runs -",
+        "evaluate FILE --cache -",
+        "train recipe.toml --output -",
+    ],
+)
+def test_no_result_is_called_by_a_dash(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text in (("file.jsonl", '{"text": "a fox"}\n'), ("recipe.toml", "")):
+        (tmp_path / name).write_text(text)
+    code, _, err = run(capsys, *(part.replace("FILE", "file.jsonl") for part in line.split()))
+    assert (code, "'-' is no place for a result" in " ".join(err.split())) == (2, True)
+    assert not (tmp_path / "-").exists()
 
 
 def test_one_damaged_collection_does_not_hide_the_others(

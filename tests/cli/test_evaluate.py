@@ -129,7 +129,7 @@ def test_tuned_weights_are_never_judged_on_their_own_queries(
     assert (row["queries"], row["warnings"]["queries used for tuning, not run"]) == (4, 4)
     code, out, err = run(capsys, "tune", beir, "--split", "dev", "--mode", "dense+sparse", "--step", "1", "-o", weights)
     assert (code, "tuned: " in out) == (0, True)
-    assert "8 queries of 1 sets" in err
+    assert "8 queries of 1 set;" in err
 
 
 def test_tune_and_evaluate_refuse_before_they_encode(
@@ -268,7 +268,11 @@ def never(*_: object, **__: object) -> None:
         (["miracl:sw", "mkqa:th", "--split", "dev"], 5, "mkqa/th has no split 'dev'"),
         (["PETS", "--cache", "FILE"], 2, "is a file; give the name of a folder"),
         (["PETS", "--rerank", ","], 2, "--rerank names no mode"),
-        (["PETS", "--rerank", "dense", "--rerank-depth", "0"], 2, "--rerank-depth must be at least 1; got 0"),
+        (
+            ["PETS", "--rerank", "dense", "--rerank-depth", "0", "--model", "/nonexistent"],
+            2,
+            "--rerank-depth must be at least 1; got 0",
+        ),
         (["PETS", "--modes", "dense", "--rerank", "bm25", "--reranker", "CROSS"], 2, "'bm25' is not run and cannot be"),
     ],
 )

@@ -62,7 +62,7 @@ def test_rerank_for_people_says_what_was_cut(use: Path, lines: Path, capsys: pyt
     code, out, err = run(capsys, "rerank", "fox", lines, "--max-tokens", "30")
     assert code == 0
     assert "The quick brown fox." in out
-    assert "1 texts were longer than the model reads and were cut" in err
+    assert "1 text was longer than the model reads and was cut" in err
 
 
 def test_rerank_reads_rows_and_names_the_bad_ones(

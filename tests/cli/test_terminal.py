@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 from tests.cli.test_cli import model, run, texts, use
 
@@ -70,6 +72,28 @@ def test_a_table_is_as_wide_as_its_cells(monkeypatch: pytest.MonkeyPatch) -> Non
         "a-name-that-is-long         100.0",
         "two\ufffdlines\ufffd[31m                1.0",
     ]
+
+
+def test_words_give_way_in_a_terminal_and_figures_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        ("0.1", "a.md", "The quick brown fox jumps over the lazy dog."),
+        ("0.25", "b.md", "\u65e5\u672c\u8a9e " * 9),
+    ]
+
+    def lines(width: int, words: int | None, terminal: bool = True) -> list[str]:
+        printed = io.StringIO()
+        console = Console(file=printed, width=width, force_terminal=terminal, color_system=None, soft_wrap=True)
+        monkeypatch.setattr(show, "out", console)
+        show.print_table(("score", "document", "text"), rows, left=3, words=words)
+        return [re.sub(r"\x1b\[\d*m", "", line) for line in printed.getvalue().splitlines()]
+
+    full = lines(200, 2)
+    assert full[1] == "0.1    a.md      The quick brown fox jumps over the lazy dog."
+    assert full == [line.rstrip() for line in full] == lines(20, None) == lines(20, 2, terminal=False)
+    narrow = lines(40, 2)
+    assert narrow[1] == "0.1    a.md      The quick brown fox ju\u2026"
+    assert max(map(cell_len, narrow)) <= 40
+    assert lines(5, 2)[1] == "0.1    a.md      The quick\u2026"  # so much stays
 
 
 def test_progress_stays_on_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

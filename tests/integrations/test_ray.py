@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from tests.fakes import hear_interrupts
 from threefold.bulk import Job, Order
 from threefold.encoder.encoder import Encoder
 from threefold.errors import InputError, MissingExtraError, WorkerError
+from threefold.integrations import ray_jobs
 from threefold.integrations.ray import Opening, RayEncoder
 from threefold.integrations.ray_jobs import Actors, Opened, Shape, connected, shape, shape_on, start
 from threefold.shards import read_parquet, write_parquet
@@ -366,6 +368,17 @@ def test_without_the_package(model: Path, monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(MissingExtraError, match=r'pip install "threefold\[ray\]"'):
         RayEncoder(str(model))
     with pytest.raises(MissingExtraError, match=r'pip install "threefold\[ray\]"'), connected("local"):
+        pass
+
+
+def test_what_ray_says_ends_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("There is no token in the environment variable.\nMore of it.")
+
+    monkeypatch.setattr(ray_jobs, "ray_package", lambda: SimpleNamespace(is_initialized=lambda: False))
+    monkeypatch.setattr(ray_jobs, "start", refuse)
+    words = r"used there: There is no token in the environment variable\. Does one run"
+    with pytest.raises(InputError, match=words), connected("local"):
         pass
 
 

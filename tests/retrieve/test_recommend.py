@@ -106,7 +106,7 @@ def test_what_nobody_meant_is_refused(papers: Collection) -> None:
 
 def test_an_unknown_id_may_be_meant_as_a_documents(papers: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
     papers.add([Document(id, TEXTS["head1"]) for id in ("docs/guide.md", "long" * 100)])
-    said = r"^no document and no chunk has the id '{}'\. {}Take ids from documents\(\) or from the hits of a search"
+    said = r"^no document and no chunk has the id '{}'\. {}Take ids from the hits of a search"
     for given, hint in {
         "xyz": "",
         "long" * 99: "",  # not compared

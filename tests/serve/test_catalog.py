@@ -214,10 +214,24 @@ def test_stopping_ends_loads_and_unloads_everything() -> None:
 
 def test_two_models_of_one_name_are_refused() -> None:
     async def scenario() -> None:
+        made: list[Any] = []
         with pytest.raises(ConfigError, match="two models have the name 'b'"):
-            await Catalog([model("a", 1, aliases=("b",)), model("b", 1)]).start()
+            await Catalog([model("a", 1, made, aliases=("b",), kept=True), model("b", 1)]).start()
+        assert not made  # nothing is loaded for it
+        unnamed = model("b", 1, made, kept=True)
+        unnamed.name = "the encoder"
+        with pytest.raises(ConfigError, match="two models have the name 'b'"):  # known when it is loaded
+            await Catalog([unnamed, model("b", 1, made, kept=True)]).start()
+        assert len(made) == 1
 
     asyncio.run(scenario())
+
+
+def test_the_name_of_the_encoder_is_known_before_it_is_loaded() -> None:
+    config = ServeConfig(model="folder/small", models=(ModelSettings("folder/small"),))
+    server = Server(config, lambda: pytest.fail("loaded"), None, lambda settings: pytest.fail("loaded"))
+    with pytest.raises(ConfigError, match="two models have the name 'folder/small'"):
+        asyncio.run(server.start())
 
 
 # ---- over a socket -----------------------------------------------------------------------------------------

@@ -128,7 +128,7 @@ def test_recommendations_are_those_of_the_library(
     ("body", "message"),
     [
         ({"like": []}, "like"),
-        ({"like": ["nobody"]}, "no document and no chunk has the id 'nobody'. Take ids from documents()"),
+        ({"like": ["nobody"]}, "no document and no chunk has the id 'nobody'. Take ids from the hits of a search"),
         ({"like": ["fox"], "half_life": 0}, "half_life"),
         ({"like": ["fox"], "query": "x"}, "query"),
         ({"like": ["fox"], "diversify": {"relevance": 2}}, "relevance must be from 0 to 1"),

@@ -328,6 +328,15 @@ def test_a_table_without_the_column_names_those_it_has(tmp_path: Path) -> None:
     assert "no column 'text'; its columns are a, b" in message
 
 
+@pytest.mark.parametrize(("mark", "shown"), [(";", "';'"), ("\t", "tabs")])
+def test_a_table_with_other_marks_between_its_columns(mark: str, shown: str, tmp_path: Path) -> None:
+    lines = ("id", "text"), ("1", "fox")
+    content = "".join(mark.join(line) + "\n" for line in lines)
+    message = reason(tmp_path, "x.csv", content)
+    assert message.endswith(f"it is separated by {shown}: save it with commas, or with tabs as .tsv")
+    assert one(tmp_path, "x.csv", "a;b\nfox\n", text_field="a;b").text == "fox"  # whose name it is
+
+
 def test_a_bad_row_of_a_table_does_not_stop_the_others(tmp_path: Path) -> None:
     documents, skipped = load(write(tmp_path, {"x.csv": "text,n\na,1\nb\n ,3\n\nc,4\n"}))
     assert [d.text for d in documents] == ["a", "c"]
@@ -484,7 +493,8 @@ def test_an_office_file_that_unpacks_to_gigabytes_is_refused_unread(
 
 def test_office_files_by_markitdown(tmp_path: Path) -> None:
     pytest.importorskip("markitdown", reason="the extra `docs` is not installed")
-    assert "is damaged or not readable" in reason(tmp_path, "broken.pdf", b"%PDF-1.7\n1 0 obj\n<<garbage")
+    broken = reason(tmp_path, "broken.pdf", b"%PDF-1.7\n1 0 obj\n<<garbage")
+    assert broken.endswith("broken.pdf is damaged or not readable: Unexpected EOF")
     assert "is damaged or not readable" in reason(tmp_path, "broken.docx", b"PK\x03\x04 and nothing of a zip file")
     documents, skipped = load(write(tmp_path, {"good.pdf": small_pdf("Hello from a page")}) / "good.pdf")
     assert not skipped

@@ -29,7 +29,9 @@ def bench(
     model: Annotated[
         str | None, typer.Argument(help="Folder or hub name. Default: the embedded threefold-mini.")
     ] = None,
-    texts: Annotated[Path | None, typer.Option(help="Your own texts: .txt (one per line), .csv ...; or -.")] = None,
+    texts: Annotated[
+        Path | None, typer.Option(help="Your own texts: .txt (one per line), .csv ...; -: standard input.")
+    ] = None,
     text_field: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
     precisions: Annotated[
         str,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from threefold.cli import options
+from threefold.cli.endings import keeping
 from threefold.cli.show import err, out, print_json, print_table, progress_bar
 from threefold.errors import InputError
 
@@ -38,6 +39,7 @@ def choose(
     if len(set(names)) != len(names):
         raise InputError("a model is named twice")
     options.require_no_file(cache)
+    keeping(cache is not None)
     data = OwnData.load(folder)
     portraits: list[Portrait] = []
     with progress_bar("judging", total=len(names), quiet=as_json) as bar:

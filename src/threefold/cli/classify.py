@@ -27,7 +27,8 @@ MISTAKES, WIDTH = 5, 80
 def classify(
     context: typer.Context,
     file: Annotated[
-        Path | None, typer.Argument(help="Texts to label: .txt (one per line), .jsonl, .json, .csv, .tsv; or -.")
+        Path | None,
+        typer.Argument(help="Texts to label: .txt (one per line), .jsonl, .json, .csv, .tsv; -: standard input."),
     ] = None,
     examples: Annotated[
         Path | None, typer.Option(parser=options.path_of, help="Table of texts with labels to learn from.")

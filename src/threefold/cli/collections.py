@@ -10,6 +10,7 @@ import typer
 from rich.text import Text
 
 from threefold.cli import idle, options
+from threefold.cli.endings import keeping
 from threefold.cli.inspect import show_reasons
 from threefold.cli.opened import In, Into, Url, condition_in, existing, model_of
 from threefold.cli.show import (
@@ -86,6 +87,7 @@ def index(
         else None
     )
     storage = cast("MultiStorage | None", multi)
+    keeping()
     with (
         options.opened_encoder(*model_of(into, url, model, revision), device, precision, devices) as encoder,
         Collection(
@@ -310,9 +312,14 @@ def _show_report(report: AddReport, into: str, total: int, precision: str) -> No
         note(f"searches become faster with: threefold optimize --in {into}")
     note_cut(report.truncated, "chunk")
     for skipped in report.skipped[:NAMED]:
-        note(f"skipped {one_line(skipped.path)}: {skipped.reason}")
+        note(f"skipped {one_line(skipped.path)}: {_beside(skipped.path, skipped.reason)}")
     if len(report.skipped) > NAMED:
         note(f"... and {len(report.skipped) - NAMED:,} more; --json names them all")
+
+
+def _beside(path: str, reason: str) -> str:
+    """The reason as it is said beside the path, which many begin with."""
+    return f"the file{reason.removeprefix(path)}" if reason.startswith(path) else reason
 
 
 def _rerank_stage(into: str, url: str | None, retriever: str | None, depth: int | None) -> Rerank | None:

@@ -12,6 +12,7 @@ import typer
 
 from threefold.characters import check_name
 from threefold.cli import bulk, idle, options
+from threefold.cli.endings import keeping
 from threefold.cli.show import complain, err, many, note, note_cut, print_json, progress_bar
 from threefold.errors import DocumentError, InputError
 from threefold.text.decode import lines_of, read_lines
@@ -29,7 +30,9 @@ STDIN = ("-", "/dev/stdin")
 
 def encode(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(help="Texts: .txt (one per line), .jsonl, .json, .csv, .tsv; or -.")],
+    file: Annotated[
+        Path, typer.Argument(help="Texts: .txt (one per line), .jsonl, .json, .csv, .tsv; -: standard input.")
+    ],
     output: Annotated[
         Path,
         typer.Option(
@@ -66,6 +69,7 @@ def encode(
 ) -> None:
     """Encode texts into a Parquet file, or a folder of them. A file appears when it is complete."""
     folder = bulk.is_asked(output, shard, ray)
+    keeping(folder)
     bulk.refuse_remote(file, output)
     if not folder:
         options.require_folder_of(output, file)

@@ -10,7 +10,19 @@ from threefold.cli import interrupts
 from threefold.cli.show import of_system
 from threefold.errors import InputError, ThreefoldError
 
-INTERRUPTED = "interrupted; what was finished before is kept"
+#: Whether the command that runs keeps what it finished, however it ends.
+_keeping = False
+
+
+def keeping(kept: bool = True) -> None:
+    """Said by a command that keeps what it finished: who interrupts it may want to know."""
+    global _keeping
+    _keeping = kept
+
+
+def interrupted() -> str:
+    """What is said after Ctrl-C."""
+    return "interrupted; what was finished before is kept" if _keeping else "interrupted"
 
 
 class Ending(NamedTuple):
@@ -25,7 +37,7 @@ def ending_of(error: BaseException) -> Ending | None:
     if isinstance(error, ThreefoldError):
         return Ending(error.exit_code, str(error))
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
-        return Ending(interrupts.STATUS, INTERRUPTED)
+        return Ending(interrupts.STATUS, interrupted())
     if isinstance(error, OSError):  # what no part has made an error of its own
         return Ending(InputError.exit_code, of_system(error))
     return None

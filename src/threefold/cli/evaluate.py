@@ -12,9 +12,10 @@ import typer
 
 from threefold import __version__
 from threefold.cli import figures, judged, options
+from threefold.cli.endings import keeping
 from threefold.cli.protocols import Protocols, measures_in
 from threefold.cli.refusals import Refusals, check_idle, check_sets, check_targets
-from threefold.cli.running import Runner, SecondStage
+from threefold.cli.running import Runner, SecondStage, check_second
 from threefold.cli.show import print_json, progress_bar
 from threefold.replacing import replacing
 
@@ -99,6 +100,10 @@ def evaluate(
     load = partial(judged.sources, split=split, data=data, lenient=lenient, language=language)
     wanted = measures_in(measures)
     check_sets(sets, split, wanted, runs, load)
+    chosen = options.names_in(rerank)
+    if rerank:
+        check_second(chosen, rerank_depth)
+    keeping(cache is not None or runs is not None)
     encoder = judged.open_judged(
         model,
         revision,
@@ -110,7 +115,7 @@ def evaluate(
         sentence_transformer=sentence_transformer,
         mcls=mcls,
     )
-    second = SecondStage(options.names_in(rerank), rerank_depth, reranker, device, precision) if rerank else None
+    second = SecondStage(chosen, rerank_depth, reranker, device, precision) if rerank else None
     protocols = Protocols(encoder.card, modes, wanted, weights, multi_depth, max_tokens)
     refusals = Refusals(context, baseline, store, second.modes if second else (), runs)
     runner = Runner(encoder, second, cache=cache, stream=stream, store=store)

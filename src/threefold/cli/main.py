@@ -37,7 +37,7 @@ from threefold.cli import (
     train,
     tune,
 )
-from threefold.cli.endings import INTERRUPTED, ending_of
+from threefold.cli.endings import ending_of, interrupted, keeping
 from threefold.cli.show import complain, out, silence
 
 interrupts.as_usual()
@@ -105,6 +105,7 @@ def _options(
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status. Every deliberate error becomes one line on standard error."""
+    keeping(False)
     app.rich_markup_mode = "markdown" if out.width >= NARROW else None
     try:
         status = app(arguments, standalone_mode=False)  # the status of a `typer.Exit`, else None
@@ -128,7 +129,7 @@ def main(arguments: list[str] | None = None) -> int:
         complain(ending.said)
         return ending.status
     if status == interrupts.STATUS:  # newer versions of typer make this of Ctrl-C, and say nothing
-        complain(INTERRUPTED)
+        complain(interrupted())
     return status if isinstance(status, int) else 0
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from threefold.cli import idle, options
+from threefold.cli.endings import keeping
 from threefold.cli.show import Bar, err, many, note, print_json, progress_bar
 from threefold.errors import InputError
 
@@ -86,6 +87,7 @@ def mine(
     _check_idle(context)
     options.require_folder_of(output, *files)
     options.require_no_file(cache)
+    keeping(cache is not None)
     settings = mining.MineSettings.from_dict(
         {
             "mode": mode,

@@ -17,7 +17,9 @@ from threefold.errors import InputError
 def rerank(
     context: typer.Context,
     query: Annotated[str, typer.Argument(help="What the texts should answer.")],
-    file: Annotated[Path, typer.Argument(help="Texts: .txt (one per line), .jsonl, .json, .csv, .tsv; or -.")],
+    file: Annotated[
+        Path, typer.Argument(help="Texts: .txt (one per line), .jsonl, .json, .csv, .tsv; -: standard input.")
+    ],
     k: Annotated[int | None, typer.Option("-k", help="Show only the best. Default: all.")] = None,
     normalize: Annotated[bool, typer.Option("--normalize", help="Scores from 0 to 1 instead of logits.")] = False,
     max_tokens: Annotated[int | None, typer.Option(help="Longest pair in tokens. Default: the model's.")] = None,

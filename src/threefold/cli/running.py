@@ -18,14 +18,18 @@ if TYPE_CHECKING:
     from threefold.text.protocol import TextEncoder
 
 
+def check_second(modes: Sequence[str], depth: int) -> None:
+    """Refuse a second stage that would reorder nothing."""
+    if not modes:
+        raise InputError("--rerank names no mode; give some of those that are run, such as dense,hybrid")
+    if depth < 1:
+        raise InputError(f"--rerank-depth must be at least 1; got {depth}")
+
+
 class SecondStage:
     """Adds `MODE + cross` to what was run on a set: the best `depth` of these modes, in another order."""
 
     def __init__(self, modes: Sequence[str], depth: int, reranker: str, device: str, precision: str) -> None:
-        if not modes:
-            raise InputError("--rerank names no mode; give some of those that are run, such as dense,hybrid")
-        if depth < 1:
-            raise InputError(f"--rerank-depth must be at least 1; got {depth}")
         self.modes, self._depth = tuple(dict.fromkeys(modes)), depth
         self._cross = options.open_reranker(reranker, None, device, precision)
 

@@ -12,6 +12,7 @@ import typer
 from rich.progress import Progress, TextColumn
 
 from threefold.cli import options
+from threefold.cli.endings import keeping
 from threefold.cli.show import err, note, print_json
 from threefold.errors import ConfigError
 
@@ -39,7 +40,10 @@ def train(
     from threefold.train.recipe import read_toml
 
     table = read_toml(recipe)
+    if output:
+        options.target_of(output)
     table |= {key: value for key, value in (("output", output), ("device", device)) if value}
+    keeping()
     kind = table.pop("kind", "embedder")
     if kind == "cross":
         _train_cross(table, recipe.parent, force, as_json)

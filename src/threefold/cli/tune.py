@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from threefold.cli import idle, judged, options
+from threefold.cli.endings import keeping
 from threefold.cli.show import err, many, print_json, print_table
 from threefold.errors import InputError
 
@@ -52,6 +53,7 @@ def tune(
     idle.excludes(context, "--mode dense+sparse", mode == "dense+sparse", "multi_depth")
     judged.require_target(output, sets)
     options.require_no_file(cache)
+    keeping(cache is not None)
     _check(sets, split, share)
     encoder = options.open_encoder(model, revision, device, precision)
     found = choose(

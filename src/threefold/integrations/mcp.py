@@ -66,7 +66,17 @@ class Text(TypedDict):
 def server(opened: Opened, name: str) -> Any:
     """A server of the package `mcp` with the tools of one collection; `run("stdio")` serves it."""
     library, annotations, error_of = _library(f"threefold mcp --in {name}")
-    made = library.MCPServer(
+
+    class Server(library.MCPServer):  # type: ignore[name-defined, misc]
+        async def call_tool(self, tool: str, *rest: Any, **more: Any) -> Any:
+            try:
+                return await super().call_tool(tool, *rest, **more)
+            except error_of as error:
+                if wrong := _wrong_arguments(error.__cause__):
+                    raise error_of(f"{tool}: {wrong}") from None
+                raise
+
+    made = Server(
         "threefold",
         instructions=f"Passages of the collection {name!r}: `search` finds them, `read` shows what stands around them.",
         version=__version__,
@@ -75,6 +85,12 @@ def server(opened: Opened, name: str) -> Any:
     for tool in _tools(opened, name):
         made.tool(annotations=annotations(read_only_hint=True, open_world_hint=False))(_told(tool, error_of))
     return made
+
+
+def _wrong_arguments(cause: Any) -> str:
+    """What is wrong with the arguments, if anything is, in a few words: pydantic's have several lines, and a link."""
+    found = cause.errors() if type(cause).__name__ == "ValidationError" else ()
+    return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg'].lower()}" for one in found)
 
 
 def _library(purpose: str) -> tuple[Any, Any, type[Exception]]:

@@ -62,7 +62,7 @@ def connected(address: str) -> Iterator[Any]:
     try:
         start(ray, address, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". ")
         raise InputError(
             f"--ray {address}: no cluster of Ray can be used there: {first}. Does one run (`ray status`), and does it "
             "want a token (RAY_AUTH_MODE=token)?"

@@ -107,11 +107,12 @@ class Catalog:
     # ---- life ----------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Load what is kept. What cannot be loaded is an error."""
+        """Load what is kept. What cannot be loaded is an error, and so are two of one name, known before or by then."""
+        self._check_names()
         for model in self.models:
             if model.kept:
                 await self._start(model, service=model.service or model.make())
-        self._check_names()
+                self._check_names()
         if self._most and self._used() > self._most:
             raise ConfigError(
                 f"the models that are kept have {self._used() // MB:,} MB of weights, more than the "

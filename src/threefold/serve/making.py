@@ -33,13 +33,13 @@ class Maker:
 
     def encoder(self, load: Load, aliases: tuple[str, ...]) -> Model:
         """The encoder of those who name none: kept, and called as its card says."""
-        model = self._kept("encoder")
+        model = self._kept("encoder", self._config.model)
         model.service, model.aliases = self._service(model, load, ""), aliases
         return model
 
     def reranker(self, load: LoadCross) -> Model:
         """The cross-encoder of those who name none: kept, and called as it calls itself."""
-        model = self._kept("cross-encoder")
+        model = self._kept("cross-encoder", self._config.reranker)
         model.service = self._service(model, load, "")
         return model
 
@@ -52,12 +52,12 @@ class Maker:
         model = Model(name, settings.kind, lambda: self._service(model, load, name), settings.aliases, settings.preload)
         return model
 
-    def _kept(self, kind: Kind) -> Model:
+    def _kept(self, kind: Kind, name: str | None) -> Model:
         def made() -> Service:
             assert model.service is not None
             return model.service
 
-        model = Model(f"the {kind}", kind, made, kept=True)
+        model = Model(name or f"the {kind}", kind, made, kept=True)
         return model
 
     def _service(self, model: Model, load: Load | LoadCross, name: str) -> Service:

@@ -174,8 +174,14 @@ def read_office(path: Path) -> Rendered:
     except markitdown.MissingDependencyException as error:
         raise MissingExtraError(f"markitdown[{kind}]", "docs", purpose) from error
     except Exception as error:  # parsers of foreign formats raise anything
-        raise DocumentError(f"{path} is damaged or not readable: {_reason(error)}") from error
+        raise DocumentError(f"{path} is damaged or not readable: {_reason(_cause(error))}") from error
     return Rendered(result.markdown, result.title or "")
+
+
+def _cause(error: Exception) -> Exception:
+    """What the parser of the format raised: markitdown wraps it, in words about its own classes."""
+    attempts = [one for one in getattr(error, "attempts", None) or () if one.exc_info is not None]
+    return attempts[-1].exc_info[1] if attempts else error
 
 
 def _reason(error: Exception) -> str:

@@ -158,7 +158,7 @@ class Tokenizer:
                 if truncate == "none":
                     raise InputError(
                         f"text {i} has {available[-1]:,} tokens, the limit is {max_tokens:,}. "
-                        'Split it, raise max_tokens, or pass truncate="end"'
+                        'Split it, raise max_tokens (--max-tokens), or cut it with truncate="end" (--truncate end)'
                     )
                 ids = ids[-room:] if truncate == "start" else ids[:room]
             rows.append([*self._head, *ids, *self._tail])
