@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import machine
+from machine import rounded, write
 from sklearn.cluster import HDBSCAN, AgglomerativeClustering, KMeans
 from sklearn.ensemble import IsolationForest
 from sklearn.linear_model import LogisticRegression
@@ -315,17 +315,8 @@ def main() -> None:
     result["selections"] = {one.name: selections(one) for one in (english, asked)}
     result["maps"] = {one.name: maps(one) for one in (english, several)}
     for section, rows in result.items():
-        print(section, json.dumps(_rounded(rows), indent=2, ensure_ascii=False), sep=": ")
-    text = json.dumps({**_rounded(result), **machine()}, ensure_ascii=False)
-    print(text)
-    if given.output is not None:
-        given.output.write_text(json.dumps(json.loads(text), indent=2, ensure_ascii=False) + "\n")
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(one) for key, one in value.items()}
-    return round(value, 4) if isinstance(value, float) else value
+        print(section, json.dumps(rounded(rows, 4), indent=2, ensure_ascii=False), sep=": ")
+    write(result, given.output, 4)
 
 
 if __name__ == "__main__":

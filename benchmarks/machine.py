@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -30,6 +31,21 @@ def machine() -> dict[str, Any]:
         "load": [round(one, 2) for one in os.getloadavg()],
         **_gpu(),
     }
+
+
+def rounded(value: Any, digits: int) -> Any:
+    """The same with fractions of so many digits."""
+    if isinstance(value, dict):
+        return {key: rounded(one, digits) for key, one in value.items()}
+    return round(value, digits) if isinstance(value, float) else value
+
+
+def write(result: dict[str, Any], output: Path | None, digits: int) -> None:
+    """Print the figures and the machine as one line of JSON, and write them to a file."""
+    whole = {**rounded(result, digits), **machine()}
+    print(json.dumps(whole, ensure_ascii=False))
+    if output is not None:
+        output.write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
 
 
 def _gpu() -> dict[str, str]:

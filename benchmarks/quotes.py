@@ -31,7 +31,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from machine import machine
+from machine import write
 
 from threefold import Collection, Document, Encoder
 from threefold.config import Chunking, MultiStorage
@@ -242,16 +242,7 @@ def main() -> None:
                     "none kept": times(filled("bare", texts, Chunking(), "none"), english),
                 }
                 print(result["times"])
-    text = json.dumps({**rounded(result), **machine()}, ensure_ascii=False)
-    print(text)
-    if given.output is not None:
-        given.output.write_text(json.dumps(json.loads(text), indent=2, ensure_ascii=False) + "\n")
-
-
-def rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: rounded(one) for key, one in value.items()}
-    return round(value, 4) if isinstance(value, float) else value
+    write(result, given.output, 4)
 
 
 if __name__ == "__main__":

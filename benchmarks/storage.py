@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from machine import machine
+from machine import write
 
 from threefold import Collection, Document, Encoder
 from threefold.config import Chunking, MultiStorage
@@ -133,17 +133,8 @@ def main() -> None:
             print(name, json.dumps(sets[name]), flush=True)
     ways = next(iter(sets.values()))
     means = {way: {what: mean(one[way][what] for one in sets.values()) for what in ways[way]} for way in ways}
-    result = {"model": encoder.card.name, "precision": encoder.precision, "mean": means, "sets": sets, **machine()}
     print(json.dumps(means, indent=2))
-    if given.output is not None:
-        text = json.dumps(result, indent=2, ensure_ascii=False)
-        given.output.write_text(json.dumps(_rounded(json.loads(text)), indent=2, ensure_ascii=False) + "\n")
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(one) for key, one in value.items()}
-    return round(value, 2) if isinstance(value, float) else value
+    write({"model": encoder.card.name, "precision": encoder.precision, "mean": means, "sets": sets}, given.output, 2)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from threefold.characters import clean_value
-from threefold.errors import DeadlineError, InputError, MissingExtraError, OfflineError, UnavailableError
+from threefold.errors import DeadlineError, InputError, OfflineError, UnavailableError
+from threefold.integrations.web import connection
 
 #: Seconds without a word after which an endpoint is given up. A large model on a CPU reads its passages for minutes.
 PATIENCE_S: Final = 300.0
@@ -58,7 +59,7 @@ class Chat:
     ) -> None:
         if max_tokens is not None and max_tokens < 1:
             raise InputError(f"max_tokens must be at least 1; got {max_tokens}")
-        self._client = _client(url, api_key, timeout_s)
+        self._client = connection(url, api_key, timeout_s, extra="client", purpose="a chat model")
         given = {"temperature": temperature, "max_tokens": max_tokens}
         self._settings = {name: value for name, value in given.items() if value is not None}
         self._model = model
@@ -158,14 +159,3 @@ class Chat:
             ) from error
         except httpx.HTTPError as error:
             raise OfflineError(f"{self._client.base_url} cannot be reached: {error}") from error
-
-
-def _client(url: str, api_key: str | None, timeout_s: float) -> Any:
-    try:
-        import httpx
-    except ImportError as error:
-        raise MissingExtraError("httpx", "client", "a chat model") from error
-    from threefold.attempts import address, headers, patience  # late: it needs httpx
-
-    address(url)
-    return httpx.Client(base_url=url.rstrip("/") + "/", headers=headers(api_key), timeout=patience(timeout_s))

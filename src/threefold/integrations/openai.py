@@ -17,8 +17,9 @@ from typing import Any, Final, Self
 import numpy as np
 
 from threefold.characters import clean, clean_value
-from threefold.errors import InputError, MissingExtraError, MissingHeadError, NumericalError, OfflineError
+from threefold.errors import InputError, MissingHeadError, NumericalError, OfflineError
 from threefold.integrations.texts import cleaned
+from threefold.integrations.web import connection
 from threefold.text.protocol import ModelCard
 from threefold.text.tokenizer import Tokenizer, Truncate
 from threefold.types import Encoded, Floats, Representation
@@ -28,8 +29,6 @@ RETRIED: Final = frozenset({408, 409, 429, 500, 502, 503, 504})
 ATTEMPTS: Final = 5
 #: Longest wait between two attempts.
 PATIENCE_S: Final = 30.0
-
-#: What a header can carry of a key: visible ASCII.
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +61,7 @@ class RemoteEncoder:
     ) -> None:
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1; got {batch_size}")
-        self._client = _client(url, api_key, timeout_s)
+        self._client = connection(url, api_key, timeout_s, extra="evaluate", purpose="a remote endpoint")
         self._model, self._dimensions, self._batch_size, self._sleep = model, dimensions, batch_size, sleep
         self._said: set[int] = set()  # limits that were warned of
         self._prompts = {"query": query_prompt, "document": document_prompt}
@@ -218,14 +217,3 @@ def _unit(rows: Floats) -> Floats:
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     unit: Floats = rows / np.where(lengths > 0, lengths, np.float32(1))
     return unit
-
-
-def _client(url: str, api_key: str | None, timeout_s: float) -> Any:
-    try:
-        import httpx
-    except ImportError as error:
-        raise MissingExtraError("httpx", "evaluate", "a remote endpoint") from error
-    from threefold.attempts import address, headers, patience  # late: it needs httpx
-
-    address(url)
-    return httpx.Client(base_url=url.rstrip("/") + "/", headers=headers(api_key), timeout=patience(timeout_s))
