@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -103,12 +104,28 @@ def test_int8_without_onednn_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
         choose_precision("int8", CPU)
 
 
+@pytest.mark.parametrize(
+    ("gib", "config", "tokens"),
+    [
+        (80, NetworkConfig(), 65_536),
+        (8, NetworkConfig(), 2 * 2**30 // (4 * (2 * 4096 + 3 * 1024))),  # 47,662: not 65,536, of 2.9 GB
+        (1, NetworkConfig(ffn=100_000), 2_048),
+        (8, NetworkConfig(hidden=384, heads=12, ffn=1536), 65_536),
+    ],
+)
+def test_the_budget_of_a_gpu_fits_its_memory(
+    gib: int, config: NetworkConfig, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = SimpleNamespace(total_memory=gib * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: facts)
+    assert choose_budget(config, torch.device("cuda")) == tokens
+
+
 def test_the_budget_keeps_inner_states_in_the_caches() -> None:
     assert choose_budget(NetworkConfig(), CPU) == 1024  # 8 MiB of 4096 dimensions in 16 bits
     assert choose_budget(NetworkConfig(hidden=384, heads=12, ffn=1536), CPU) == 2730
     assert choose_budget(NetworkConfig(ffn=100_000), CPU) == 512
     assert choose_budget(NetworkConfig(ffn=64), CPU) == 4096
-    assert choose_budget(NetworkConfig(), torch.device("cuda")) == 65_536
     assert choose_budget(NetworkConfig(), torch.device("mps")) == 8_192
     assert choose_budget(NetworkConfig(), torch.device("cpu"), 7) == 7
     with pytest.raises(InputError, match="the token budget must be at least 1; got 0"):

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, ClassVar
 from unittest.mock import patch
 
@@ -376,6 +377,7 @@ def _cuda(capability: tuple[int, int]) -> dict[str, Any]:
         "set_device": lambda device: None,
         "is_bf16_supported": lambda including_emulation=True: including_emulation or capability >= (8, 0),
         "get_device_capability": lambda device=None: capability,
+        "get_device_properties": lambda device=None: SimpleNamespace(name="pretended", total_memory=80 * 2**30),
         "max_memory_reserved": lambda device=None: 2**20,
         "max_memory_allocated": lambda device=None: 2**20,
         "reset_peak_memory_stats": lambda device=None: None,

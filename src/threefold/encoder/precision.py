@@ -35,6 +35,9 @@ _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 #: A kernel has one block for each text of a batch, at most 65,535, and a text has two tokens or more.
 MOST_ON_CUDA: Final = 131_070
+#: Tokens that fill any GPU with work, and what is tried on the smallest.
+FILLS_CUDA: Final = 65_536
+LEAST_ON_CUDA: Final = 2_048
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -90,16 +93,24 @@ def check_precision(precision: str, device: torch.device) -> None:
 
 def choose_budget(config: NetworkConfig, device: torch.device, budget: int | None = None) -> int:
     """Tokens in one forward pass, unless `budget` says: on a CPU as many as keep inner states in the caches, on a CUDA
-    GPU enough to fill it, on Apple's so few that the scores of one block have no more than 2^32 bytes."""
+    GPU enough to fill it and no more than its memory holds, on Apple's so few that the scores of one block have no more
+    than 2^32 bytes."""
     if budget is None:
         if device.type == "cpu":
             return min(4_096, max(512, INNER_BYTES // (2 * config.ffn)))
-        return 65_536 if device.type == "cuda" else 8_192
+        return _cuda_budget(config, device) if device.type == "cuda" else 8_192
     if budget < 1:
         raise InputError(f"the token budget must be at least 1; got {budget}")
     if device.type == "cuda" and budget > MOST_ON_CUDA:
         raise InputError(f"the token budget must be at most {MOST_ON_CUDA} on a CUDA GPU; got {budget}")
     return budget
+
+
+def _cuda_budget(config: NetworkConfig, device: torch.device) -> int:
+    """A quarter of the memory for the states of a batch; the rest is for weights, results that still leave, others."""
+    token = 4 * (2 * config.ffn + 3 * config.hidden)  # two inner states, two states, token vectors; 32 bits at most
+    states = torch.cuda.get_device_properties(device).total_memory // 4
+    return max(LEAST_ON_CUDA, min(FILLS_CUDA, states // token))
 
 
 def cuda_bfloat16(device: torch.device) -> bool:
