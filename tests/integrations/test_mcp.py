@@ -98,6 +98,18 @@ def test_answers_are_those_of_the_collection(folder: Path, encoder: FakeEncoder)
 
 
 @pytest.mark.peers
+def test_a_short_answer_is_the_sentence_that_answers_best(folder: Path, encoder: FakeEncoder) -> None:
+    text = "The lazy dog sleeps. The quick brown fox jumps."
+    with Collection(folder, encoder) as papers:
+        papers.add(Document("two", text))
+    asked_for = {"query": "quick fox", "where": {"document_id": "two"}}
+    (hit,) = called(folder, encoder, "search", **asked_for, short=True).structured_content["result"]
+    assert (hit["text"], hit["start"], hit["end"]) == ("The quick brown fox jumps.", 21, 47)
+    (whole,) = called(folder, encoder, "search", **asked_for).structured_content["result"]
+    assert whole["text"] == text
+
+
+@pytest.mark.peers
 def test_a_long_document_is_read_in_pieces(folder: Path, encoder: FakeEncoder) -> None:
     text, start = "", 0
     while True:

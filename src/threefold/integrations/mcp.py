@@ -106,15 +106,16 @@ def _library(purpose: str) -> tuple[Any, Any, type[Exception]]:
 def _tools(opened: Opened, name: str) -> Iterator[Callable[..., Any]]:
     """The functions; their names, parameters and docstrings are what the agent sees."""
 
-    def search(query: str, k: int = 5, where: dict[str, Any] | None = None) -> list[Passage]:
+    def search(query: str, k: int = 5, where: dict[str, Any] | None = None, short: bool = False) -> list[Passage]:
         """Find the passages that answer a query, by meaning and by words, best first.
 
         query: a question or key words, in any language
         k: how many passages, at most 100
         where: a filter, such as {"language": "de", "year": {"gte": 2020}}
+        short: of each passage only the sentence that answers best; `read` shows what stands around it
         """
         with _open(opened) as collection:
-            return [_passage(hit) for hit in collection.search(query, k=_most("k", k), where=where)]
+            return [_passage(hit) for hit in collection.search(query, k=_most("k", k), where=where, quote=short)]
 
     def recommend(like: list[str], unlike: list[str] | None = None, k: int = 5) -> list[Passage]:
         """Find passages of other documents that are like some that are known, best first.
@@ -199,13 +200,13 @@ def _most(name: str, value: int) -> int:
 
 
 def _passage(hit: Hit) -> Passage:
-    chunk = hit.chunk
+    chunk, said = hit.chunk, hit.quote or hit.chunk
     return Passage(
         document=chunk.document_id,
         title=chunk.title,
         source=chunk.source,
-        start=chunk.start,
-        end=chunk.end,
+        start=said.start,
+        end=said.end,
         score=round(hit.score, 4),
-        text=chunk.text,
+        text=said.text,
     )
