@@ -515,7 +515,7 @@ def same_hits(left: list[Any], right: list[Any]) -> None:
 def test_the_command_line_takes_the_url(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("The sparse head is trained by distillation.", encoding="utf-8")
     _, said = command(tmp_path, "index", "a.txt", "--into", "papers")
-    assert "papers: 1 added; 1 chunks in all" in said
+    assert "papers: 1 added; 1 chunk in all" in said
     found, said = command(tmp_path, "search", "sparse head", "--in", "papers", "--json")
     assert "distillation" in json.loads(found)[0]["text"]
     assert "Traceback" not in said
