@@ -677,8 +677,10 @@ def test_pooled_token_vectors(home: Path, encoder: FakeEncoder) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"multi_pool": 0}, "multi_pool must be from 1 to 16; got 0"),
-        ({"multi_pool": 17}, "multi_pool must be from 1 to 16; got 17"),
+        ({"multi_pool": 0}, "multi_pool must be a whole number from 1 to 16; got 0"),
+        ({"multi_pool": 17}, "multi_pool must be a whole number from 1 to 16; got 17"),
+        ({"multi_pool": 2.5}, "got 2.5"),
+        ({"multi_pool": True}, "got True"),
         ({"multi_pool": 2, "multi_storage": "none"}, "multi_pool 2: the collection keeps no token vectors"),
     ],
 )

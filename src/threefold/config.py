@@ -164,8 +164,9 @@ class Manifest(Settings):
     engine: str = ""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.multi_pool <= MOST_POOLED:
-            raise ConfigError(f"multi_pool must be from 1 to {MOST_POOLED}; got {self.multi_pool}")
+        whole = isinstance(self.multi_pool, int) and not isinstance(self.multi_pool, bool)
+        if not whole or not 1 <= self.multi_pool <= MOST_POOLED:
+            raise ConfigError(f"multi_pool must be a whole number from 1 to {MOST_POOLED}; got {self.multi_pool!r}")
 
 
 #: Conditions inside conditions: more than a person writes, and less than Python recurses.

@@ -37,7 +37,8 @@ def test_results_come_in_order_and_at_most_depth_more_have_begun(n: int, depth: 
     assert early == [min(depth, n - 1 - i) for i in range(n)]
 
 
-def test_an_error_of_the_second_batch_comes_after_nothing_was_lost() -> None:
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_an_error_of_the_second_batch_comes_after_nothing_was_lost(depth: int) -> None:
     def begin(item: int) -> int:
         if item == 2:
             raise ValueError("the device is gone")
@@ -45,7 +46,7 @@ def test_an_error_of_the_second_batch_comes_after_nothing_was_lost() -> None:
 
     found: list[int] = []
     with pytest.raises(ValueError, match="the device is gone"):
-        found.extend(ahead(range(4), begin, lambda item: item, 0))
+        found.extend(ahead(range(4), begin, lambda item: item, depth))
     assert found == [0, 1]
 
 

@@ -62,6 +62,7 @@ def test_the_model_gets_the_passages_and_its_numbers_are_read_back(papers: Colle
         ("蜜蜂【1】【2†source】【3、4】", [1, 2, 3, 4]),
         ("In [1999-12345] and x[i] and [a1] [].", []),
         ("[9-2] [1-4000]", [9, 2, 1, 4000]),
+        ("［1］ [2—3] " + "[1†" * 30_000, [1, 2, 3]),
     ],
 )
 def test_how_models_cite(text: str, numbers: list[int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from http.server import BaseHTTPRequestHandler
 from typing import Any
@@ -59,6 +60,26 @@ def test_comments_names_and_line_ends_of_events() -> None:
         assert say(endpoint, model="bees") == Said("x", "stop", {})
 
 
+@pytest.mark.parametrize("text", ["a\u2028b", "a\u2029b", "a\u0085b\x0bc", "é\u200b💡"])
+def test_only_line_feeds_and_carriage_returns_end_a_line(text: str) -> None:
+    raw = json.dumps({"choices": [{"delta": {"content": text}, "finish_reason": "stop"}]}, ensure_ascii=False)
+    with chat_model(b"\xef\xbb\xbfdata: " + raw.encode() + b"\r\r") as endpoint:
+        assert say(endpoint, model="bees").text == text
+
+
+def test_what_else_an_event_may_have() -> None:
+    odd = b'data: {"error": null, "choices": [{"delta": null}], "usage": [NaN]}\n\n'
+    with chat_model(odd, piece("x"), *end()) as endpoint:
+        assert say(endpoint, model="bees").text == "x"
+
+
+def test_the_last_word_is_the_end_whatever_comes_after_it() -> None:
+    with chat_model(piece("x"), *end(), b"data: [DONE]\n\n", piece("y")) as endpoint:
+        assert say(endpoint, model="bees").text == "x"
+    with chat_model(b"data: [DONE]\n\n") as endpoint:
+        assert say(endpoint, model="bees") == Said("", "stop", {})
+
+
 def test_a_lone_surrogate_is_sent_as_a_replacement() -> None:
     with chat_model(piece("x"), *end()) as endpoint, Chat(endpoint.url, "bees") as chat:
         chat.say([{"role": "user", "content": "a\ud800b"}])
@@ -102,7 +123,14 @@ def test_a_refusal_is_passed_on(status: int, said: str) -> None:
         ([piece("half"), {"error": {"message": "out of memory"}}], InputError, "out of memory"),
         ([b"data: {half\n\n"], InputError, "no JSON: .*half"),
         ([b"data: [1]\n\n"], InputError, "another format"),
-        ([], UnavailableError, "in the middle of an answer"),
+        ([], InputError, "answered no stream: $"),
+        ([b"<html>Welcome</html>"], InputError, "answered no stream: <html>Welcome"),
+        ([b'{"choices": [{"message": {"content": "whole"}}]}'], InputError, "answered no stream: .*whole"),
+        ([{"choices": [None]}], InputError, "another format"),
+        ([{"choices": {"a": 1}}], InputError, "another format"),
+        ([{"choices": [{"delta": "a"}]}], InputError, "another format"),
+        ([{"choices": [{"delta": {"content": [{"type": "text"}]}}]}], InputError, "another format"),
+        ([b"data: " + b"[" * 200_000 + b"\n\n"], InputError, "no JSON"),
     ],
 )
 def test_an_answer_that_breaks_off_is_an_error(lines: list[Any], error: type[ThreefoldError], said: str) -> None:

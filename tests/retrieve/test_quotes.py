@@ -92,6 +92,18 @@ def test_what_was_not_read_is_not_quoted(tokenizer: Tokenizer) -> None:
     assert best(encoder, "quick fox jumps", "none").text == "The lazy dog sleeps."
 
 
+def test_where_nothing_was_read_there_is_no_quote(tokenizer: Tokenizer) -> None:
+    encoder = FakeEncoder(tokenizer, max_tokens=len(tokenizer.pieces("# Animals")) + tokenizer.overhead)
+    assert collection(encoder, "none").search("fox", k=1, quote=True, where={"document_id": "animals"})[0].quote is None
+
+
+def test_a_query_without_tokens_quotes_nothing(wordpiece: Tokenizer) -> None:
+    encoder = FakeEncoder(wordpiece)
+    assert not wordpiece.pieces("\u0301")
+    hits = collection(encoder).search("\u0301", quote=True, mode="dense")
+    assert [hit.quote for hit in hits] == [None] * 3
+
+
 def test_every_hit_has_one_but_those_without_words(encoder: FakeEncoder) -> None:
     hits = collection(encoder).search("fox", quote=True)
     assert {hit.chunk.document_id: hit.quote is not None for hit in hits} == {

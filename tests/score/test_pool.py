@@ -71,8 +71,17 @@ def test_types_and_what_needs_no_pooling() -> None:
     assert pooled(multi, 2).rows.dtype == np.float16
     assert pooled(multi, 1) is multi
     assert len(pooled(Ragged.of([], 4), 2)) == 0
-    with pytest.raises(InputError, match="at least 1; got 0"):
-        pooled(multi, 0)
+    for factor in (0, 2.5):
+        with pytest.raises(InputError, match=f"at least 1; got {factor}"):
+            pooled(multi, factor)  # type: ignore[arg-type]
+
+
+def test_what_has_no_direction() -> None:
+    a, b = [1.0, 0.0], [-1.0, 0.0]
+    (found,) = pooled(Ragged.of([np.array([a, b], np.float32)]), 2)
+    assert found.tolist() == [a]
+    broken = np.array([a, b, [np.nan, 1.0]], np.float32)  # refused by the store, by the name of its chunk
+    np.testing.assert_array_equal(pooled(Ragged.of([broken]), 2)[0], broken)
 
 
 def test_scores_stay_near() -> None:

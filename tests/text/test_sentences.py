@@ -44,6 +44,11 @@ def test_a_text_without_ends_is_cut_between_words(tokenizer: Tokenizer) -> None:
     assert " ".join(parts) == text.strip()
 
 
+def test_signs_alone_are_no_sentence(tokenizer: Tokenizer) -> None:
+    assert sentences("}\n)\n]\n", tokenizer, code=True) == []
+    assert all(any(map(str.isalnum, part)) for part in sentences("x " + "- " * 300 + "y", tokenizer))
+
+
 def test_code_is_cut_at_its_lines(tokenizer: Tokenizer) -> None:
     text = "".join(f"def add{i}(first, second):\n    return first + second\n\n\n" for i in range(8))
     parts = sentences(text, tokenizer, code=True)
@@ -69,6 +74,8 @@ def test_sentences_are_in_order_and_lose_no_words(text: str, tokenizer: Tokenize
         ("They dance\n\n", []),  # nothing is below it
         ("They dance.\n\nIn summer", []),
         ("Bees\nThey dance.", []),
+        ("They dance.\n \t\r\nBees \r\n\r\nIn summer.", ["Bees"]),
+        ("They dance.\n" + " \n" * 50_000 + "Bees\n" + "\n" * 50_000 + "In summer.", ["Bees"]),
         ("They dance. In summer\n\nNot now.", []),  # the end of a paragraph
         ("word " * 20 + "\n\nThey dance.", []),
     ],

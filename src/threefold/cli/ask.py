@@ -102,3 +102,5 @@ def _show(answer: Answer) -> None:
         note(f"{answer.left_out} passages found did not fit into --passage-tokens and were not read")
     if answer.finish == "length":
         note("the answer was cut: the endpoint's limit of tokens was reached")
+    elif answer.finish != "stop" or not answer.text.strip():
+        note(f"the answer has {len(answer.text):,} characters and ended by {answer.finish!r}")

@@ -95,19 +95,18 @@ def ahead(
 ) -> Iterator[Done]:
     """`finish(begin(item))` of each, in order; up to `depth` more have begun when one is finished.
 
-    An item that cannot be had is an error after all that began before it, as if nothing had been read ahead.
+    An item that cannot be had or begun is an error after all that began before it, as if nothing were done early.
     """
     begun: deque[Begun] = deque()
     source, failed = iter(items), None
     while failed is None:
         try:
-            item = next(source)
+            begun.append(begin(next(source)))
         except StopIteration:
             break
         except Exception as error:
             failed = error
             break
-        begun.append(begin(item))
         if len(begun) > depth:
             yield finish(begun.popleft())
     while begun:

@@ -37,8 +37,8 @@ RULES: Final = (
 )
 
 #: [1], [1, 2], [1-3], and the brackets in which models that were trained in Chinese write them.
-_CITED = re.compile(r"[\[【]\s*(\d{1,4}(?:\s*[-–,;，、]\s*\d{1,4})*)\s*(?:†[^\]】]*)?[\]】]")
-_RANGE = re.compile(r"(\d+)(?:\s*[-–]\s*(\d+))?")
+_CITED = re.compile(r"[\[【［]\s*(\d{1,4}(?:\s*[-‑–—,;，、]\s*\d{1,4})*)\s*(?:†[^\[【\]】]*)?[\]】］]")
+_RANGE = re.compile(r"(\d+)(?:\s*[-‑–—]\s*(\d+))?")
 
 
 @dataclass(frozen=True, slots=True)

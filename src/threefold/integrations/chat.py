@@ -8,7 +8,8 @@ What is said leaves this process, to the address that the caller gives and nowhe
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -20,6 +21,7 @@ from threefold.integrations.web import connection
 
 #: Seconds without a word after which an endpoint is given up. A large model on a CPU reads its passages for minutes.
 PATIENCE_S: Final = 300.0
+_ENDS: Final = re.compile(rb"\r\n|\r|\n")
 #: Characters of a foreign error that are passed on.
 SHOWN: Final = 300
 
@@ -90,10 +92,10 @@ class Chat:
         pieces: list[str] = []
         finish, usage = "", dict[str, Any]()
         for event in self._events(clean_value(body)):
-            usage = event.get("usage") or usage
-            for choice in event.get("choices") or ():  # the last event has none, only the usage
+            usage = event["usage"] or usage
+            for choice in event["choices"]:  # the last event has none, only the usage
                 piece = (choice.get("delta") or {}).get("content") or ""
-                finish = choice.get("finish_reason") or finish
+                finish = str(choice.get("finish_reason") or finish)
                 if piece:
                     pieces.append(piece)
                     if on_text is not None:
@@ -103,25 +105,36 @@ class Chat:
         return Said("".join(pieces), finish, usage)
 
     def _events(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """The events of a streamed answer, as JSON. (Server-sent events: https://html.spec.whatwg.org, 9.2.6.)"""
+        """The events of a streamed answer. (Server-sent events: https://html.spec.whatwg.org, 9.2.6.)"""
+        other, streams = "", False
         with self._our_errors(), self._client.stream("POST", "chat/completions", json=body) as response:
             self._check(response)
-            for line in response.iter_lines():
+            for line in _lines(response.iter_bytes()):
                 name, _, data = line.partition(":")
-                if name != "data" or data.strip() == "[DONE]":
+                if name != "data":
+                    other = (other + line)[:SHOWN]
                     continue
+                if data.strip() == "[DONE]":
+                    yield {"choices": [{"finish_reason": "stop"}] if not streams else [], "usage": None}
+                    return
+                streams = True
                 yield self._event(data)
+        if not streams:
+            raise InputError(f"{self._client.base_url} answered no stream: {other}")
 
     def _event(self, data: str) -> dict[str, Any]:
+        """`choices` and `usage` of an event, checked."""
         try:
-            event = json.loads(data)
-        except ValueError as error:
+            event = json.loads(data, parse_constant=lambda _: None)
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{self._client.base_url} answered no JSON: {data[:SHOWN]}") from error
-        if not isinstance(event, dict):
-            raise InputError(f"{self._client.base_url} answered in another format: {data[:SHOWN]}")
-        if "error" in event:  # after the status was sent, this is how endpoints fail
+        if isinstance(event, dict) and event.get("error"):  # after the status was sent, this is how endpoints fail
             raise InputError(f"{self._client.base_url} failed in the middle of an answer: {data[:SHOWN]}")
-        return event
+        choices = event.get("choices") or [] if isinstance(event, dict) else None
+        if not isinstance(choices, list) or not all(map(_is_choice, choices)):
+            raise InputError(f"{self._client.base_url} answered in another format: {data[:SHOWN]}")
+        usage = event.get("usage")
+        return {"choices": choices, "usage": usage if isinstance(usage, dict) else None}
 
     def _only_model(self) -> str:
         with self._our_errors():
@@ -141,9 +154,11 @@ class Chat:
         return names[0]
 
     def _check(self, response: Any) -> None:
-        if response.is_error:
+        if not response.is_success:
             response.read()
             hint = ". Does the address end in /v1?" if response.status_code == 404 else ""
+            if "location" in response.headers:
+                hint = f" and points to {response.headers['location']}"
             raise InputError(f"{response.url} answered {response.status_code}: {response.text[:SHOWN]}{hint}")
 
     @contextmanager
@@ -157,5 +172,23 @@ class Chat:
             raise DeadlineError(
                 f"{self._client.base_url} said nothing for {self._client.timeout.read:g} s; is it still working?"
             ) from error
+        except httpx.DecodingError as error:
+            raise InputError(f"{self._client.base_url} gave an answer that cannot be read: {error}") from error
         except httpx.HTTPError as error:
             raise OfflineError(f"{self._client.base_url} cannot be reached: {error}") from error
+
+
+def _is_choice(choice: Any) -> bool:
+    """Whether it is a choice of a streamed answer: a table whose `delta` has text or nothing."""
+    delta = choice.get("delta") or {} if isinstance(choice, dict) else None
+    return isinstance(delta, dict) and isinstance(delta.get("content") or "", str)
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
+    """Lines of a stream of events: UTF-8, whatever the header says, and ended by CR, LF or both. Unicode has more ends
+    of lines, which may stand in a text."""
+    rest = b""
+    for chunk in chunks:
+        *whole, rest = _ENDS.split(rest + chunk)
+        yield from (line.decode("utf-8", "replace").removeprefix("\ufeff") for line in whole)
+    yield rest.decode("utf-8", "replace").removeprefix("\ufeff")

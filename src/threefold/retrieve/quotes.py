@@ -38,7 +38,7 @@ def quoted_by(encoder: TextEncoder) -> Representation:
 
 
 def quoted(store: Store, encoder: TextEncoder, text: str, query: Encoded, hits: Sequence[Hit]) -> list[Hit]:
-    """Each hit with the sentence that answers best, the first of equals; without one where it has no words.
+    """Each hit with the sentence that answers best, the first of equals; without one where none with words was read.
 
     text   the query as it was typed
     query  its vectors, at least those that it is `quoted_by`
@@ -84,14 +84,16 @@ def _in_context(
 
 
 def _sentence_scores(asked: Read, said: Read, sentences: Sequence[Span]) -> Floats:
-    """(n,) the score of each sentence; -1, the least, for one that was not read.
+    """(n,) the score of each sentence; -inf for one that was not read, and for all if the query has no tokens.
 
     A token belongs to every sentence that it has a character of: a border may lie inside a token.
     """
     similarity = asked.rows[:-1] @ said.rows[:-1].T  # (query tokens, text tokens)
     starts = np.array([piece.start for piece in said.pieces])
     ends = np.array([piece.end for piece in said.pieces])
-    scores = np.full(len(sentences), -1.0)
+    scores = np.full(len(sentences), -np.inf)
+    if not asked.pieces:
+        return scores
     for i, (start, end) in enumerate(sentences):
         inside = (starts < end) & (ends > start)
         if inside.any():
@@ -112,7 +114,7 @@ def _alone(encoder: TextEncoder, query: Encoded, chunks: Sequence[Chunk], spans:
 
 
 def _best(chunk: Chunk, sentences: Sequence[Span], scores: Floats) -> Quote | None:
-    if not sentences:
+    if not sentences or np.isneginf(scores.max()):
         return None
     at = int(scores.argmax())
     start, end = sentences[at]

@@ -18,6 +18,8 @@ from threefold.types import Floats, Ragged
 
 #: Tokens that are pooled together at most: the tree needs the distances of all pairs. Longer texts are pooled in parts.
 MOST_IN_TREE: Final = 1_024
+#: Sums that are shorter have no direction.
+LEAST: Final = 1e-6
 
 
 def pooled(multi: Ragged, factor: int) -> Ragged:
@@ -26,8 +28,8 @@ def pooled(multi: Ragged, factor: int) -> Ragged:
     multi   unit rows
     return  unit rows of the same type
     """
-    if factor < 1:
-        raise InputError(f"a factor of pooling must be at least 1; got {factor}")
+    if not isinstance(factor, int) or factor < 1:
+        raise InputError(f"a factor of pooling must be a whole number of at least 1; got {factor!r}")
     if factor == 1 or not len(multi.rows):
         return multi
     parts = [np.concatenate(list(_parts(rows, factor))) if len(rows) else rows for rows in multi]
@@ -41,8 +43,8 @@ def _parts(rows: Floats, factor: int) -> Iterator[Floats]:
 
 def _pooled(rows: Floats, factor: int) -> Floats:
     count = -(-len(rows) // factor)
-    if count == len(rows):
-        return rows
+    if count == len(rows) or not np.isfinite(rows).all():
+        return rows  # what is not finite is for the store to refuse, which knows the chunk
     from scipy.cluster.hierarchy import fcluster, ward  # late: half a second
     from scipy.spatial.distance import pdist
 
@@ -50,5 +52,6 @@ def _pooled(rows: Floats, factor: int) -> Floats:
     sums = np.zeros((int(labels.max()) + 1, rows.shape[1]), np.float64)
     np.add.at(sums, labels, rows)
     lengths = np.linalg.norm(sums, axis=1, keepdims=True)
-    means: Floats = (sums / np.where(lengths > 0, lengths, 1.0)).astype(rows.dtype)
+    firsts = rows[np.unique(labels, return_index=True)[1]]  # of vectors that cancel each other the first is kept
+    means: Floats = np.where(lengths > LEAST, sums / np.maximum(lengths, LEAST), firsts).astype(rows.dtype)
     return means

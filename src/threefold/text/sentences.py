@@ -22,7 +22,6 @@ MOST: Final = 96
 _ENTRY = re.compile(r"\n[ \t]*+(?=[-*+•·|#]|\d{1,3}[.)][ \t])")
 #: Characters of a heading at most: a line of text.
 LONGEST_HEADING: Final = 80
-_PARAGRAPH_BEGINS = re.compile(r"(?:\A|\n[ \t\r]*+\n)\s*+\Z")
 _PARAGRAPH_ENDS = re.compile(r"[ \t\r]*+\n[ \t\r]*+\n\s*+\S")
 #: A full stop that ends no sentence: after a single letter ("z. B.", "1878 г."), a day ("8. Februar") and what is
 #: most often abbreviated in XQuAD's passages in eleven languages.
@@ -35,28 +34,41 @@ _LOOK_BACK: Final = 12
 
 def sentence_spans(text: str, tokenizer: Tokenizer, *, code: bool = False) -> list[Span]:
     """[start, end) of each sentence, in order and without white space around it; none for a text without words."""
-    if code:
-        return chunk_spans(text, tokenizer, Chunking(MOST, 0), code=True)
-    ends = (
-        at
-        for at in borders_of(text, code=False).sentences
-        if not _ABBREVIATED.search(text, max(at - _LOOK_BACK, 0), at)
-    )
+    spans = chunk_spans(text, tokenizer, Chunking(MOST, 0), code=True) if code else _sentences(text, tokenizer)
+    return [span for span in spans if _has_words(text, span)]
+
+
+def _sentences(text: str, tokenizer: Tokenizer) -> list[Span]:
+    borders = borders_of(text, code=False).sentences
+    ends = (at for at in borders if not _ABBREVIATED.search(text, max(at - _LOOK_BACK, 0), at))
     entries = (match.end() for match in _ENTRY.finditer(text))
     edges = sorted({0, *ends, *entries, len(text)})
     spans = [trimmed(text, start, end) for start, end in pairwise(edges)]
-    spans = [span for span in spans if any(map(str.isalnum, text[span.start : span.end]))]
     counts = tokenizer.count([text[start:end] for start, end in spans])
     return [part for span, count in zip(spans, counts, strict=True) for part in _parts(text, span, count, tokenizer)]
 
 
 def is_heading(text: str, span: Span) -> bool:
     """Whether it is a heading of Markdown, or a line by itself above others that ends as no sentence does."""
-    words, rest = text[span.start : span.end], text[span.end :]
+    words = text[span.start : span.end]
     if words.startswith("#"):
         return True
-    alone = "\n" not in words and _PARAGRAPH_BEGINS.search(text, 0, span.start) and _PARAGRAPH_ENDS.match(rest)
-    return bool(alone) and len(words) <= LONGEST_HEADING and (words[-1].isalnum() or words[-1] in "\"')]”’»")
+    if len(words) > LONGEST_HEADING or "\n" in words or not (words[-1].isalnum() or words[-1] in "\"')]”’»"):
+        return False
+    return _begins_paragraph(text, span.start) and _PARAGRAPH_ENDS.match(text, span.end) is not None
+
+
+def _begins_paragraph(text: str, at: int) -> bool:
+    """Whether a blank line, or nothing, stands before. No character is looked at for more than one place."""
+    breaks = 0
+    while at > 0 and text[at - 1].isspace():
+        at -= 1
+        breaks += text[at] == "\n"
+    return at == 0 or breaks > 1
+
+
+def _has_words(text: str, span: Span) -> bool:
+    return any(map(str.isalnum, text[span.start : span.end]))
 
 
 def _parts(text: str, span: Span, count: int, tokenizer: Tokenizer) -> list[Span]:
