@@ -29,7 +29,7 @@ GUIDE = Path(__file__).parents[2] / "docs" / "frameworks.md"
 
 def in_memory(encoder: TextEncoder) -> Collection:
     """The documents in a collection that is on no disk."""
-    made = Collection.over(MemoryStore(manifest_for(encoder, None, None)), encoder)
+    made = Collection.over(MemoryStore(manifest_for(encoder)), encoder)
     made.add(DOCUMENTS)
     return made
 

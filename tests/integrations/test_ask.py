@@ -5,10 +5,10 @@ from tests.chats import chat_model, end, piece
 from tests.fakes import FakeEncoder
 
 from threefold.collection import Collection
-from threefold.config import Manifest
 from threefold.errors import InputError
 from threefold.integrations.ask import RULES, Answer, ask, cited, messages
 from threefold.integrations.chat import Chat
+from threefold.opening import manifest_for
 from threefold.store.memory import MemoryStore
 from threefold.types import Document
 
@@ -21,9 +21,7 @@ DOCUMENTS = [
 
 @pytest.fixture
 def papers(encoder: FakeEncoder) -> Collection:
-    card = encoder.card
-    sizes = (card.dense_dim, card.multi_dim, card.vocab)
-    collection = Collection.over(MemoryStore(Manifest(card.name, card.hash, card.tokenizer_hash, *sizes)), encoder)
+    collection = Collection.over(MemoryStore(manifest_for(encoder)), encoder)
     collection.add(DOCUMENTS)
     return collection
 

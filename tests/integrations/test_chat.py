@@ -78,6 +78,8 @@ def test_the_last_word_is_the_end_whatever_comes_after_it() -> None:
         assert say(endpoint, model="bees").text == "x"
     with chat_model(b"data: [DONE]\n\n") as endpoint:
         assert say(endpoint, model="bees") == Said("", "stop", {})
+    with chat_model(piece("x"), b"data: [DONE]\n\n") as endpoint:
+        assert say(endpoint, model="bees") == Said("x", "stop", {})
 
 
 def test_a_lone_surrogate_is_sent_as_a_replacement() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import signal
 import subprocess
@@ -22,6 +21,7 @@ import pytest
 from tests.cli.test_cli import run, run_json
 from tests.encoder.checkpoints import bge_m3
 from tests.fakes import hear_interrupts
+from tests.integrations.local_ray import local_ray
 
 from threefold.bulk import Job, Order
 from threefold.encoder.encoder import Encoder
@@ -45,19 +45,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def ray() -> Iterator[Any]:
     """A cluster of one machine that this process is connected to."""
-    import ray
-
-    start(
-        ray,
-        "local",
-        num_cpus=2,
-        include_dashboard=False,
-        object_store_memory=80_000_000,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
-    yield ray
-    ray.shutdown()
+    with local_ray() as ray:
+        yield ray
 
 
 @pytest.fixture

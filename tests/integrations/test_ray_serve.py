@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 import socket
@@ -20,12 +19,12 @@ from unittest import mock
 import httpx
 import numpy as np
 import pytest
+from tests.integrations.local_ray import local_ray
 
 from threefold.cli import ray_serve as command
 from threefold.encoder.encoder import Encoder
 from threefold.errors import ConfigError, InputError, MissingExtraError, UnavailableError
 from threefold.integrations import ray_serve
-from threefold.integrations.ray_jobs import start
 from threefold.integrations.ray_serve import ONGOING, Replica, deployment
 from threefold.serve.hosted import REFUSED, Application, Hosted, hosted
 
@@ -39,20 +38,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on
 @pytest.fixture(scope="module")
 def ray() -> Iterator[Any]:
     """A cluster of one machine that this process is connected to."""
-    import ray
-
     os.environ[MARK] = "1"  # its processes have it too
-    start(
-        ray,
-        "local",
-        num_cpus=2,
-        include_dashboard=False,
-        object_store_memory=80_000_000,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
-    yield ray
-    ray.shutdown()
+    with local_ray() as ray:
+        yield ray
     del os.environ[MARK]
 
 

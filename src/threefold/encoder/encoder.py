@@ -112,11 +112,6 @@ class Encoder(Front):
 
     # ---- encoding ------------------------------------------------------------------------------------
 
-    def _encode_all(
-        self, tokens: Tokens, wanted: Sequence[Representation], dim: int | None, progress: Progress | None
-    ) -> Encoded:
-        return next(self._encode_parts(iter([tokens]), wanted, dim, progress))
-
     def _encode_parts(
         self, parts: Iterator[Tokens], wanted: Sequence[Representation], dim: int | None, progress: Progress | None
     ) -> Iterator[Encoded]:

@@ -167,21 +167,21 @@ class Front(ABC):
     # ---- inside --------------------------------------------------------------------------------------
 
     @abstractmethod
+    def _encode_parts(
+        self, parts: Iterator[Tokens], wanted: Sequence[Representation], dim: int | None, progress: Progress | None
+    ) -> Iterator[Encoded]:
+        """Each part of a stream as it is asked for, of at least one text, in order; all arguments are checked."""
+
     def _encode_all(
         self, tokens: Tokens, wanted: Sequence[Representation], dim: int | None, progress: Progress | None
     ) -> Encoded:
         """The representations of at least one text, in order; all arguments are checked."""
+        return next(self._encode_parts(iter([tokens]), wanted, dim, progress))
 
     def _encode_tokens(
         self, tokens: Tokens, wanted: Sequence[Representation], dim: int | None, progress: Progress | None
     ) -> Encoded:
         return self._encode_all(tokens, wanted, dim, progress) if len(tokens) else self._nothing(wanted, dim)
-
-    def _encode_parts(
-        self, parts: Iterator[Tokens], wanted: Sequence[Representation], dim: int | None, progress: Progress | None
-    ) -> Iterator[Encoded]:
-        """Each part of a stream as it is asked for."""
-        return (self._encode_all(tokens, wanted, dim, progress) for tokens in parts)
 
     def _each(self, tokenize: Callable[[tuple[int, list[str]]], Tokens], parts: Iterator[Any]) -> Iterator[Tokens]:
         """The tokens of every part of a stream."""

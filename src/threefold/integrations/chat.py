@@ -12,12 +12,11 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from threefold.characters import clean_value
 from threefold.errors import DeadlineError, InputError, OfflineError, UnavailableError
-from threefold.integrations.web import connection
+from threefold.integrations.web import Connected, connection
 
 #: Seconds without a word after which an endpoint is given up. A large model on a CPU reads its passages for minutes.
 PATIENCE_S: Final = 300.0
@@ -39,7 +38,7 @@ class Said:
     usage: Mapping[str, Any]
 
 
-class Chat:
+class Chat(Connected):
     """Messages in, text out. A context manager; `close` ends the connections.
 
     url          up to and without `/chat/completions`, such as http://localhost:11434/v1
@@ -66,18 +65,6 @@ class Chat:
         self._settings = {name: value for name, value in given.items() if value is not None}
         self._model = model
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the connections."""
-        self._client.close()
-
     @property
     def model(self) -> str:
         """The model's name; asks the endpoint for it where none was given."""
@@ -93,6 +80,7 @@ class Chat:
         finish, usage = "", dict[str, Any]()
         for event in self._events(clean_value(body)):
             usage = event["usage"] or usage
+            finish = finish or ("stop" if "done" in event else "")  # some endpoints say that it is done, and not why
             for choice in event["choices"]:  # the last event has none, only the usage
                 piece = (choice.get("delta") or {}).get("content") or ""
                 finish = str(choice.get("finish_reason") or finish)
@@ -115,7 +103,7 @@ class Chat:
                     other = (other + line)[:SHOWN]
                     continue
                 if data.strip() == "[DONE]":
-                    yield {"choices": [{"finish_reason": "stop"}] if not streams else [], "usage": None}
+                    yield {"choices": [], "usage": None, "done": True}
                     return
                 streams = True
                 yield self._event(data)

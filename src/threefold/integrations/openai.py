@@ -11,15 +11,14 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import numpy as np
 
 from threefold.characters import clean, clean_value
 from threefold.errors import InputError, MissingHeadError, NumericalError, OfflineError
 from threefold.integrations.texts import cleaned
-from threefold.integrations.web import connection
+from threefold.integrations.web import Connected, connection
 from threefold.text.protocol import ModelCard
 from threefold.text.tokenizer import Tokenizer, Truncate
 from threefold.types import Encoded, Floats, Representation
@@ -33,7 +32,7 @@ PATIENCE_S: Final = 30.0
 log = logging.getLogger(__name__)
 
 
-class RemoteEncoder:
+class RemoteEncoder(Connected):
     """Texts in, unit dense vectors out, over HTTP.
 
     url         up to and without `/embeddings`, such as https://api.openai.com/v1
@@ -75,18 +74,6 @@ class RemoteEncoder:
             vocab=0,
             max_tokens=max_tokens,
         )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
 
     @property
     def card(self) -> ModelCard:

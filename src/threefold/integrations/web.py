@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from threefold.errors import MissingExtraError
+
+
+class Connected:
+    """What has a connection, in `_client`. A context manager; `close` ends it."""
+
+    _client: Any
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connections."""
+        self._client.close()
 
 
 def connection(url: str, api_key: str | None, timeout_s: float, *, extra: str, purpose: str) -> Any:

@@ -88,12 +88,12 @@ def _sentence_scores(asked: Read, said: Read, sentences: Sequence[Span]) -> Floa
 
     A token belongs to every sentence that it has a character of: a border may lie inside a token.
     """
-    similarity = asked.rows[:-1] @ said.rows[:-1].T  # (query tokens, text tokens)
-    starts = np.array([piece.start for piece in said.pieces])
-    ends = np.array([piece.end for piece in said.pieces])
     scores = np.full(len(sentences), -np.inf)
     if not asked.pieces:
         return scores
+    similarity = asked.rows[:-1] @ said.rows[:-1].T  # (query tokens, text tokens)
+    starts = np.array([piece.start for piece in said.pieces])
+    ends = np.array([piece.end for piece in said.pieces])
     for i, (start, end) in enumerate(sentences):
         inside = (starts < end) & (ends > start)
         if inside.any():
