@@ -62,22 +62,27 @@ def use(model: Path, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 class Head:
     """Ray, as far as starting it goes; the first `failures` times its head does not come up."""
 
-    def __init__(self, failures: int) -> None:
-        self.failures, self.said = failures, list[str]()
+    def __init__(self, failures: int, kind: type[Exception] = RuntimeError) -> None:
+        self.failures, self.kind, self.said = failures, kind, list[str]()
 
     def init(self, address: str, num_cpus: int) -> None:
         self.said.append(f"init {address} {num_cpus}")
         if len(self.said) // 2 < self.failures:
-            raise RuntimeError("Timed out waiting for file gcs_server_port")
+            raise self.kind("Timed out waiting for file gcs_server_port")
 
     def shutdown(self) -> None:
         self.said.append("shutdown")
 
 
-def test_a_ray_of_this_machine_that_does_not_come_up_is_started_once_more() -> None:
-    head = Head(failures=1)
+@pytest.mark.parametrize("kind", [RuntimeError, Exception])
+def test_a_ray_of_this_machine_that_does_not_come_up_is_started_once_more(kind: type[Exception]) -> None:
+    head = Head(1, kind)
     start(head, "local", num_cpus=2)
     assert head.said == ["init local 2", "shutdown", "init local 2"]
+    head = Head(1, ValueError)
+    with pytest.raises(ValueError, match="Timed out"):
+        start(head, "local", num_cpus=2)
+    assert head.said == ["init local 2"]
     for address, calls in (("local", 3), ("10.0.0.1:6379", 1)):
         head = Head(failures=9)
         with pytest.raises(RuntimeError, match="Timed out"):

@@ -74,11 +74,14 @@ def connected(address: str) -> Iterator[Any]:
 
 
 def start(ray: Any, address: str, **settings: Any) -> None:
-    """`ray.init`, once more where a Ray of this machine did not come up: its head may hang before its first line."""
+    """`ray.init`, once more where a Ray of this machine did not come up: its head may hang before its first line.
+
+    Ray says so by a RuntimeError, and of a node that is late by a bare Exception.
+    """
     try:
         ray.init(address=address, **settings)
-    except RuntimeError:
-        if address != "local":
+    except Exception as error:
+        if address != "local" or not (isinstance(error, RuntimeError) or type(error) is Exception):
             raise
         ray.shutdown()
         ray.init(address=address, **settings)
