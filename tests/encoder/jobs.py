@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -66,7 +65,3 @@ def bytes_of(setting: str, n: int) -> bytes:
 
 def array_of(setting: str, n: int) -> Any:
     return np.full(n, 7, np.uint8)
-
-
-def die(setting: str, _: Any) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
