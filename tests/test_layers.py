@@ -20,7 +20,7 @@ LAYERS = [
     "text score evaluate",
     "encoder store",
     "attempts described export ingest opening remote retrieve shards",
-    "bulk collection",
+    "bulk collection precomputed",
     "analyze client train serve integrations",
     "cli",
 ]

@@ -12,7 +12,7 @@ from threefold.errors import ConfigError, InputError
 from threefold.paths import expanded
 from threefold.store.folder import check_model, left_by_creation, manifest_path
 from threefold.store.protocol import Store
-from threefold.text.protocol import TextEncoder
+from threefold.text.protocol import ModelCard, TextEncoder
 
 
 def home() -> Path:
@@ -31,6 +31,18 @@ def collection_folder(path_or_name: str | Path) -> Path:
     return home() / "collections" / path_or_name
 
 
+def chunking_for(card: ModelCard, chunking: Chunking | None) -> Chunking:
+    """How documents are cut for a model, where nothing else is said; what it could not read is refused."""
+    if chunking is None:
+        return Chunking(max_tokens=min(Chunking().max_tokens, card.max_tokens))
+    if chunking.max_tokens > card.max_tokens:
+        raise ConfigError(
+            f"chunks of {chunking.max_tokens} tokens, but {card.name!r} reads at most {card.max_tokens}. "
+            "Choose a smaller max_tokens"
+        )
+    return chunking
+
+
 def manifest_for(
     encoder: TextEncoder,
     chunking: Chunking | None = None,
@@ -39,13 +51,7 @@ def manifest_for(
 ) -> Manifest:
     """What a new collection of this encoder is built with."""
     card = encoder.card
-    if chunking is None:
-        chunking = Chunking(max_tokens=min(Chunking().max_tokens, card.max_tokens))
-    if chunking.max_tokens > card.max_tokens:
-        raise ConfigError(
-            f"chunks of {chunking.max_tokens} tokens, but {card.name!r} reads at most {card.max_tokens}. "
-            "Choose a smaller max_tokens"
-        )
+    chunking = chunking_for(card, chunking)
     if multi_storage is not None and multi_storage not in get_args(MultiStorage):
         known = ", ".join(get_args(MultiStorage))
         raise ConfigError(f"multi_storage {multi_storage!r}: expected one of {known} (--multi)")

@@ -1,4 +1,4 @@
-"""Encoded texts as a Parquet file, written in bounded memory and all or nothing.
+"""Encoded texts as Parquet files, each written in bounded memory and all or nothing.
 
     id      string
     text    string
@@ -17,20 +17,22 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from threefold.characters import clean_value
+from threefold.characters import clean, clean_value
 from threefold.errors import InputError, NumericalError
 from threefold.replacing import replacing
 from threefold.text.protocol import ModelCard, TextEncoder
 from threefold.text.tokenizer import Truncate
-from threefold.types import Encoded, Representation
+from threefold.types import REPRESENTATIONS, Encoded, Ints, Ragged, Representation, Sparse, offsets_of
 
 #: Called after each block with (texts, tokens) written so far.
 Progress = Callable[[int, int], None]
@@ -48,6 +50,8 @@ class Written(NamedTuple):
         return Written(*(a + b for a, b in zip(self, other, strict=True)))
 
 
+#: Rows of a row group: what a reader of single rows has to read at once (60 MB of token vectors of bge-m3's size).
+_GROUP = 128
 #: Key of a file's metadata with its totals.
 _WRITTEN = "threefold.written"
 
@@ -73,20 +77,62 @@ def write_parquet(
     """
     wanted = tuple(outputs) if outputs is not None else encoder.card.representations
     done = Written(0, 0, 0)
+    with _writer(path, _schema(encoder.card, wanted)) as writer:
+        for ids, texts in _blocks(rows, block):
+            encoded = encode_rows(encoder, ids, texts, outputs=wanted, max_tokens=max_tokens, truncate=truncate)
+            writer.write_batch(_record_batch(ids, texts, encoded, writer.schema), _GROUP)
+            done = done.plus(_counted(encoded))
+            if progress is not None:
+                progress(done.texts, done.tokens)
+        writer.add_key_value_metadata(_totals(done, source))
+    return done
+
+
+def write_vectors(
+    path: str | Path, ids: Sequence[str], texts: Sequence[str], encoded: Encoded, card: ModelCard
+) -> None:
+    """Vectors that are there already, such as another library's of the same model, into a file of `write_parquet`.
+
+    Ids and texts with NUL or lone surrogates are refused: the vectors would be of other texts than the file has.
+    """
+    if not len(ids) == len(texts) == len(encoded):
+        raise InputError(f"{len(ids)} ids and {len(texts)} texts, but vectors of {len(encoded)}")
+    for id, text in zip(ids, texts, strict=True):
+        if clean(id) != id or clean(text) != text:
+            raise InputError(f"the id {id!r} or its text has NUL or half of a character in it; clean them first")
+    wanted = [name for name in REPRESENTATIONS if getattr(encoded, name) is not None]
+    _check_sizes(encoded, card)
+    with _writer(Path(path), _schema(card, wanted)) as writer:
+        writer.write_batch(_record_batch(list(ids), list(texts), encoded, writer.schema), _GROUP)
+        writer.add_key_value_metadata(_totals(_counted(encoded), ""))
+
+
+@contextmanager
+def _writer(path: Path, schema: pa.Schema) -> Iterator[Any]:
+    """The file appears when the block ends well."""
     try:
         with replacing(path) as draft:
-            with pq.ParquetWriter(draft, _schema(encoder.card, wanted), compression="zstd") as writer:
-                for ids, texts in _blocks(rows, block):
-                    encoded = encode_rows(encoder, ids, texts, outputs=wanted, max_tokens=max_tokens, truncate=truncate)
-                    writer.write_batch(_record_batch(ids, texts, encoded, writer.schema))
-                    done = done.plus(_counted(encoded))
-                    if progress is not None:
-                        progress(done.texts, done.tokens)
-                writer.add_key_value_metadata({_WRITTEN: json.dumps({**done._asdict(), "source": source})})
+            with pq.ParquetWriter(draft, schema, compression="zstd") as writer:
+                yield writer
             _sync(draft)  # else a power cut could leave a file that has its name and not its contents
     except OSError as error:
         raise InputError(f"cannot write {path}: {error}") from error
-    return done
+
+
+def _totals(written: Written, source: str) -> dict[str, str]:
+    return {_WRITTEN: json.dumps({**written._asdict(), "source": source})}
+
+
+def _check_sizes(encoded: Encoded, card: ModelCard) -> None:
+    dense, sparse, multi = encoded.dense, encoded.sparse, encoded.multi
+    sizes = {
+        "dense": (card.dense_dim, card.dense_dim if dense is None else dense.shape[1]),
+        "sparse": (card.vocab, card.vocab if sparse is None else sparse.vocab),
+        "multi": (card.multi_dim, card.multi_dim if multi is None else multi.dim),
+    }
+    for name, (ours, theirs) in sizes.items():
+        if ours != theirs:
+            raise InputError(f"{name} vectors of size {theirs}, but {card.name} has {ours}: they are of another model")
 
 
 def read_parquet(path: Path) -> tuple[list[str], list[str], Encoded]:
@@ -102,6 +148,42 @@ def read_parquet(path: Path) -> tuple[list[str], list[str], Encoded]:
         raise _other_version(path, error) from error
 
 
+def files_in(place: Path) -> list[Path]:
+    """The file, or those of a folder, by name."""
+    files = sorted(place.glob("*.parquet")) if place.is_dir() else [place]
+    if not files:
+        raise InputError(f"{place} has no Parquet files")
+    return files
+
+
+class Group(NamedTuple):
+    """Some rows of a file that are read together."""
+
+    path: Path
+    number: int
+
+    def read(self, columns: Sequence[str]) -> pa.Table:
+        """The columns of the rows, as they are in the file."""
+        try:
+            return pq.ParquetFile(self.path).read_row_group(self.number, columns=list(columns))
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(f"cannot read {self.path}: {error}") from error
+
+    def vectors(self, card: ModelCard, wanted: Sequence[Representation]) -> tuple[list[str], Encoded]:
+        """Texts and vectors of the rows (multi vectors stay float16)."""
+        names = [field.name for field in vector_fields(card, wanted)]
+        table = self.read(["text", *names]).combine_chunks()
+        return table["text"].to_pylist(), _encoded(table, card)
+
+
+def groups_of(path: Path) -> list[Group]:
+    """All rows of a file."""
+    try:
+        return [Group(path, number) for number in range(pq.read_metadata(path).num_row_groups)]
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+
+
 def read_card(path: Path) -> ModelCard:
     """The model that wrote a file of `write_parquet`."""
     try:
@@ -109,6 +191,16 @@ def read_card(path: Path) -> ModelCard:
     except (OSError, pa.ArrowInvalid) as error:
         raise InputError(f"cannot read {path}: {error}") from error
     return _card(path, schema)
+
+
+def representations_in(path: Path) -> tuple[Representation, ...]:
+    """Those of which a file has vectors."""
+    columns = {"dense": "dense", "sparse": "sparse_indices", "multi": "multi"}
+    try:
+        names = pq.read_schema(path).names
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    return tuple(name for name in REPRESENTATIONS if columns[name] in names)
 
 
 def read_written(path: Path) -> tuple[Written, str]:
@@ -213,20 +305,23 @@ def _other_version(path: Path, why: Exception | str) -> InputError:
 
 
 def _encoded(table: pa.Table, card: ModelCard) -> Encoded:
-    from threefold.types import Ragged, Sparse, offsets_of
-
     n = len(table)
     dense = sparse = multi = None
     if "dense" in table.column_names:
         dense = _flat(table, "dense", 1).reshape(n, card.dense_dim)
     if "sparse_indices" in table.column_names:
-        lengths = [len(row) for row in table["sparse_indices"]]
+        lengths = _lengths(table, "sparse_indices")
         values = _flat(table, "sparse_values", 1)
         sparse = Sparse(_flat(table, "sparse_indices", 1), values, offsets_of(lengths), card.vocab)
     if "multi" in table.column_names:
-        lengths = [len(row) for row in table["multi"]]
+        lengths = _lengths(table, "multi")
         multi = Ragged(_flat(table, "multi", 2).reshape(-1, card.multi_dim), offsets_of(lengths))
     return Encoded(dense, sparse, multi, table["tokens"].to_numpy(), table["truncated"].to_numpy())
+
+
+def _lengths(table: pa.Table, column: str) -> Ints:
+    lengths: Ints = pc.list_value_length(table[column]).to_numpy()
+    return lengths
 
 
 def _flat(table: pa.Table, column: str, depth: int) -> Any:

@@ -134,6 +134,21 @@ def test_with_ray_and_without_are_the_same_job(
 
 
 @needs_ray
+def test_chunks_of_documents(ray: Any, use: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are cut here and encoded there, and indexed without encoding."""
+    cut = ["--max-tokens", "40"]
+    (tmp_path / "docs").mkdir()
+    for i in range(3):
+        (tmp_path / "docs" / f"{i}.txt").write_text(use.read_text().replace("fox", f"fox {i}"))
+    folder = tmp_path / "vectors"
+    done = run_json(
+        capsys, "encode", tmp_path / "docs", "--chunks", *cut, "-o", folder, "--shard", "20", "--ray", "local"
+    )
+    kept = run_json(capsys, "index", tmp_path / "docs", "--into", "kept", "--vectors", folder, *cut)
+    assert kept["precomputed"] == kept["chunks"] == done["texts"] > 20
+
+
+@needs_ray
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [

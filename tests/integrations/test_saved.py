@@ -46,6 +46,19 @@ def test_one_file_for_both(encoder: FakeEncoder, tmp_path: Path) -> None:
     assert available_modes(saved.card) == ("dense",)
 
 
+def test_a_folder_of_files(encoder: FakeEncoder, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    for i, text in enumerate(["quick fox", "lazy dog"]):
+        write_parquet(tmp_path / f"part-{i}.parquet", [(str(i), text)], encoder)
+    found = SavedVectors(tmp_path).encode(["lazy dog", "quick fox"], outputs=["dense"]).dense
+    expected = encoder.encode(["lazy dog", "quick fox"]).dense
+    assert found is not None
+    assert expected is not None
+    np.testing.assert_array_equal(found, expected)
+    write_parquet(tmp_path / "part-2.parquet", [("2", "fox")], FakeEncoder(tokenizer, name="other"))
+    with pytest.raises(InputError, match=r"part-0\.parquet was made by fake .*part-2\.parquet by other"):
+        SavedVectors(tmp_path)
+
+
 def test_lengths_that_the_vectors_do_not_have_are_refused(encoder: FakeEncoder, tmp_path: Path) -> None:
     write_parquet(tmp_path / "whole.parquet", [("1", "quick fox")], encoder, outputs=["dense"])
     write_parquet(tmp_path / "cut.parquet", [("1", "quick fox")], encoder, outputs=["dense"], max_tokens=3)

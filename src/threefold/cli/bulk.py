@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 #: `s3://bucket/key`, as a path has it; a drive of Windows has one letter.
 _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:[/\\]")
 
-Rows = Iterable[tuple[str, str]]
+#: (id, text) of what is encoded, once it is known by which model.
+Rows = Callable[[ModelCard], Iterable[tuple[str, str]]]
 #: Begins the line of progress.
 Bars = Callable[[], AbstractContextManager[Bar]]
 #: --model, --revision, --device, --precision, --devices.
@@ -86,13 +87,13 @@ def one_file(output: Path, rows: Rows, order: Order, opening: Opening, bars: Bar
 
     with options.opened_encoder(*opening) as encoder, bars() as bar:
         start = time.perf_counter()
-        rows = iter(rows)
-        first = next(rows, None)
+        stream = iter(rows(encoder.card))
+        first = next(stream, None)
         if first is None:
             return Ran(Written(0, 0, 0), Written(0, 0, 0), encoder.card, time.perf_counter() - start, {})
         written = write_parquet(
             output,
-            chain([first], rows),
+            chain([first], stream),
             encoder,
             outputs=order.outputs,
             max_tokens=order.max_tokens,
@@ -108,7 +109,7 @@ def here(folder: Path, rows: Rows, order: Order, opening: Opening, bars: Bars) -
 
     with options.opened_encoder(*opening) as encoder, Job(folder, order, encoder.card) as job, bars() as bar:
         start = time.perf_counter()
-        for part in job.missing(rows):
+        for part in job.missing(rows(encoder.card)):
             job.add(part, write_part(job.path(part.number), part, order, encoder, _after(job, bar)))
         return _ran(job, start, {})
 
@@ -129,7 +130,7 @@ def on_ray(folder: Path, rows: Rows, order: Order, opening: Opening, address: st
         bars() as bar,
     ):
         start = time.perf_counter()
-        for part, written in actors.write(job.missing(rows), job.path, order):
+        for part, written in actors.write(job.missing(rows(actors.card)), job.path, order):
             job.add(part, written)
             bar.update(job.done.texts, job.done.tokens)
         return _ran(job, start, {"actors": _opened(actors)})

@@ -10,6 +10,7 @@ import typer
 from rich.text import Text
 
 from threefold.cli import idle, options
+from threefold.cli.chunked import chunking_in, found_in, with_vectors
 from threefold.cli.endings import keeping
 from threefold.cli.inspect import show_reasons
 from threefold.cli.opened import In, Into, Url, condition_in, existing, model_of
@@ -28,7 +29,7 @@ from threefold.cli.show import (
     progress_bar,
     shorten,
 )
-from threefold.config import Chunking, MultiStorage
+from threefold.config import MultiStorage
 from threefold.errors import InputError, StoreError
 from threefold.text.rows import ROW_SUFFIXES
 
@@ -63,6 +64,13 @@ def index(
     prefix: Annotated[
         str, typer.Option(help="Put before each id, with a slash: two folders may have files of one name.")
     ] = "",
+    vectors: Annotated[
+        list[Path] | None,
+        typer.Option(
+            parser=options.path_of,
+            help="Files or folders of `threefold encode --chunks`: chunks that are in there are not encoded again.",
+        ),
+    ] = None,
     url: Url = None,
     model: options.Model = None,
     revision: options.Revision = None,
@@ -80,18 +88,18 @@ def index(
             raise InputError(f"{path} does not exist")
     tables = any(path.is_dir() or path.suffix.lower() in ROW_SUFFIXES for path in paths)
     idle.needs(context, f"a table ({', '.join(ROW_SUFFIXES)})", tables, "text_field")
-    given = {"max_tokens": max_tokens, "overlap": overlap}
-    chunking = (
-        Chunking(**{key: value for key, value in given.items() if value is not None})
-        if any(value is not None for value in given.values())
-        else None
-    )
+    chunking = chunking_in(max_tokens, overlap)
     storage = cast("MultiStorage | None", multi)
     keeping()
     with (
-        options.opened_encoder(*model_of(into, url, model, revision), device, precision, devices) as encoder,
+        options.opened_encoder(*model_of(into, url, model, revision), device, precision, devices) as opened,
         Collection(
-            into, encoder, chunking=chunking, multi_storage=storage, multi_pool=multi_pool, url=url
+            into,
+            with_vectors(opened, vectors),
+            chunking=chunking,
+            multi_storage=storage,
+            multi_pool=multi_pool,
+            url=url,
         ) as collection,
     ):
         with progress_bar("indexing", quiet=as_json) as bar:
@@ -102,11 +110,14 @@ def index(
                 delete_missing=delete_missing,
                 progress=lambda documents, _chunks, tokens: bar.update(documents, tokens),
             )
-        total = collection.count()
+        total, encoder = collection.count(), collection.encoder
     if as_json:
-        print_json({**dataclasses.asdict(report), "collection": into, "total_chunks": total})
+        found = {"precomputed": found_in(encoder)} if vectors else {}
+        print_json({**dataclasses.asdict(report), **found, "collection": into, "total_chunks": total})
     else:
         _show_report(report, into, total, encoder.card.precision)
+        if vectors and report.chunks:
+            note(f"{found_in(encoder):,} of {many(report.chunks, 'chunk')} had vectors already")
     if not total or not (report.added or report.replaced or report.unchanged or report.deleted):
         raise typer.Exit(1)
 

@@ -12,10 +12,12 @@ import typer
 
 from threefold.characters import check_name
 from threefold.cli import bulk, idle, options
+from threefold.cli.chunked import chunking_in, chunks_of
 from threefold.cli.endings import keeping
 from threefold.cli.show import complain, err, many, note, note_cut, print_json, progress_bar
 from threefold.errors import DocumentError, InputError
 from threefold.text.decode import lines_of, read_lines
+from threefold.text.documents import Loading
 from threefold.text.rich import OFFICE_SUFFIXES
 from threefold.text.rows import ROW_SUFFIXES, BadRow, read_rows, scalar
 from threefold.text.tokenizer import Truncate
@@ -31,7 +33,11 @@ STDIN = ("-", "/dev/stdin")
 def encode(
     context: typer.Context,
     file: Annotated[
-        Path, typer.Argument(help="Texts: .txt (one per line), .jsonl, .json, .csv, .tsv; -: standard input.")
+        Path,
+        typer.Argument(
+            help="Texts: .txt (one per line), .jsonl, .json, .csv, .tsv; -: standard input. With --chunks what "
+            "`threefold index` reads, a folder too."
+        ),
     ],
     output: Annotated[
         Path,
@@ -50,6 +56,14 @@ def encode(
     ] = "",
     max_tokens: Annotated[int | None, typer.Option(help="Longest text in tokens. Default: the model's.")] = None,
     truncate: Annotated[str, typer.Option(help="What longer texts keep: end (cut there), start, none.")] = "end",
+    chunks: Annotated[
+        bool,
+        typer.Option(
+            "--chunks",
+            help="Encode the chunks of documents, of at most --max-tokens, for `threefold index --vectors`.",
+        ),
+    ] = False,
+    overlap: Annotated[int | None, typer.Option(help="With --chunks: tokens that chunks share.")] = None,
     model: options.Model = None,
     revision: options.Revision = None,
     device: options.Device = "auto",
@@ -67,18 +81,25 @@ def encode(
     ] = "",
     as_json: options.Json = False,
 ) -> None:
-    """Encode texts into a Parquet file, or a folder of them. A file appears when it is complete."""
+    """Encode texts, or chunks of documents, into a Parquet file or a folder of them. Files appear when complete."""
     folder = bulk.is_asked(output, shard, ray)
     keeping(folder)
     bulk.refuse_remote(file, output)
     if not folder:
         options.require_folder_of(output, file)
     check_name(output)
-    require_table(context, file, "text_field", "id_field", "title_field")
     if truncate not in ("end", "start", "none"):
         raise InputError(f"--truncate {truncate!r}: expected end, start or none")
     bad: list[str] = []
-    rows = file_rows(file, text_field, id_field, bad, title_field)
+    if chunks:
+        idle.excludes(context, "--chunks", chunks, "title_field", "truncate")
+        loading = Loading(text_field=text_field, id_field=id_field)
+        rows = chunks_of(file, output, loading, chunking_in(max_tokens, overlap), (model, revision), bad)
+        max_tokens = None  # no chunk has more
+    else:
+        require_table(context, file, "text_field", "id_field", "title_field")
+        idle.needs(context, "--chunks", chunks, "overlap")
+        rows = _texts_of(file, text_field, id_field, bad, title_field)
     wanted = options.outputs_in(outputs, f"some of {', '.join(REPRESENTATIONS)}")
     order = bulk.order_of(output, shard, wanted, max_tokens, cast(Truncate, truncate))
     opening = (model, revision, device, precision, devices)
@@ -95,13 +116,13 @@ def encode(
         summary = place | {**ran.written._asdict(), "skipped": bad, "seconds": round(ran.seconds, 3)}
         print_json(summary | {"model": ran.card.name, "precision": ran.card.precision})
     else:
-        _say(ran, output, bad)
+        _say(ran, output, bad, "chunk" if chunks else "text")
     if not ran.written.texts:
-        complain(f"{file} has no texts" + ("" if folder else f"; {output} was not written"))
+        complain(f"{file} has no {'chunks' if chunks else 'texts'}" + ("" if folder else f"; {output} was not written"))
         raise typer.Exit(1)
 
 
-def _say(ran: Ran, output: Path, bad: list[str]) -> None:
+def _say(ran: Ran, output: Path, bad: list[str], what: str) -> None:
     written, tokens = ran.written, ran.written.tokens - ran.before.tokens
     rate = f"{tokens / max(ran.seconds, 1e-9):,.0f} tokens/s, " if tokens else ""
     for reason in bad:
@@ -109,13 +130,18 @@ def _say(ran: Ran, output: Path, bad: list[str]) -> None:
     if not written.texts:
         return
     err.print(
-        f"{many(written.texts, 'text')}, {many(written.tokens, 'token')} in {ran.seconds:.1f} s "
+        f"{many(written.texts, what)}, {many(written.tokens, 'token')} in {ran.seconds:.1f} s "
         f"({rate}{ran.card.precision}) -> {output}"
     )
     if ran.before.texts:
         were = "was" if ran.before.texts == 1 else "were"
-        note(f"{ran.before.texts:,} of the texts {were} there already, from an earlier run")
-    note_cut(written.truncated, "text", " (column `truncated`)")
+        note(f"{ran.before.texts:,} of the {what}s {were} there already, from an earlier run")
+    note_cut(written.truncated, what, " (column `truncated`)")
+
+
+def _texts_of(file: Path, text_field: str, id_field: str, bad: list[str], title_field: str) -> bulk.Rows:
+    rows = file_rows(file, text_field, id_field, bad, title_field)
+    return lambda _: rows
 
 
 def require_file(file: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from threefold.characters import clean
 from threefold.errors import InputError, MissingHeadError
 from threefold.integrations.texts import cleaned
-from threefold.shards import read_card, read_parquet
+from threefold.shards import files_in, read_card, read_parquet
 from threefold.text.tokenizer import Tokenizer, Truncate
 from threefold.types import Encoded, Representation
 
@@ -22,8 +22,8 @@ class SavedVectors:
     """An encoder that reads what another one wrote. Lengths cannot be chosen any more: other ones than it was
     written with are refused.
 
-    documents  file of the documents
-    queries    file of the queries; None: they are in the file of the documents
+    documents  file of the documents, or a folder of files
+    queries    file or folder of the queries; None: they are in that of the documents
     """
 
     def __init__(self, documents: Path, queries: Path | None = None) -> None:
@@ -81,8 +81,14 @@ class SavedVectors:
 class _Table:
     def __init__(self, path: Path) -> None:
         self.path = path
-        _, texts, self.encoded = read_parquet(path)
-        self.card = read_card(path)
+        files = files_in(path)
+        self.card = read_card(files[0])
+        for file in files[1:]:
+            other = read_card(file)
+            if (other.hash, other.tokenizer_hash) != (self.card.hash, self.card.tokenizer_hash):
+                raise InputError(f"{files[0]} was made by {self.card.name} ({self.card.hash}), {file} by {other.name}")
+        read = [read_parquet(file) for file in files]
+        texts, self.encoded = [text for _, some, _ in read for text in some], Encoded.concat([one for *_, one in read])
         self.has = [name for name in self.card.representations if getattr(self.encoded, name) is not None]
         self.places = {clean(text): place for place, text in reversed(list(enumerate(texts)))}
 

@@ -1,0 +1,254 @@
+"""An encoder that takes the vectors of texts which were encoded before from their files, and encodes the others.
+
+What was computed once, on a cluster or by another library, need not be computed again for each collection:
+
+    files of `threefold encode --chunks` ─► index: hash of a text -> its place ─► rows, read when they are asked for
+
+Only hashes and places are kept in memory (20 bytes for a text). A collection asks in the order in which the texts were
+written, so that each group of rows is read about once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from threefold.errors import InputError, MissingHeadError
+from threefold.shards import Group, files_in, groups_of, read_card, representations_in
+from threefold.text.protocol import ModelCard, TextEncoder
+from threefold.text.tokenizer import Tokenizer, Truncate
+from threefold.types import Encoded, Floats, Ints, Ragged, Representation
+
+#: Least cosine between a vector of a file and ours of the same text. The precisions of one model differ by less (int8
+#: with AVX2 is at 0.99 in the mean); other models, and vectors in another order, are far below.
+ALIKE: Final = 0.9
+#: Groups of rows that are kept: a document's first chunk is asked for last, and may be in the group before.
+_KEPT: Final = 2
+
+log = logging.getLogger(__name__)
+
+
+class PrecomputedEncoder:
+    """A `TextEncoder` for collections: documents from files where they are in there, all else from the encoder.
+
+    encoder  of the same model; it encodes queries, and documents that are not in the files
+    vectors  a file of `write_parquet` or a folder of them, or several
+    say      called once, when the first text is not in the files; None: a warning of the log
+
+    Token vectors come from the files rounded to float16. The first text that is found is encoded as well, and refused
+    where its vector is another one.
+
+    card  of the encoder, with the precision of the files where they agree on one
+    """
+
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        vectors: str | Path | Sequence[str | Path],
+        *,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        given = [vectors] if isinstance(vectors, str | Path) else vectors
+        files = [file for place in given for file in files_in(Path(place))]
+        self._encoder, self._say = encoder, say or log.warning
+        self._index = _Index(files, encoder.card)
+        self.card = dataclasses.replace(encoder.card, precision=self._index.precision or encoder.card.precision)
+        self._groups: OrderedDict[tuple[Group, tuple[Representation, ...]], _Rows] = OrderedDict()
+        self._checked = False
+        self._lock = Lock()
+        self.found = 0  #: texts so far whose vectors were in the files, ...
+        self.encoded = 0  #: ... and those that were encoded
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the model."""
+        return self._encoder.tokenizer
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        outputs: Sequence[Representation] | None = None,
+        max_tokens: int | None = None,
+        truncate: Truncate = "end",
+    ) -> Encoded:
+        """By the encoder: files have documents."""
+        return self._encoder.encode(texts, outputs=outputs, max_tokens=max_tokens, truncate=truncate)
+
+    def encode_queries(
+        self,
+        texts: Sequence[str],
+        *,
+        outputs: Sequence[Representation] | None = None,
+        max_tokens: int | None = None,
+        truncate: Truncate = "end",
+    ) -> Encoded:
+        """By the encoder: files have documents."""
+        return self._encoder.encode_queries(texts, outputs=outputs, max_tokens=max_tokens, truncate=truncate)
+
+    def encode_documents(
+        self,
+        texts: Sequence[str],
+        *,
+        outputs: Sequence[Representation] | None = None,
+        max_tokens: int | None = None,
+        truncate: Truncate = "end",
+    ) -> Encoded:
+        """From the files what is in there, in this length; the others by the encoder."""
+        wanted = tuple(self.card.representations if outputs is None else outputs)
+        self._refuse_lacking(wanted)
+        places = self._index.places(texts, max_tokens or self.card.max_tokens)
+        with self._lock:
+            parts = list(self._from_files(texts, places, wanted))
+        known = np.concatenate([np.zeros(0, np.int64), *(rows for rows, _ in parts)])
+        others = np.setdiff1d(np.arange(len(texts)), known)
+        if len(others) or not len(texts):
+            self._tell(len(others), texts)
+            missing = [texts[int(i)] for i in others]
+            made = self._encoder.encode_documents(missing, outputs=wanted, max_tokens=max_tokens, truncate=truncate)
+            parts.append((others, made))
+        with self._lock:
+            self.found, self.encoded = self.found + len(known), self.encoded + len(others)
+        order = np.concatenate([rows for rows, _ in parts])
+        return Encoded.concat([part for _, part in parts]).take(np.argsort(order))
+
+    # ---- inside --------------------------------------------------------------------------------------
+
+    def _refuse_lacking(self, wanted: Sequence[Representation]) -> None:
+        lacking = [name for name in wanted if name not in self._index.has]
+        if lacking and all(name in self.card.representations for name in wanted):
+            raise MissingHeadError(
+                f"{self._index.files[0]} has no {lacking[0]} vectors. Encode again with them, or make a collection "
+                "that keeps none"
+            )
+
+    def _from_files(
+        self, texts: Sequence[str], places: Ints, wanted: tuple[Representation, ...]
+    ) -> Iterator[tuple[Ints, Encoded]]:
+        """Numbers of texts with their vectors, group by group."""
+        known = np.flatnonzero(places >= 0)
+        groups = self._index.group[places[known]]
+        for number in np.unique(groups):
+            asked = known[groups == number]
+            rows = self._rows(self._index.groups[number], wanted)
+            at = self._index.row[places[asked]]
+            same = np.array([rows.texts[row] == texts[int(i)] for i, row in zip(asked, at, strict=True)])
+            asked, at = asked[same], at[same]  # hashes can be equal by accident
+            found = rows.encoded.take(at)
+            if len(asked) and not self._checked:
+                self._check(texts[int(asked[0])], found.take([0]), self._index.groups[number].path)
+            yield asked, found
+
+    def _rows(self, group: Group, wanted: tuple[Representation, ...]) -> _Rows:
+        key = group, wanted
+        if key not in self._groups:
+            texts, encoded = group.vectors(self.card, wanted)
+            if encoded.multi is not None:
+                multi = Ragged(encoded.multi.rows.astype(np.float32), encoded.multi.offsets)
+                encoded = Encoded(encoded.dense, encoded.sparse, multi, encoded.tokens, encoded.truncated)
+            self._groups[key] = _Rows(texts, encoded)
+        self._groups.move_to_end(key)
+        while len(self._groups) > _KEPT:
+            self._groups.popitem(last=False)
+        return self._groups[key]
+
+    def _check(self, text: str, theirs: Encoded, path: Path) -> None:
+        """Whether the vector of a file is what our model says of the text."""
+        self._checked = True
+        if theirs.dense is None:
+            return
+        ours = self._encoder.encode_documents([text], outputs=("dense",)).dense
+        assert ours is not None
+        cosine = _cosine(ours[0], theirs.dense[0])
+        if not cosine >= ALIKE:
+            self._checked = False
+            raise InputError(
+                f"{path} has another vector of the text {text[:80]!r} than {self.card.name} (cosine {cosine:.3f}): it "
+                "is of another model, prompt or pooling, or its rows are in another order"
+            )
+
+    def _tell(self, missing: int, texts: Sequence[str]) -> None:
+        if missing and not self.encoded:
+            self._say(
+                f"{missing} of the first {len(texts)} chunks are not among the vectors, and are encoded: were they cut "
+                "as here (--max-tokens, --overlap)?"
+            )
+
+
+#: What is kept of a text.
+_PLACE = np.dtype([("key", np.uint64), ("tokens", np.int32), ("group", np.int32), ("row", np.int32)])
+
+
+class _Rows(NamedTuple):
+    texts: list[str]
+    encoded: Encoded
+
+
+class _Index:
+    """Where each text is. Texts that were cut are left out: their vectors are of a part of them.
+
+    keys    (n,) hashes, ascending;  tokens, group, row  (n,) how long each is, and where
+    groups     what `group` counts
+    has        representations that all files have
+    precision  of all files; empty where they differ
+    """
+
+    def __init__(self, files: Sequence[Path], card: ModelCard) -> None:
+        self.files = files
+        self.has: tuple[Representation, ...] = card.representations
+        precisions = set()
+        for file in files:
+            theirs = read_card(file)
+            _check_model(theirs, card, file)
+            precisions.add(theirs.precision)
+            self.has = tuple(name for name in representations_in(file) if name in self.has)
+        self.precision = "" if len(precisions) > 1 else precisions.pop()
+        self.groups = [group for file in files for group in groups_of(file)]
+        found = [_hashed(group, number) for number, group in enumerate(self.groups)]
+        columns = np.concatenate([np.zeros(0, _PLACE), *found])
+        self.keys, first = np.unique(columns["key"], return_index=True)
+        self.tokens, self.group, self.row = (columns[name][first] for name in ("tokens", "group", "row"))
+
+    def places(self, texts: Sequence[str], limit: int) -> Ints:
+        """(n,) the place of each text in the columns; -1: it is not there, or is longer than is to be read."""
+        keys = np.array([_hash(text) for text in texts], np.uint64)
+        if not len(self.keys):
+            return np.full(len(texts), -1, np.int64)
+        at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        known = (self.keys[at] == keys) & (self.tokens[at] <= limit)
+        return np.where(known, at, -1)
+
+
+def _check_model(theirs: ModelCard, ours: ModelCard, file: Path) -> None:
+    if (theirs.hash, theirs.tokenizer_hash) != (ours.hash, ours.tokenizer_hash):
+        raise InputError(
+            f"{file} was made by {theirs.name} ({theirs.hash}), and this is {ours.name} ({ours.hash}). Open the same "
+            "model"
+        )
+
+
+def _hashed(group: Group, number: int) -> NDArray[np.void]:
+    """(n,) what the index has of the rows that were not cut."""
+    table = group.read(["text", "tokens", "truncated"])
+    texts, whole = table["text"].to_pylist(), np.flatnonzero(~table["truncated"].to_numpy())
+    found = np.zeros(len(whole), _PLACE)
+    found["key"] = [_hash(texts[row]) for row in whole]
+    found["tokens"], found["group"], found["row"] = table["tokens"].to_numpy()[whole], number, whole
+    return found
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+def _cosine(a: Floats, b: Floats) -> float:
+    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b) or 1.0))
