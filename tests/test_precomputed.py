@@ -123,6 +123,26 @@ def test_as_if_all_were_encoded(
     assert ours.found == sum(text in kept for text in asked)
 
 
+@pytest.mark.parametrize(("groups", "reads"), [(1, 6), (2, 4), (3, 3)])
+def test_groups_are_read_again_only_where_memory_ends(
+    encoder: FakeEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, groups: int, reads: int
+) -> None:
+    texts = ["fox", "dog", "the"]  # of equal length
+    ours = PrecomputedEncoder(encoder, files(tmp_path / "v", encoder, texts, 1))
+    monkeypatch.setattr(precomputed, "_KEPT_TOKENS", groups * int(encoder.encode(["fox"]).tokens[0]))
+    read: list[Path] = []
+    vectors = shards.Group.vectors
+
+    def counted(one: Any, *how: Any) -> Any:
+        read.append(one.path)
+        return vectors(one, *how)
+
+    monkeypatch.setattr(shards.Group, "vectors", counted)
+    for i in (0, 1, 0, 2, 1, 2, 2):
+        same(ours.encode_documents([texts[i]]), encoder.encode([texts[i]]))
+    assert len(read) == reads
+
+
 def test_equal_hashes_are_no_equal_texts(encoder: FakeEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precomputed, "_hash", lambda text: len(text) % 2)
     ours = PrecomputedEncoder(encoder, files(tmp_path / "v", encoder, TEXTS), say=lambda _: None)

@@ -31,8 +31,9 @@ from threefold.types import Encoded, Floats, Ints, Ragged, Representation
 #: Least cosine between a vector of a file and ours of the same text. The precisions of one model differ by less (int8
 #: with AVX2 is at 0.99 in the mean); other models, and vectors in another order, are far below.
 ALIKE: Final = 0.9
-#: Groups of rows that are kept: a document's first chunk is asked for last, and may be in the group before.
-_KEPT: Final = 2
+#: Tokens of the groups of rows that are kept in memory, 4 KB for each in bge-m3's size: a batch of a collection
+#: begins in the group in which the last one ended, and chunks that many documents have are asked for again and again.
+_KEPT_TOKENS: Final = 65_536
 
 log = logging.getLogger(__name__)
 
@@ -155,9 +156,9 @@ class PrecomputedEncoder:
             if encoded.multi is not None:
                 multi = Ragged(encoded.multi.rows.astype(np.float32), encoded.multi.offsets)
                 encoded = Encoded(encoded.dense, encoded.sparse, multi, encoded.tokens, encoded.truncated)
-            self._groups[key] = _Rows(texts, encoded)
+            self._groups[key] = _Rows(texts, encoded, int(encoded.tokens.sum()))
         self._groups.move_to_end(key)
-        while len(self._groups) > _KEPT:
+        while len(self._groups) > 1 and sum(rows.tokens for rows in self._groups.values()) > _KEPT_TOKENS:
             self._groups.popitem(last=False)
         return self._groups[key]
 
@@ -191,6 +192,7 @@ _PLACE = np.dtype([("key", np.uint64), ("tokens", np.int32), ("group", np.int32)
 class _Rows(NamedTuple):
     texts: list[str]
     encoded: Encoded
+    tokens: int
 
 
 class _Index:
