@@ -127,9 +127,9 @@ def test_as_if_all_were_encoded(
 def test_groups_are_read_again_only_where_memory_ends(
     encoder: FakeEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, groups: int, reads: int
 ) -> None:
-    texts = ["fox", "dog", "the"]  # of equal length
+    texts = ["fox dog", "dog fox", "fox fox"]  # of equal length
     ours = PrecomputedEncoder(encoder, files(tmp_path / "v", encoder, texts, 1))
-    monkeypatch.setattr(precomputed, "_KEPT_TOKENS", groups * int(encoder.encode(["fox"]).tokens[0]))
+    monkeypatch.setattr(precomputed, "_KEPT_TOKENS", groups * int(encoder.encode(texts[:1]).tokens[0]))
     read: list[Path] = []
     vectors = shards.Group.vectors
 
