@@ -67,6 +67,10 @@ FIELDS = [
     "multi_pool",
     "input_ids_vocab",
     "truncate_prompt_tokens",
+    "options",
+    "num_ctx",
+    "name",
+    "stream",
 ]
 WORDS = ["fake-m3", "fake-cross", "a fox", "", "base64", "float", "end", "none", "hybrid", "dense", "embed", "left"]
 

@@ -87,6 +87,7 @@ def test_too_much_is_refused_in_every_dialect_with_the_time_to_come_back(held: H
             "tei": client.post("/embed", json={"inputs": "fox " * 10}),
             "cohere": client.post("/v1/rerank", json={"query": "a", "documents": ["fox " * 10]}),
             "vllm": client.post("/pooling", json={"input": "fox " * 10, "task": "embed"}),
+            "ollama": client.post("/api/embed", json={"model": "held", "input": "fox " * 10}),
         }
         held.free.set()
         assert running.result().status_code == waiting.result().status_code == 200
@@ -97,6 +98,7 @@ def test_too_much_is_refused_in_every_dialect_with_the_time_to_come_back(held: H
     assert refused["tei"].json()["error_type"] == "Overloaded"
     assert set(refused["cohere"].json()) == {"message", "id"}
     assert refused["vllm"].json()["error"]["code"] == 429
+    assert set(refused["ollama"].json()) == {"error"}
 
 
 def test_a_client_that_goes_frees_its_place(held: HeldEncoder) -> None:

@@ -210,3 +210,78 @@ def test_huggingface_hub_similarity(url: str, served: ServedEncoder) -> None:
     client = InferenceClient(model=f"{url}/similarity", timeout=START_S)
     scores = client.sentence_similarity("a fox", TEXTS)
     assert scores == pytest.approx((rows[1:] @ rows[0]).tolist(), abs=1e-6)
+
+
+def test_ollama(url: str, served: ServedEncoder) -> None:
+    import ollama
+
+    expected = served.encode(TEXTS)
+    assert expected.dense is not None
+    with ollama.Client(url, timeout=START_S) as client:
+        answer = client.embed("fake-m3", TEXTS, keep_alive="5m")
+        np.testing.assert_array_equal(np.array(answer.embeddings, np.float32), expected.dense)
+        assert answer.prompt_eval_count == int(expected.tokens.sum())
+        assert answer.total_duration is not None
+        assert answer.load_duration is not None
+        assert 0 < answer.load_duration < answer.total_duration
+        older = client.embeddings("fake-m3:latest", TEXTS[1])
+        np.testing.assert_array_equal(np.array(older.embedding, np.float32), expected.dense[1])
+        assert client.embed("fake-m3", "").embeddings == []
+        long, short = "fox " * 200, ollama.Options(num_ctx=8, temperature=0.5)
+        assert client.embed("fake-m3", long, options=short).prompt_eval_count == 8
+        with pytest.raises(ollama.ResponseError, match="exceeds the context length") as error:
+            client.embed("fake-m3", long, truncate=False)
+        assert error.value.status_code == 400
+
+
+def test_ollama_about_models(url: str, served: ServedEncoder) -> None:
+    import ollama
+
+    with ollama.Client(url, timeout=START_S) as client:
+        listed = [one.model for one in client.list().models]
+        assert listed == ["fake-m3:latest", "text-embedding-3-small:latest", "rerank-v3.5:latest"]
+        (running,) = client.ps().models
+        assert (running.model, running.context_length) == (listed[0], served.card.max_tokens)
+        shown = client.show("fake-m3")
+        assert shown.capabilities == ["embedding"]
+        assert shown.modelinfo is not None
+        assert shown.modelinfo["bert.embedding_length"] == served.card.dense_dim
+        assert client.pull("fake-m3").status == "success"
+        assert [one.status for one in client.pull("fake-m3", stream=True)] == ["success"]
+        for call in (client.embed, client.show, client.pull):
+            with pytest.raises(ollama.ResponseError, match=r'model "missing" not found: .*"fake-m3:latest"') as error:
+                call("missing")
+            assert error.value.status_code == 404
+        with pytest.raises(ollama.ResponseError, match="this server only embeds"):
+            client.generate("fake-m3", "a fox")
+
+
+def test_ollama_async(url: str) -> None:
+    import ollama
+
+    async def many() -> list[int]:
+        async with ollama.AsyncClient(url, timeout=START_S) as client:
+            answers = await asyncio.gather(*(client.embed("fake-m3", "fox " * (1 + i % 5)) for i in range(40)))
+            return [len(answer.embeddings[0]) for answer in answers]
+
+    assert asyncio.run(many()) == [16] * 40
+
+
+def test_langchain_by_the_routes_of_ollama(url: str, served: ServedEncoder) -> None:
+    from langchain_ollama import OllamaEmbeddings
+
+    expected = served.encode(TEXTS).dense
+    assert expected is not None
+    where: dict[str, Any] = {  # it closes no client, so none may keep a connection
+        "base_url": url, "client_kwargs": {"limits": httpx.Limits(max_keepalive_connections=0)},
+    }  # fmt: skip
+    client = OllamaEmbeddings(model="fake-m3", validate_model_on_init=True, temperature=0.5, **where)
+    np.testing.assert_array_equal(np.array(client.embed_documents(TEXTS), np.float32), expected)
+    np.testing.assert_array_equal(np.array(client.embed_query(TEXTS[0]), np.float32), expected[0])
+    np.testing.assert_array_equal(np.array(asyncio.run(client.aembed_query(TEXTS[1])), np.float32), expected[1])
+    cut = served.encode(TEXTS[:1], max_tokens=4).dense
+    assert cut is not None
+    short = OllamaEmbeddings(model="fake-m3", num_ctx=4, **where).embed_query(TEXTS[0])
+    np.testing.assert_array_equal(np.array(short, np.float32), cut[0])
+    with pytest.raises(ValueError, match="Available local models: fake-m3:latest"):
+        OllamaEmbeddings(model="missing", validate_model_on_init=True, **where)

@@ -56,7 +56,7 @@ def serve(
     settings: Annotated[list[str] | None, typer.Option("--set", help="Any setting: name=value; repeat.")] = None,
     show: Annotated[bool, typer.Option("--show-config", help="Print all settings as JSON and end.")] = False,
 ) -> None:
-    """Serve models over HTTP: OpenAI, TEI, Cohere, Jina and vLLM clients work unchanged.
+    """Serve models over HTTP: OpenAI, TEI, Cohere, Jina, vLLM and Ollama clients work unchanged.
 
     Settings come from --config, then THREEFOLD_SERVE_... variables, then flags; the last one wins.
 

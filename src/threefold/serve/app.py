@@ -19,6 +19,7 @@ from threefold.serve import (
     about,
     cohere,
     collections,
+    ollama,
     openai,
     openapi,
     pooling,
@@ -95,6 +96,14 @@ CONTRACTS: tuple[Contract, ...] = (
     Contract("POST", "/pooling", pooling.pooling, "vllm", "embed", (pooling.PoolingBody, pooling.PluginBody)),
     Contract("POST", "/score", pooling.score, "vllm", "embed", (pooling.ScoreBody,)),
     Contract("POST", "/v1/score", pooling.score, "vllm", "embed", (pooling.ScoreBody,)),
+    # Ollama
+    Contract("POST", "/api/embed", ollama.embed, "ollama", "embed", (ollama.OllamaEmbedBody,)),
+    Contract("POST", "/api/embeddings", ollama.embeddings, "ollama", "embed", (ollama.OllamaPromptBody,)),
+    Contract("GET", "/api/tags", ollama.tags, "ollama", "embed"),
+    Contract("GET", "/api/ps", ollama.ps, "ollama", "embed"),
+    Contract("POST", "/api/show", ollama.show, "ollama", "embed", (ollama.OllamaNameBody,)),
+    Contract("POST", "/api/pull", ollama.pull, "ollama", "embed", (ollama.OllamaNameBody,)),
+    Contract("GET", "/api/version", ollama.version, "ollama", "embed"),
     # collections
     Contract("GET", "/collections", collections.names, "openai", "search"),
     Contract("PUT", "/collections/{name}", collections.create, "openai", "write", (collections.CreateBody,)),
@@ -130,7 +139,7 @@ def build(server: Server, contracts: Sequence[Contract] = CONTRACTS) -> Starlett
         routes=[_route(one, server) for one in contracts],
         middleware=[Middleware(CutOff, server=server), *_cors(server.config.cors_origins)],
         lifespan=lifespan,
-        exception_handlers={HTTPException: no_route(server)},
+        exception_handlers={HTTPException: no_route(server, _whose)},
     )
 
 
@@ -139,6 +148,11 @@ def _route(one: Contract, server: Server) -> Route:
     # By default no id has a line break, and one at the end is left out: DELETE of "a\n" would delete "a".
     route.path_regex = re.compile(route.path_regex.pattern.removesuffix("$") + r"\Z", re.DOTALL)
     return route
+
+
+def _whose(path: str) -> tuple[Dialect, str]:
+    """Who asks for a path that is not there: clients of Ollama, which has more of these, or any; most speak OpenAI."""
+    return ("ollama", f": {ollama.ELSEWHERE}") if path.startswith("/api/") else ("openai", "")
 
 
 def _cors(origins: tuple[str, ...]) -> list[Middleware]:

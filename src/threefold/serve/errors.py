@@ -1,9 +1,9 @@
 """Every error as the clients of each dialect expect it: status, body, headers.
 
-    exception ─► Problem ─► body of OpenAI, TEI, Cohere, vLLM
+    exception ─► Problem ─► body of OpenAI, TEI, Cohere, vLLM, Ollama
 
 The bodies are exact: `code` is a string for OpenAI and a number for vLLM; TEI names its own kinds; Cohere has a
-message and an id.
+message and an id; Ollama has a message alone.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from threefold.errors import (
 )
 from threefold.serve.models import TooLongError
 
-Dialect = Literal["openai", "tei", "cohere", "vllm"]
+Dialect = Literal["openai", "tei", "cohere", "vllm", "ollama"]
 TeiKind = Literal["Unhealthy", "Backend", "Overloaded", "Tokenizer", "Empty", "Validation"]
 
 
@@ -166,6 +166,7 @@ _CUT: dict[Dialect, str] = {
     "tei": '"truncate": true',
     "cohere": 'truncate="END"',
     "vllm": '"truncate_prompt_tokens": -1',
+    "ollama": '"truncate": true',
 }
 
 #: Kind -> status of TEI; validation is 422 since TEI 1.9 (February 2026), 413 before.
@@ -206,4 +207,10 @@ def _vllm(problem: Problem, request_id: str) -> Response:
     return _json(problem.status, {"error": error})
 
 
-_BODIES = {"openai": _openai, "tei": _tei, "cohere": _cohere, "vllm": _vllm}
+def _ollama(problem: Problem, request_id: str) -> Response:
+    # the words by which clients of Ollama know that they must send less
+    before = "the input length exceeds the context length: " if problem.cuttable else ""
+    return _json(problem.status, {"error": before + problem.message})
+
+
+_BODIES = {"openai": _openai, "tei": _tei, "cohere": _cohere, "vllm": _vllm, "ollama": _ollama}

@@ -210,15 +210,20 @@ def endpoint(
     return answer
 
 
-def no_route(server: Server) -> Callable[[Request, Exception], Awaitable[Response]]:
-    """Unknown paths and methods: the OpenAI body, as most clients speak it. The log does not have the path, which may
-    be anything."""
+def no_route(
+    server: Server, whose: Callable[[str], tuple[Dialect, str]]
+) -> Callable[[Request, Exception], Awaitable[Response]]:
+    """Unknown paths and methods. The log does not have the path, which may be anything.
+
+    whose  path -> the dialect of those who ask for it, and what they are told besides that it is not there
+    """
 
     async def answer(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        call = Call(request, server, UNKNOWN, request_id(request), "openai")
+        dialect, advice = whose(request.url.path)
+        call = Call(request, server, UNKNOWN, request_id(request), dialect)
         server.begun(call)
-        message = {404: f"there is no route {request.url.path}", 405: f"{request.method} is not allowed here"}
+        message = {404: f"there is no route {request.url.path}{advice}", 405: f"{request.method} is not allowed here"}
         problem = Problem(error.status_code, message.get(error.status_code, error.detail), "Validation")
         response = respond(problem, call.dialect, call.id)
         response.headers.update({**(error.headers or {}), "x-request-id": call.id})
