@@ -51,6 +51,44 @@ def test_the_official_place_of_judgements(tmp_path: Path) -> None:
         load_task(tmp_path)
 
 
+def flag(folder: Path, split: str = "test") -> Path:
+    """The same data as `write` makes, as `FlagEmbedding.evaluation.custom` has them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = [{"id": row["_id"], **{key: row[key] for key in row if key != "_id"}} for row in (*DOCS, *QUERIES)]
+    judged = [{"qid": "q1", "docid": "d1", "relevance": 1}, {"qid": "q2", "docid": "d2", "relevance": 2}]
+    (folder / "corpus.jsonl").write_text(lines(texts[:2]), encoding="utf-8")
+    (folder / f"{split}_queries.jsonl").write_text(lines(texts[2:]), encoding="utf-8")
+    (folder / f"{split}_qrels.jsonl").write_text(lines(judged), encoding="utf-8")
+    return folder
+
+
+def test_a_folder_of_flagembedding(tmp_path: Path) -> None:
+    task, same = load_task(flag(tmp_path / "pets")), load_task(write(tmp_path / "beir"))
+    assert (task.documents, task.queries, task.qrels) == (same.documents, same.queries, same.qrels)
+    dev = flag(tmp_path / "dev", "dev")
+    assert load_task(dev, split="dev").qrels == {"q1": {"d1": 1}, "q2": {"d2": 2}}
+    with pytest.raises(EvaluationError, match=r"test_queries\.jsonl"):
+        load_task(dev)
+    (dev / "dev_qrels.jsonl").unlink()
+    with pytest.raises(EvaluationError, match=r"no judgements; expected .*dev_qrels\.jsonl$"):
+        load_task(dev, split="dev")
+    write(dev, corpus=lines(DOCS))  # BEIR's files are there too, and come first
+    assert load_task(dev).qrels == {"q1": {"d1": 1}, "q2": {"d2": 2}}
+
+
+@pytest.mark.peers
+@pytest.mark.filterwarnings("ignore")
+def test_flagembedding_reads_that_folder_alike(tmp_path: Path) -> None:
+    from FlagEmbedding.evaluation.custom.data_loader import CustomEvalDataLoader
+
+    folder = flag(tmp_path / "pets")
+    theirs = CustomEvalDataLoader("custom", dataset_dir=str(folder), cache_dir=str(tmp_path / "cache"))
+    task = load_task(folder, template="{title} {text}")
+    corpus = {id: f"{one['title'] or ''} {one['text']}".strip() for id, one in theirs.load_corpus().items()}
+    assert (task.documents, task.queries) == (corpus, dict(theirs.load_queries()))
+    assert task.qrels == dict(theirs.load_qrels())
+
+
 def test_qrels_without_a_header(tmp_path: Path) -> None:
     assert load_task(write(tmp_path, qrels="q1\td1\t1\n")).qrels == {"q1": {"d1": 1}}
 

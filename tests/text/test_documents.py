@@ -388,11 +388,19 @@ def test_json_lines(tmp_path: Path) -> None:
 
 
 def test_a_row_that_is_nested_deeper_than_python_recurses(tmp_path: Path) -> None:
-    deep = "[" * 600 + "]" * 600
+    deep = "[" * 5_000 + "]" * 5_000
     rows = f'{{"text": "a"}}\n{{"text": "x", "m": {deep}}}\n{{"text": "after"}}\n'
     documents, skipped = load(write(tmp_path, {"x.jsonl": rows}))
     assert [d.text for d in documents] == ["a", "after"]
-    assert "nested too deeply" in skipped[0].reason
+    assert "maximum recursion depth" in skipped[0].reason or "nested too deeply" in skipped[0].reason
+
+
+def test_metadata_that_is_nested_deeper_than_python_recurses() -> None:
+    deep: Any = []
+    for _ in range(5_000):
+        deep = [deep]
+    with pytest.raises(DocumentError, match="nested too deeply"):
+        prepare(Document("x", "text", metadata={"m": deep}))
 
 
 @pytest.mark.parametrize("codec", ["utf-8", "utf-16"])

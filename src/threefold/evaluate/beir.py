@@ -5,6 +5,9 @@
     qrels.tsv        query-id, corpus-id, score, with a header line; or qrels/SPLIT.tsv;
                      or qrels/SPLIT.jsonl with these three keys per line
 
+The folders of `FlagEmbedding.evaluation.custom` are read as well: `SPLIT_queries.jsonl` and `SPLIT_qrels.jsonl` beside
+the corpus, with `id` for `_id`, and `qid`, `docid`, `relevance` for the three keys.
+
 Broken lines are errors with file and line number. What contradicts itself (an id twice, a judgement about an id
 that is not there) is an error too, or with `strict=False` a warning that is counted and ends up in the report.
 """
@@ -20,7 +23,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from threefold.characters import clean
 from threefold.errors import EvaluationError
@@ -36,6 +39,19 @@ def titled(title: str, text: str, template: str = TEMPLATE) -> str:
     """One text of both; the text alone where there is no title."""
     return template.format(title=title, text=text) if title else text
 
+
+class _Layout(NamedTuple):
+    """What files and keys are called; `{split}` stands for the split."""
+
+    queries: str
+    qrels: tuple[str, ...]
+    id: str = "_id"
+    judgement: tuple[str, str, str] = ("query-id", "corpus-id", "score")
+
+
+_BEIR: Final = _Layout("queries.jsonl", ("qrels.tsv", "qrels/{split}.tsv", "qrels/{split}.jsonl"))
+#: FlagEmbedding 1.4, abc/evaluation/data_loader.py.
+_FLAG: Final = _Layout("{split}_queries.jsonl", ("{split}_qrels.jsonl",), "id", ("qid", "docid", "relevance"))
 
 _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 
@@ -86,9 +102,10 @@ def load_task(
     """One data set. Queries without judgements are left out, and counted."""
     _check_template(template)
     odd = _Oddities(strict)
-    documents = _texts(folder / "corpus.jsonl", template, odd)
-    queries = _texts(folder / "queries.jsonl", "{text}", odd)
-    qrels = _known(_qrels(_qrels_file(folder, split), odd), documents, queries, odd)
+    layout = _FLAG if not (folder / _BEIR.queries).exists() and any(folder.glob("*_queries.jsonl")) else _BEIR
+    documents = _texts(folder / "corpus.jsonl", layout.id, template, odd)
+    queries = _texts(folder / layout.queries.format(split=split), layout.id, "{text}", odd)
+    qrels = _known(_qrels(_qrels_file(folder, layout, split), layout, odd), documents, queries, odd)
     odd.count("documents without text", sum(not text.strip() for text in documents.values()))
     odd.count("queries without text", sum(not queries[id].strip() for id in qrels))
     odd.count("queries without judgements, not run", sum(id not in qrels for id in queries))
@@ -185,18 +202,18 @@ def _unpack(archive: Path, root: Path) -> None:
         raise EvaluationError(f"{archive}: cannot be read as an archive: {error}") from error
 
 
-def _qrels_file(folder: Path, split: str) -> Path:
-    choices = [folder / "qrels.tsv", folder / "qrels" / f"{split}.tsv", folder / "qrels" / f"{split}.jsonl"]
+def _qrels_file(folder: Path, layout: _Layout, split: str) -> Path:
+    choices = [folder / name.format(split=split) for name in layout.qrels]
     for path in choices:
         if path.is_file():
             return path
     raise EvaluationError(f"{folder}: no judgements; expected {' or '.join(map(str, choices))}")
 
 
-def _texts(path: Path, template: str, odd: _Oddities) -> dict[str, str]:
+def _texts(path: Path, key: str, template: str, odd: _Oddities) -> dict[str, str]:
     texts: dict[str, str] = {}
     for where, row in json_rows(path):
-        id = identifier(row, "_id", where)
+        id = identifier(row, key, where)
         if id in texts:
             odd.found(f"id twice, the first one counts: {id!r}", where)
             continue
@@ -210,9 +227,9 @@ def _texts(path: Path, template: str, odd: _Oddities) -> dict[str, str]:
 # ---- judgements -------------------------------------------------------------------------------------------
 
 
-def _qrels(path: Path, odd: _Oddities) -> dict[str, dict[str, int]]:
+def _qrels(path: Path, layout: _Layout, odd: _Oddities) -> dict[str, dict[str, int]]:
     qrels: dict[str, dict[str, int]] = {}
-    for place, (where, query, document, text) in enumerate(_judgements(path)):
+    for place, (where, query, document, text) in enumerate(_judgements(path, layout)):
         if place == 0 and not (text[:1].isdecimal() or text.startswith(("+", "-", "."))):  # the header
             continue
         score = read_grade(text, where, "score")
@@ -226,12 +243,12 @@ def _qrels(path: Path, odd: _Oddities) -> dict[str, dict[str, int]]:
     return qrels
 
 
-def _judgements(path: Path) -> Iterator[tuple[str, str, str, str]]:
+def _judgements(path: Path, layout: _Layout) -> Iterator[tuple[str, str, str, str]]:
     """(place for messages, query, document, grade) of every line."""
     if path.suffix == ".jsonl":
         for where, row in json_rows(path):
-            query, document = identifier(row, "query-id", where), identifier(row, "corpus-id", where)
-            yield where, query, document, _score(row.get("score"), where)
+            query, document, score = layout.judgement
+            yield where, identifier(row, query, where), identifier(row, document, where), _score(row.get(score), where)
         return
     for where, line in lines(path):
         cells = [cell.strip() for cell in line.split("\t")]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from threefold.retrieve.explain import best_token_pairs, shared_terms
-from threefold.score import Weights, dense_scores, maxsim, sparse_scores, weighted_sum
+from threefold.score import Weights, pair_scores, weighted_sum
 from threefold.text.protocol import TextEncoder
-from threefold.types import Encoded, Floats, Representation, TermMatch, TokenMatch
+from threefold.types import Representation, TermMatch, TokenMatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Comparison:
 def compare_texts(encoder: TextEncoder, a: str, b: str, *, weights: Weights | None = None, top: int = 10) -> Comparison:
     """Score text `b` for query `a`, fused by `weights` or by those of the model."""
     query, text = encoder.encode_queries([a]), encoder.encode_documents([b])
-    arrays = _scores(query, text)
+    arrays = pair_scores(query, text)
     usable = weights or Weights(*encoder.card.fusion).only(*arrays)  # a given weight of what is not there is refused
     scores = {name: float(values[0]) for name, values in arrays.items()}
     return Comparison(
@@ -43,14 +43,3 @@ def compare_texts(encoder: TextEncoder, a: str, b: str, *, weights: Weights | No
         (int(query.tokens[0]), int(text.tokens[0])),
         bool(query.truncated[0] or text.truncated[0]),
     )
-
-
-def _scores(query: Encoded, text: Encoded) -> dict[Representation, Floats]:
-    arrays: dict[Representation, Floats] = {}
-    if query.dense is not None and text.dense is not None:
-        arrays["dense"] = dense_scores(query.dense[0], text.dense)
-    if query.sparse is not None and text.sparse is not None:
-        arrays["sparse"] = sparse_scores(query.sparse[0], text.sparse)
-    if query.multi is not None and text.multi is not None:
-        arrays["multi"] = maxsim(query.multi[0], text.multi)
-    return arrays

@@ -8,6 +8,7 @@ from __future__ import annotations
 from threefold.score.dense import dense_matrix, dense_scores
 from threefold.score.fuse import PUBLISHED, RRF_K, TRAINING, Weights, dbsf, rrf, weighted_sum
 from threefold.score.multi import maxsim, maxsim_matrix, maxsim_pairs
+from threefold.score.pairs import pair_scores
 from threefold.score.sparse import postings, sparse_matrix, sparse_scores
 from threefold.score.top import tie_order, top_k
 
@@ -22,6 +23,7 @@ __all__ = [
     "maxsim",
     "maxsim_matrix",
     "maxsim_pairs",
+    "pair_scores",
     "postings",
     "rrf",
     "sparse_matrix",

@@ -53,10 +53,15 @@ def sparse_matrix(queries: Sparse, docs: Sparse | csr_array) -> Floats:
     return  (m, n) float32; the caller bounds the memory by the number of queries it passes
     """
     terms = postings(docs) if isinstance(docs, Sparse) else docs
-    if queries.vocab != terms.shape[0]:
-        raise ShapeError(
-            f"the queries have a vocabulary of {queries.vocab} terms, the documents of {terms.shape[0]}. "
-            "Encode both with the same model."
-        )
+    check_vocab(queries.vocab, terms.shape[0])
     scores: Floats = (queries.to_scipy() @ terms).toarray()
     return scores.astype(np.float32, copy=False)
+
+
+def check_vocab(queries: int, docs: int) -> None:
+    """Refuse ids of two vocabularies."""
+    if queries != docs:
+        raise ShapeError(
+            f"the queries have a vocabulary of {queries} terms, the documents of {docs}. "
+            "Encode both with the same model."
+        )
