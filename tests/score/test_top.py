@@ -18,6 +18,10 @@ def test_ties_go_to_the_smaller_id_also_at_the_border() -> None:
     assert [ids[i] for i in top_k(scores, 9, ties)] == ["c", "a", "b", "d"]
 
 
+def test_without_places_the_earlier_one_wins() -> None:
+    assert top_k(np.array([1.0, 1.0, 2.0, 1.0]), 3).tolist() == [2, 0, 1]
+
+
 def test_what_cannot_match_is_not_found() -> None:
     assert top_k(np.array([-np.inf, 0.5, -np.inf]), 3, np.arange(3)).tolist() == [1]
     assert top_k(np.array([]), 3, np.arange(0)).tolist() == []

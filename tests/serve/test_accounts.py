@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import sqlite3
 import stat
@@ -22,7 +23,7 @@ from threefold.cli.main import main
 from threefold.errors import ConfigError, InputError, OverloadedError, UnavailableError
 from threefold.serve.accounts import Accounts
 from threefold.serve.errors import CreditError
-from threefold.serve.keys import Key, change_key, create_key, read_keys, usage_file_of
+from threefold.serve.keys import Key, Keys, change_key, create_key, read_keys, usage_file_of
 from threefold.serve.ledger import UNIT, Amount, Balance, Ledger, Slot
 from threefold.serve.prices import MOST, Price
 from threefold.serve.reports import report
@@ -572,3 +573,42 @@ def test_a_key_that_is_of_no_use_is_not_made(
     assert main(["keys", "create", "ann", "--file", str(file), *options]) == 2
     assert message in capsys.readouterr().err.replace("\n", " ")
     assert not file.exists()
+
+
+def test_a_key_that_clients_have_already(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, secret = tmp_path / "keys.json", "sk-an-old-key-of-another-server"
+    command = ["keys", "create", "ann", "--file", str(file), "--key-stdin"]
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{secret}\r\n"))
+    assert main(command) == 0
+    said = capsys.readouterr()
+    assert (said.out, secret in said.err) == ("", False)
+    found = Keys(file).find(secret)
+    assert found is not None
+    assert found.name == "ann"
+    assert secret not in file.read_text()
+    monkeypatch.setattr("sys.stdin", io.StringIO(secret))
+    assert main([*command, "--json"]) == 2
+    said = capsys.readouterr()
+    assert f"has this key already: {found.id} for ann" in " ".join(said.err.split())
+    assert secret not in said.err
+    assert [key.id for key in read_keys(file)] == [found.id]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("", "the key has 0 characters; at least 20 are needed"),
+        ("short\n", "the key has 5 characters"),
+        ("with a space in the middle", "without spaces"),
+        ("ein-schlüssel-mit-einem-ü", "letters, digits and signs of ASCII"),
+    ],
+)
+def test_a_key_that_cannot_be_one(
+    line: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(line))
+    assert main(["keys", "create", "ann", "--file", str(tmp_path / "keys.json"), "--key-stdin"]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "keys.json").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -59,6 +60,9 @@ def create(
     tokens_per_minute: Annotated[int, typer.Option(help=_MINUTE)] = 0,
     tokens_per_day: Annotated[int, typer.Option(help=_DAY)] = 0,
     tokens_per_month: Annotated[int, typer.Option(help=_MONTH)] = 0,
+    key_stdin: Annotated[
+        bool, typer.Option("--key-stdin", help="Take the key that clients have already from standard input.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Make a key. It is shown once; the file keeps its hash."""
@@ -71,9 +75,15 @@ def create(
         "tokens_per_day": tokens_per_day,
         "tokens_per_month": tokens_per_month,
     }
-    secret, key = create_key(file, name, wanted, namespace, **quotas)
+    brought = sys.stdin.readline().rstrip("\r\n") if key_stdin else None
+    secret, key = create_key(file, name, wanted, namespace, secret=brought, **quotas)
     if as_json:
-        print_json({"id": key.id, "key": secret, "scopes": list(key.scopes), "namespace": key.namespace})
+        print_json(
+            {"id": key.id, "key": None if key_stdin else secret, "scopes": list(key.scopes), "namespace": key.namespace}
+        )
+        return
+    if key_stdin:
+        note(f"{key.id} for {key.name}: {', '.join(key.scopes)}")
         return
     out.print(secret)
     note(f"{key.id} for {key.name}: {', '.join(key.scopes)}; it is not shown again")

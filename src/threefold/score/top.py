@@ -17,15 +17,18 @@ def tie_order(ids: Sequence[str]) -> Ints:
     return places
 
 
-def top_k(scores: Floats, k: int, ties: Ints) -> Ints:
+def top_k(scores: Floats, k: int, ties: Ints | None = None) -> Ints:
     """Positions of the k best, best first; -inf ("cannot match") is never among them.
 
     scores  (n,)
-    ties    (n,) from `tie_order`: of two equal scores the smaller place wins, also at the border of the k
+    ties    (n,) from `tie_order`: of two equal scores the smaller place wins, also at the border of the k; None: the
+            earlier one
     return  (at most k,) int64
     """
     if k < 1:
         raise InputError(f"k must be at least 1; got {k}")
+    if ties is None:
+        ties = np.arange(len(scores))
     if scores.shape != ties.shape:
         raise ShapeError(f"{scores.shape} scores but {ties.shape} places to break ties")
     if np.isnan(scores).any():

@@ -64,6 +64,7 @@ CONTRACTS: tuple[Contract, ...] = (
     Contract("POST", "/v1/embeddings", openai.embeddings, "openai", "embed", (openai.EmbeddingsBody,)),
     Contract("POST", "/embeddings", openai.embeddings, "openai", "embed", (openai.EmbeddingsBody,)),
     Contract("GET", "/v1/models", openai.models, "openai", "embed"),
+    Contract("GET", "/models", openai.models, "openai", "embed"),
     Contract("GET", "/v1/models/{id:path}", openai.model, "openai", "embed"),
     Contract("GET", "/v1/usage", usage.usage, "openai", SELF, query=("from", "to", "key")),
     # text-embeddings-inference

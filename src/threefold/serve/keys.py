@@ -1,7 +1,7 @@
 """API keys: who may call, and what. Only hashes are kept; a key is shown once, when it is made.
 
-A key is 256 random bits, so a plain SHA-256 is as good as any slow hash. The file is read again when it changes: a
-key that is revoked stops at once.
+A key is 256 random bits, so a plain SHA-256 is as good as any slow hash; one that is brought along must be long. The
+file is read again when it changes: a key that is revoked stops at once.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ SCOPES = ("embed", "search", "write", "metrics", "admin")
 SELF = "self"
 
 PREFIX = "tf-"
+#: Characters of a key that is brought along: with fewer, its hash could be guessed by whoever reads the file.
+SHORTEST_KEY = 20
 #: Bytes of a namespace, which is a folder of the server.
 LONGEST_NAMESPACE = 64
 #: Seconds that a change waits for another.
@@ -131,20 +133,45 @@ def usage_file_of(keys_file: Path) -> Path:
 
 
 def create_key(
-    path: Path, name: str, scopes: Sequence[str], namespace: str = "default", **quotas: int
+    path: Path,
+    name: str,
+    scopes: Sequence[str],
+    namespace: str = "default",
+    *,
+    secret: str | None = None,
+    **quotas: int,
 ) -> tuple[str, Key]:
-    """A new key in the file (made if needed); returns the secret, which is kept nowhere. `quotas`: see `QUOTAS`."""
+    """A new key in the file (made if needed); returns the secret, which is kept nowhere.
+
+    secret  the key that clients have already; None: a random one
+    quotas  see `QUOTAS`
+    """
     if isinstance(scopes, str):
         raise InputError(f"scopes must be a list of scopes; got the text {scopes!r}")
     _check_quotas(quotas)
-    secret = PREFIX + secrets.token_urlsafe(32)
+    if secret is not None:
+        _check_secret(secret)
+    secret = secret or PREFIX + secrets.token_urlsafe(32)
     made = {"id": "key-" + secrets.token_hex(4), "hash": hashed(secret), "created": int(time.time())}
     given = {"name": name, "scopes": list(scopes), "namespace": namespace, **quotas}
     key = Key.from_dict(made | given)  # as it is read: a wrong type in the file would stop every key
     _check_use(key)
     with _alone(path):
-        _write(path, (*(read_keys(path) if path.exists() else ()), key))
+        kept = read_keys(path) if path.exists() else ()
+        if same := next((one for one in kept if one.hash == key.hash), None):
+            raise InputError(f"{path} has this key already: {same.id} for {same.name}")
+        _write(path, (*kept, key))
     return secret, key
+
+
+def _check_secret(secret: str) -> None:
+    """Refuse what a client could not send as a bearer token, or what could be guessed. The key itself is not said."""
+    if not all("!" <= character <= "~" for character in secret):
+        raise InputError("a key is letters, digits and signs of ASCII, without spaces")
+    if len(secret) < SHORTEST_KEY:
+        raise InputError(
+            f"the key has {len(secret)} characters; at least {SHORTEST_KEY} are needed. Leave it out for a new one"
+        )
 
 
 def _check_use(key: Key) -> None:
