@@ -102,9 +102,12 @@ class Ledger:
             os.close(create(path))
         with self._explained(opening=True):
             self._db = sqlite3.connect(path, timeout=PATIENCE_S, check_same_thread=False, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")  # what is committed outlives a power cut
-            self._db.executescript(_SCHEMA)
+            with contextlib.ExitStack() as undo:
+                undo.callback(self._db.close)
+                self._db.execute("PRAGMA journal_mode = WAL")
+                self._db.execute("PRAGMA synchronous = FULL")  # what is committed outlives a power cut
+                self._db.executescript(_SCHEMA)
+                undo.pop_all()
 
     def close(self) -> None:
         """Close the file."""
