@@ -15,6 +15,7 @@ ThreefoldError
 │   └── ModelMismatchError it was built with another model
 ├── EvaluationError       qrels, runs or data sets that do not fit together
 ├── NumericalError        NaN or infinity where a number must be
+├── DeviceMemoryError     one text alone does not fit into the memory that is left on a GPU
 ├── ServeError            the server cannot answer now; the request itself was fine
 │   ├── OverloadedError   too much is waiting; says when to come back (HTTP 429)
 │   ├── DeadlineError     the answer would come too late
@@ -105,6 +106,12 @@ class NumericalError(ThreefoldError):
     """NaN or infinity where a number must be."""
 
     exit_code = 6
+
+
+class DeviceMemoryError(ThreefoldError):
+    """One text alone does not fit into the memory that is left on a GPU; that several do not fit is no error."""
+
+    exit_code = 10
 
 
 class ServeError(ThreefoldError):

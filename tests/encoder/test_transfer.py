@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.encoder.cross_checkpoints import bge_reranker
 
-import threefold.encoder.cross as cross_module
-import threefold.encoder.encoder as encoder_module
 from threefold import CrossEncoder, Encoder
+from threefold.encoder import fitting
 from threefold.encoder.transfer import OnTheWay, ahead, ahead_in_thread, depth_of, is_lost, to_device
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU"))]
@@ -113,7 +112,7 @@ def test_the_encoder_finds_the_same_when_batches_begin_early(m3_folder: Path, mo
     texts = [f"text {'and more ' * (i % 5)}{i}" for i in range(23)]
     seen: list[tuple[int, int]] = []
     plain = encoder.encode(texts)
-    monkeypatch.setattr(encoder_module, "depth_of", lambda device: 2)
+    monkeypatch.setattr(fitting, "depth_of", lambda device: 2)
     early = encoder.encode(texts, progress=lambda n, tokens: seen.append((n, tokens)))
     assert plain.dense is not None
     assert early.dense is not None
@@ -134,7 +133,7 @@ def test_a_cross_encoder_finds_the_same_when_batches_begin_early(
     texts = [f"text {'and more ' * (i % 5)}{i}" for i in range(23)]
     seen: list[int] = []
     plain = cross.score("more", texts)
-    monkeypatch.setattr(cross_module, "depth_of", lambda device: 2)
+    monkeypatch.setattr(fitting, "depth_of", lambda device: 2)
     assert np.array_equal(cross.score("more", texts, progress=lambda n, tokens: seen.append(n)), plain)
     assert len(seen) > 3
     assert sum(seen) == 23

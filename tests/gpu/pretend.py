@@ -20,6 +20,7 @@ from unittest.mock import patch
 
 import torch
 from tests.gpu.kernels import KERNELS
+from tests.gpu.memory import Memory
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_flatten, tree_map
@@ -50,6 +51,7 @@ class Far(Tensor):
     def __init__(self, host: Tensor) -> None:
         self.host = host
         self.told_by = Gpu.here.stream.stamp()
+        Gpu.here.memory.take(self, host)
 
     def __repr__(self) -> str:  # type: ignore[override]
         return f"Far({self.host})"
@@ -74,6 +76,7 @@ class Gpu(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.memory = Memory()
         self.waits: list[str] = []
         self.ops: list[str] = []
         self._late: deque[Callable[[], object]] = deque()  # copies to the host that are under way
@@ -381,6 +384,9 @@ def _cuda(capability: tuple[int, int]) -> dict[str, Any]:
         "max_memory_reserved": lambda device=None: 2**20,
         "max_memory_allocated": lambda device=None: 2**20,
         "reset_peak_memory_stats": lambda device=None: None,
+        "set_per_process_memory_fraction": lambda part, device=None: Gpu.here.memory.limit(int(part * 80 * 2**30)),
+        "memory_reserved": lambda device=None: Gpu.here.memory.held,
+        "empty_cache": lambda: Gpu.here.memory.empty(),
         "set_sync_debug_mode": lambda mode: None,
         "current_stream": lambda device=None: Gpu.here.stream,
         "synchronize": lambda device=None: Gpu.here.waited("synchronize", Gpu.here.begun),

@@ -108,6 +108,29 @@ def the_host_waits_for_nothing_but_results() -> str:
     return "no operation waits"
 
 
+def what_does_not_fit_is_cut() -> str:
+    """With little more memory than the weights have, as on a GPU that is shared. Copies that still leave, too."""
+    texts, before = ordinary(), transfer.LARGE
+    encoder = Encoder(precision=half(), graphs=True)
+    wanted, budget = encoder.encode(texts), encoder.budget
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    memory = torch.cuda.get_device_properties(CUDA).total_memory
+    held = torch.cuda.memory_reserved() + (100_000 if PRETENDED else 48 << 20)
+    torch.cuda.set_per_process_memory_fraction(held / memory)
+    try:
+        transfer.LARGE = 1  # type: ignore[misc]
+        worst = max(differ(encoder.encode(texts), wanted, 2e-3) for _ in range(3))
+        lowered = encoder.budget
+        single = encoder.encode(texts[:1])  # there may be no memory to record it
+    finally:
+        transfer.LARGE = before  # type: ignore[misc]
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert lowered < budget, f"{budget:,} tokens fitted into {held:,} bytes"
+    worst = max(worst, differ(single, encoder.encode(texts[:1]), 2e-3))
+    return f"{budget:,} tokens became {lowered:,}; differs by {worst:.1e} at most"
+
+
 def graphs_find_what_the_network_finds() -> str:
     plain, recorded = (opened(half(), graphs=graphs) for graphs in (False, True))
     queries = [" ".join(text.split()[: 1 + i % 12]) for i, text in enumerate(ordinary())]
@@ -220,7 +243,7 @@ def attention_alone(heads: int = 16) -> Iterator[str]:
 
 CHECKS: tuple[Callable[[], str], ...] = (
     facts, float32_is_that_of_the_cpu, sixteen_bits_are_near, batches_in_flight_change_nothing,
-    the_host_waits_for_nothing_but_results, graphs_find_what_the_network_finds,
+    the_host_waits_for_nothing_but_results, what_does_not_fit_is_cut, graphs_find_what_the_network_finds,
     variable_length_attention_is_that_of_blocks, training_learns_what_the_cpu_learns, retromae_learns_too,
 )  # fmt: skip
 

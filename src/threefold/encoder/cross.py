@@ -2,7 +2,8 @@
 
     tokens of pairs -> packed batches -> state of the first token -> logit -> the caller's order
 
-The same network as `encoder.py`; a cross-encoder is immutable after construction and may be shared between threads.
+The same network as `encoder.py`. A cross-encoder may be shared between threads; nothing of it changes after it was made
+but its budget, which is lowered where a GPU has no memory for it (`fitting.py`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from scipy.special import expit
 from threefold.encoder.attention import Layout
 from threefold.encoder.cross_model import CrossModel, load_cross
 from threefold.encoder.finite import Finite
+from threefold.encoder.fitting import Portion, Room, fitted, portions
 from threefold.encoder.forks import guard_children
 from threefold.encoder.network import Batch
 from threefold.encoder.precision import (
@@ -30,9 +32,8 @@ from threefold.encoder.precision import (
     choose_precision,
 )
 from threefold.encoder.sources import find
-from threefold.encoder.transfer import OnTheWay, ahead, depth_of
+from threefold.encoder.transfer import OnTheWay
 from threefold.errors import CheckpointError, InputError
-from threefold.text.packing import plan_batches, restore_order
 from threefold.text.tokenizer import Tokenizer, Tokens
 from threefold.types import Bools, Floats, Ints
 
@@ -66,7 +67,7 @@ class CrossEncoder:
     device     "auto", "cpu", "cuda", "cuda:1", "mps"
     precision  "auto" (what this processor does fast), "float32", "bfloat16", "float16", "int8"
     revision   commit on the hub; None takes the one that threefold was written against, or the newest
-    budget     tokens in one forward pass; None chooses by device
+    budget     tokens in one forward pass; None chooses by device. It is lowered, with a warning, where they do not fit
 
     >>> cross = CrossEncoder()
     >>> cross.score("what is panda?", ["hi", "The giant panda is a bear species endemic to China."])
@@ -91,7 +92,7 @@ class CrossEncoder:
         self.tokenizer = Tokenizer.load(self._source.folder)
         self._config = loaded.model.config
         self.precision = choose_precision(precision, self.device, self._config.network)
-        self.budget = choose_budget(self._config.network, self.device, budget)
+        self._room = Room(self.name, self.device, choose_budget(self._config.network, self.device, budget))
         if self.tokenizer.vocab > self._config.network.vocab:
             raise CheckpointError(
                 f"{self.tokenizer.name} has {self.tokenizer.vocab:,} tokens, "
@@ -102,6 +103,11 @@ class CrossEncoder:
         self._finite = Finite(
             self.name, self._model, self.precision, lambda: _ready(load_cross(folder).model, "float32", place)
         )
+
+    @property
+    def budget(self) -> int:
+        """Tokens in one forward pass."""
+        return self._room.budget
 
     @property
     def name(self) -> str:
@@ -182,36 +188,32 @@ class CrossEncoder:
 
         between  called before every layer, in this thread; it may score something more urgent
         """
-        batches = plan_batches(tokens.lengths, self.budget)
-        parts = [np.zeros(0, np.float32)]
-        finished = ahead(
-            batches,
-            lambda rows: (self._run(self._model, tokens, rows, between), rows),
-            lambda begun: self._finish(tokens, *begun),
-            depth_of(self.device),
+        logits = np.zeros(len(tokens), np.float32)
+        done = fitted(
+            portions(tokens, self.budget),
+            lambda batch: self._run(self._model, batch, between),
+            self._finish,
+            self._room,
         )
-        for rows, logits in zip(batches, finished, strict=True):
-            parts.append(logits)
+        for batch, found in done:
+            logits[batch.rows] = found
             if progress is not None:
-                progress(len(rows), int(tokens.lengths[rows].sum()))
-        in_order: Floats = np.concatenate(parts)[restore_order(batches)]
-        return in_order
+                progress(len(batch.rows), batch.count)
+        return logits
 
     # ---- inside --------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def _run(
-        self, model: CrossModel, tokens: Tokens, rows: Ints, between: Callable[[], None] | None = None
-    ) -> OnTheWay:
-        part = tokens.take(rows)
+    def _run(self, model: CrossModel, some: Portion, between: Callable[[], None] | None = None) -> OnTheWay:
+        part = some.tokens.take(some.rows)
         layout, seconds = Layout.of(part.lengths), part.seconds if self._config.token_types else None
         batch = Batch.of(part.ids, layout, self._config.network.first_position, self.device, seconds)
         hidden = model.network(batch, between)
         first = hidden[layout.borders(self.device)[:-1]]  # (n, d)
         return OnTheWay({"logits": model.head(first.float())})
 
-    def _finish(self, tokens: Tokens, found: OnTheWay, rows: Ints) -> Floats:
-        checked = self._finite.checked(found, lambda model: self._run(model, tokens, rows))
+    def _finish(self, some: Portion, found: OnTheWay) -> Floats:
+        checked = self._finite.checked(found, lambda model: self._run(model, some))
         return checked["logits"]
 
 

@@ -2,13 +2,15 @@
 
     tokens -> packed batches -> hidden states -> heads -> the caller's order
 
-An encoder is immutable after construction and may be shared between threads.
+An encoder may be shared between threads. Nothing of it changes after it was made but its budget, which is lowered where
+a GPU has no memory for it (`fitting.py`).
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +20,7 @@ from threefold.encoder import native
 from threefold.encoder.attention import Layout
 from threefold.encoder.checkpoint import load
 from threefold.encoder.finite import Finite
+from threefold.encoder.fitting import Portion, Room, fitted, portions
 from threefold.encoder.forks import guard_children
 from threefold.encoder.front import Front, Progress
 from threefold.encoder.gathering import Gathering
@@ -35,9 +38,8 @@ from threefold.encoder.precision import (
 from threefold.encoder.recorded import Recorded
 from threefold.encoder.rows import Wanted, assemble, head_tensors
 from threefold.encoder.sources import find
-from threefold.encoder.transfer import OnTheWay, ahead, ahead_in_thread, depth_of
+from threefold.encoder.transfer import OnTheWay, ahead_in_thread
 from threefold.errors import InputError
-from threefold.text.packing import plan_batches, restore_order
 from threefold.text.tokenizer import Tokens
 from threefold.types import Encoded, Ints, Output, Representation, Row
 
@@ -53,7 +55,7 @@ class Encoder(Front):
     query_prompt, document_prompt
                put before texts by `encode_queries` and `encode_documents`; None: what the folder declares. The cards of
                e5 ask for "query: " and "passage: ", which no file declares
-    budget     tokens in one forward pass; None chooses by device
+    budget     tokens in one forward pass; None chooses by device. It is lowered, with a warning, where they do not fit
     graphs     on a CUDA GPU: record the layers once per length, for single texts of at most 64 tokens (queries)
 
     >>> encoder = Encoder()
@@ -83,7 +85,7 @@ class Encoder(Front):
         source = find(model, revision)
         loaded = load(source.folder, pooling, query_prompt=query_prompt, document_prompt=document_prompt)
         self.precision = choose_precision(precision, self.device, loaded.config.network)
-        self.budget = choose_budget(loaded.config.network, self.device, budget)
+        self._room = Room(source.name, self.device, choose_budget(loaded.config.network, self.device, budget))
         super().__init__(source, loaded, self.precision)
         self._model = prepare(loaded, self.precision, self.device)
         place = self.device  # not `self` below: an encoder that holds itself keeps its memory until the next collection
@@ -91,6 +93,11 @@ class Encoder(Front):
             source.name, self._model, self.precision, lambda: prepare(load(source.folder, pooling), "float32", place)
         )
         self._recorded = Recorded(self._model.network, self.device) if graphs else None
+
+    @property
+    def budget(self) -> int:
+        """Tokens in one forward pass."""
+        return self._room.budget
 
     @property
     def weight_bytes(self) -> int:
@@ -116,17 +123,17 @@ class Encoder(Front):
         self, parts: Iterator[Tokens], wanted: Sequence[Representation], dim: int | None, progress: Progress | None
     ) -> Iterator[Encoded]:
         """Each part once its last batch is here; a GPU has been told the first one of the next part by then."""
-        done = ahead(
-            _pieces(parts, self.budget),
-            lambda piece: (piece, self._begin(piece.tokens, piece.rows, wanted, dim)),
-            lambda begun: (begun[0], self._finish(begun[1], wanted, dim, begun[0].found)),
-            depth_of(self.device),
+        done = fitted(
+            _batches(parts, self._room),
+            lambda batch: self._begin(batch, wanted, dim),
+            lambda batch, begun: self._finish(begun, wanted, dim, batch),
+            self._room,
         )
-        for piece, rows in done:
+        for batch, _ in done:
             if progress is not None:
-                progress(len(rows), int(piece.tokens.lengths[rows].sum()))
-            if piece.last:
-                yield piece.found.result()
+                progress(len(batch.rows), batch.count)
+            if batch.last:
+                yield batch.found.result()
 
     def _each(self, tokenize: Callable[[tuple[int, list[str]]], Tokens], parts: Iterator[Any]) -> Iterator[Tokens]:
         """A GPU computes meanwhile: the next part is cut into tokens beside it. The caller's stream is read here."""
@@ -141,33 +148,34 @@ class Encoder(Front):
         between  called before every layer, in this thread; it may encode something more urgent
         """
         self._check_rows(tokens, outputs)
-        batches = plan_batches(tokens.lengths, self.budget)
-        parts = ahead(
-            batches,
-            lambda rows: self._begin_rows(tokens, rows, [outputs[int(i)] for i in rows], between),
-            lambda begun: self._finish_rows(*begun),
-            depth_of(self.device),
+        done = fitted(
+            portions(tokens, self.budget),
+            lambda batch: self._begin_rows(batch, [outputs[int(i)] for i in batch.rows], between),
+            lambda _, begun: self._finish_rows(*begun),
+            self._room,
         )
-        found = [row for part in parts for row in part]
-        return [found[int(i)] for i in restore_order(batches)]
+        found: list[Row] = [Row()] * len(tokens)
+        for batch, rows in done:
+            for i, row in zip(batch.rows.tolist(), rows, strict=True):
+                found[i] = row
+        return found
 
     # ---- inside --------------------------------------------------------------------------------------
 
-    def _begin(self, tokens: Tokens, rows: Ints, wanted: Sequence[Representation], dim: int | None) -> _Begun:
-        ids, layout = _packed(tokens, rows)
-        return _Begun(rows, ids, layout, self._run(self._model, ids, layout, wanted, dim))
+    def _begin(self, batch: Portion, wanted: Sequence[Representation], dim: int | None) -> _Begun:
+        ids, layout = _packed(batch)
+        return _Begun(ids, layout, self._run(self._model, ids, layout, wanted, dim))
 
-    def _finish(self, begun: _Begun, wanted: Sequence[Representation], dim: int | None, into: Gathering) -> Ints:
-        """The texts of the batch, once what it found is where it belongs."""
-        rows, ids, layout, found = begun
+    def _finish(self, begun: _Begun, wanted: Sequence[Representation], dim: int | None, batch: _Batch) -> None:
+        """Put what was found where it belongs."""
+        ids, layout, found = begun
         raw = self._finite.checked(found, lambda model: self._run(model, ids, layout, wanted, dim))
         sparse = multi = None
         if "sparse" in wanted:
             sparse = gather_sparse(raw["sparse"], ids, layout, self._card.vocab, self._tokenizer.special_ids)
         if "multi" in wanted:
             multi = raw["multi"], layout.offsets[:-1] + 1  # without `<s>`
-        into.add(rows, dense=raw.get("dense"), sparse=sparse, multi=multi)
-        return rows
+        batch.found.add(batch.rows, dense=raw.get("dense"), sparse=sparse, multi=multi)
 
     @torch.inference_mode()
     def _run(
@@ -185,14 +193,12 @@ class Encoder(Front):
             found["multi"] = heads.multi_vectors(hidden)
         return OnTheWay(found)
 
-    def _begin_rows(
-        self, tokens: Tokens, rows: Ints, wanted: Wanted, between: Callable[[], None] | None
-    ) -> tuple[_Begun, Wanted]:
-        ids, layout = _packed(tokens, rows)
-        return _Begun(rows, ids, layout, self._run_rows(self._model, ids, layout, wanted, between)), wanted
+    def _begin_rows(self, batch: Portion, wanted: Wanted, between: Callable[[], None] | None) -> tuple[_Begun, Wanted]:
+        ids, layout = _packed(batch)
+        return _Begun(ids, layout, self._run_rows(self._model, ids, layout, wanted, between)), wanted
 
     def _finish_rows(self, begun: _Begun, wanted: Wanted) -> list[Row]:
-        _, ids, layout, found = begun
+        ids, layout, found = begun
         raw = self._finite.checked(found, lambda model: self._run_rows(model, ids, layout, wanted, None))
         return assemble(raw, ids, layout, wanted, self._card.vocab, self._tokenizer.special_ids)
 
@@ -217,32 +223,32 @@ class Encoder(Front):
         return hidden
 
 
-class _Piece(NamedTuple):
-    """One batch of a part of a stream."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Batch(Portion):
+    """One batch of a part of a stream.
 
-    tokens: Tokens
-    rows: Ints
-    found: Gathering
-    last: bool
+    found  what is known of that part
+    """
+
+    found: Gathering = field(kw_only=True)
 
 
-def _pieces(parts: Iterator[Tokens], budget: int) -> Iterator[_Piece]:
+def _batches(parts: Iterator[Tokens], room: Room) -> Iterator[_Batch]:
     for tokens in parts:
-        batches, found = plan_batches(tokens.lengths, budget), Gathering(tokens)
-        for rows in batches:
-            yield _Piece(tokens, rows, found, rows is batches[-1])
+        found = Gathering(tokens)
+        for part in portions(tokens, room.budget):
+            yield _Batch(tokens, part.rows, part.last, found=found)
 
 
-def _packed(tokens: Tokens, rows: Ints) -> tuple[Ints, Layout]:
+def _packed(batch: Portion) -> tuple[Ints, Layout]:
     """The ids of these texts end to end, and where each is."""
-    part = tokens.take(rows)
+    part = batch.tokens.take(batch.rows)
     return part.ids, Layout.of(part.lengths)
 
 
 class _Begun(NamedTuple):
     """A batch that the device was told to compute."""
 
-    rows: Ints
     ids: Ints
     layout: Layout
     found: OnTheWay

@@ -10,8 +10,9 @@ from typing import Generic, TypeVar
 from torch import nn
 
 from threefold.encoder.precision import held_bytes
+from threefold.encoder.shortage import Short, tried
 from threefold.encoder.transfer import OnTheWay
-from threefold.errors import NumericalError
+from threefold.errors import DeviceMemoryError, NumericalError
 from threefold.types import Floats
 
 M = TypeVar("M", bound=nn.Module)
@@ -44,7 +45,17 @@ class Finite(Generic[M]):
         with self._lock:
             if self._exact is None:
                 log.warning("%s overflows in %s; such batches run in float32", self._name, self._precision)
-                self._exact = self._load()
+                self._exact = self._loaded()
         if self._exact is not self.model and (found := again(self._exact)).finite():
             return found.arrays()
         raise NumericalError(f"{self._name} gave NaN or infinity in float32: its weights are damaged")
+
+    def _loaded(self) -> M:
+        """A smaller batch would not help where the weights do not fit."""
+        model = tried(self._load)
+        if isinstance(model, Short):
+            raise DeviceMemoryError(
+                f"{self._name} overflows in {self._precision}, and its weights in float32 do not fit beside it. Take "
+                f"float32 from the start, or bfloat16 instead of float16. PyTorch says: {model.said}"
+            )
+        return model

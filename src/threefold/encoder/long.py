@@ -38,7 +38,8 @@ MCLS_EVERY = 256
 class TokenEncoder(TextEncoder, Protocol):
     """An encoder that reads tokens: `Encoder` or `EncoderPool`."""
 
-    budget: int
+    @property
+    def budget(self) -> int: ...
 
     @property
     def config(self) -> ModelConfig: ...

@@ -7,6 +7,7 @@ padded, and the result is that of the network.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from threading import Lock
 from typing import Final
@@ -17,29 +18,29 @@ from torch import Tensor
 
 from threefold.encoder.attention import Layout
 from threefold.encoder.network import Batch, Network
+from threefold.encoder.shortage import RECORDING, Short, give_back, tried
 from threefold.encoder.transfer import to_device
 from threefold.types import Ints
+
+log = logging.getLogger(__name__)
 
 #: Longest text that is recorded: with more tokens the work itself takes longer than telling it.
 LONGEST: Final = 64
 #: Runs before a recording, in which kernels are chosen and buffers made (the number of PyTorch's own example).
 WARM: Final = 3
 
-#: One recording at a time in this process: while one begins, PyTorch waits for the whole device, and that would spoil
-#: another one (also of a second encoder).
-_RECORDING = Lock()
-
 #: Work on fixed buffers -> what does that work again into the same buffers and returns its result.
 Record = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
 
 
 class Recorded:
-    """A network on one GPU, for single texts of at most `LONGEST` tokens."""
+    """A network on one GPU, for single texts of at most `LONGEST` tokens. A length for whose recording there was no
+    memory runs as all other texts do."""
 
     def __init__(self, network: Network, device: torch.device, record: Record | None = None) -> None:
         self._network, self._device = network, device
         self._record = Recorder(device) if record is None else record
-        self._known: dict[int, tuple[Batch, Callable[[], Tensor]]] = {}
+        self._known: dict[int, tuple[Batch, Callable[[], Tensor]] | None] = {}
         self._lock = Lock()
 
     def takes(self, layout: Layout) -> bool:
@@ -50,17 +51,32 @@ class Recorded:
         """(T, d) hidden states of the one text with these ids (T,), as the network makes them."""
         with self._lock:  # the buffers of a recording are of all who play it
             if len(ids) not in self._known:
-                self._known[len(ids)] = self._recording(layout)
-            batch, play = self._known[len(ids)]
-            batch.ids.copy_(to_device(ids.astype(np.int64), self._device), non_blocking=True)
-            return play().clone()
+                self._known[len(ids)] = self._recorded(layout)
+            if (known := self._known[len(ids)]) is not None:
+                batch, play = known
+                batch.ids.copy_(to_device(ids.astype(np.int64), self._device), non_blocking=True)
+                return play().clone()
+        plain: Tensor = self._network(Batch.of(ids, layout, self._network.config.first_position, self._device))
+        return plain
+
+    def _recorded(self, layout: Layout) -> tuple[Batch, Callable[[], Tensor]] | None:
+        """The recording of a length; None: there was no memory for it, which is said."""
+        recording = tried(lambda: self._recording(layout))
+        if not isinstance(recording, Short):
+            return recording
+        log.warning(
+            "%s had no memory to record texts of %d tokens; they run as longer ones do. PyTorch says: %s",
+            *(self._device, layout.longest, recording.said),
+        )
+        give_back(self._device)
+        return None
 
     def _recording(self, layout: Layout) -> tuple[Batch, Callable[[], Tensor]]:
         """The batch whose ids change, and the recorded work on it. All of it must be kept: a graph reads positions and
         borders where they were, whether they are still there or not."""
         first = self._network.config.first_position
         batch = Batch.of(np.zeros(layout.longest, np.int64), layout, first, self._device)
-        with _RECORDING:
+        with RECORDING:
             return batch, self._record(lambda: self._network(batch))
 
 
@@ -78,19 +94,33 @@ class Recorder:
             self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def __call__(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        with torch.cuda.device(self._device):
+        # a recording that ends in an error leaves its stream as the current one: the outer `stream` puts that right
+        with torch.cuda.device(self._device), torch.cuda.stream(torch.cuda.current_stream(self._device)):
             self._stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self._stream):
-                for _ in range(WARM):
-                    work()
-            torch.cuda.current_stream().wait_stream(self._stream)
-            graph = torch.cuda.CUDAGraph()
-            # thread_local: what other threads tell the GPU meanwhile is neither recorded nor an error
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-                made = work()
+            try:
+                with torch.cuda.stream(self._stream):
+                    for _ in range(WARM):
+                        work()
+            finally:  # what was told reads the batch, whose memory is that of others once there is an error
+                torch.cuda.current_stream().wait_stream(self._stream)
+            graph, made = self._captured(work)
 
         def play() -> Tensor:
             graph.replay()
             return made
 
         return play
+
+    def _captured(self, work: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        graph, made = torch.cuda.CUDAGraph(), None
+        try:
+            # thread_local: what other threads tell the GPU meanwhile is neither recorded nor an error
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                made = tried(work)
+        except RuntimeError:
+            if not isinstance(made, Short):  # else it is only that a broken recording cannot be ended
+                raise
+        if isinstance(made, Short):
+            raise torch.OutOfMemoryError(made.said)
+        assert made is not None
+        return graph, made

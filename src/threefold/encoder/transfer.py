@@ -19,14 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from threefold.encoder.shortage import is_short
 from threefold.types import Floats
 
 Item = TypeVar("Item")
 Begun = TypeVar("Begun")
 Done = TypeVar("Done")
-
-#: What CUDA and cuBLAS say of memory that is not there.
-_NO_MEMORY: Final = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 #: Results of so many bytes travel beside the next batch; for those of a query another stream costs more than it gives.
 LARGE: Final = 1 << 20
@@ -130,7 +128,7 @@ def is_lost(error: BaseException) -> bool:
     """Whether the GPU can do nothing more for this process: after an illegal address or a failed assertion every call
     fails, until the process ends (pytorch#2300). Out of memory is not such an error, nor is it in the words of cuBLAS
     or of pinned memory."""
-    if isinstance(error, torch.OutOfMemoryError) or any(said in str(error) for said in _NO_MEMORY):
+    if is_short(error):
         return False
     named = getattr(torch, "AcceleratorError", None)  # since PyTorch 2.8
     return (named is not None and isinstance(error, named)) or (
