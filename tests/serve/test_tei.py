@@ -17,6 +17,7 @@ from tests.serve.fakes import POISON, START_S, FakeCross, ServedEncoder, make_se
 from threefold.score.fuse import TRAINING
 from threefold.score.multi import maxsim
 from threefold.serve import heads
+from threefold.serve.settings import ServeConfig
 from threefold.serve.tei import unit
 from threefold.text.tokenizer import Tokenizer, Tokens
 from threefold.types import Floats, Ragged
@@ -109,6 +110,24 @@ def test_dimensions_of_vectors_that_are_not_normalised(trained: httpx.Client) ->
     whole = trained.post("/embed", json={"inputs": TEXTS, "normalize": False}).json()
     cut = trained.post("/embed", json={"inputs": TEXTS, "normalize": False, "dimensions": 8}).json()
     assert cut == [vector[:8] for vector in whole]
+
+
+@pytest.mark.parametrize(("default", "before"), [("", ""), ("query", "quick: "), ("document", "lazy: ")])
+def test_what_texts_are_of_which_a_request_says_nothing(tokenizer: Tokenizer, default: str, before: str) -> None:
+    encoder = ServedEncoder(tokenizer, name="prompted")
+    encoder.prompts = {"query": "quick: ", "document": "lazy: "}
+    expected = encoder.encode([before + "fox", "quick: fox"]).dense
+    assert expected is not None
+    server = make_server(encoder, ServeConfig.from_dict({"default_prompt": default}, "serve"))
+    with serving(server) as url, httpx.Client(base_url=url, timeout=START_S) as client:
+        plain = [
+            client.post("/embed", json={"inputs": "fox"}).json()[0],
+            client.post("/v1/embeddings", json={"model": "prompted", "input": "fox"}).json()["data"][0]["embedding"],
+            client.post("/api/embed", json={"model": "prompted", "input": "fox"}).json()["embeddings"][0],
+        ]
+        said = client.post("/embed", json={"inputs": "fox", "prompt_name": "query"}).json()[0]
+    np.testing.assert_allclose(plain, [expected[0]] * 3, atol=1e-6)
+    np.testing.assert_allclose(said, expected[1], atol=1e-6)
 
 
 def test_tokenize_puts_the_prompt_before(trained: httpx.Client) -> None:

@@ -41,9 +41,9 @@ class Encoding:
             return await self.embedder.read(texts, truncate=truncate, prompt=prompt, max_tokens=max_tokens)
 
     def prompt(self, name: str | None) -> str:
-        """What is put before a text."""
+        """What is put before a text; without a name as the server is set."""
         if name is None:
-            return ""
+            return self.embedder.prompts.get(self._call.server.config.default_prompt, "")
         if name not in self.embedder.prompts:
             known = ", ".join(self.embedder.prompts)
             raise RequestError(f"the model has no prompt {name!r}; known are {known}", param="prompt_name")

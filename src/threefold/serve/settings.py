@@ -57,6 +57,8 @@ class ServeConfig(Settings):
     model, revision      the encoder; None is the embedded model
     query_prompt, document_prompt
                          put before queries and documents by requests that say which they are; None: as its files say
+    default_prompt       what texts are of which a request says nothing, for every model: "query" or "document"; empty:
+                         neither, and nothing is put before them
     graphs               on a CUDA GPU: single short queries to it run as recorded graphs (`Encoder(graphs=True)`)
     reranker             a cross-encoder for rerank and score; None scores by the encoder's own three heads
     served_names         further names under which the encoder answers; its own always works
@@ -89,6 +91,7 @@ class ServeConfig(Settings):
     revision: str | None = None
     query_prompt: str | None = None
     document_prompt: str | None = None
+    default_prompt: Literal["", "query", "document"] = ""
     device: str = "auto"
     precision: str = "auto"
     graphs: bool = False
