@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -56,7 +58,7 @@ def test_what_is_there_is_not_encoded_again(encoder: FakeEncoder, tmp_path: Path
     ours = PrecomputedEncoder(encoder, place)
     asked = [TEXTS[i] for i in (3, 0, 0, 4, 2, 1)]
     found = ours.encode_documents(asked)
-    assert [len(texts) for texts in encoder.calls] == [1]  # to compare
+    assert encoder.calls == [["quick fox"], ["a dog"], ["fox fox fox"]]  # one of each file, to compare
     same(found, encoder.encode(asked))
     assert (ours.found, ours.encoded) == (6, 0)
 
@@ -234,6 +236,133 @@ def test_vectors_that_do_not_fit(
     with pytest.raises(InputError, match=said):
         write_vectors(tmp_path / "x.parquet", ids, texts, made, encoder.card)
     assert not list(tmp_path.iterdir())
+
+
+def test_each_file_is_compared(encoder: FakeEncoder, tmp_path: Path) -> None:
+    """The rows of the second file are in another order."""
+    place = files(tmp_path / "v", encoder, TEXTS[:2])
+    write_vectors(place / "more.parquet", list("abc"), TEXTS[2:], encoder.encode(TEXTS[:1:-1]), encoder.card)
+    ours = PrecomputedEncoder(encoder, place)
+    ours.encode_documents(TEXTS[:2])
+    with pytest.raises(InputError, match=r"more\.parquet has another vector of the text 'the fox and the dog'"):
+        ours.encode_documents(TEXTS)
+    again = PrecomputedEncoder(encoder, place)
+    again.encode_documents(TEXTS[:1], outputs=("sparse",))  # nothing to compare
+    with pytest.raises(InputError, match=r"more\.parquet has another vector"):
+        again.encode_documents(TEXTS[2:])
+
+
+@pytest.mark.parametrize("factor", [20.0, 0.05])
+def test_vectors_of_another_length_are_refused(encoder: FakeEncoder, tmp_path: Path, factor: float) -> None:
+    """As by `normalize_embeddings=False` of another library: inner products of the two could not be compared."""
+    made = encoder.encode(TEXTS)
+    assert made.dense is not None
+    longer = dataclasses.replace(made, dense=factor * made.dense)
+    write_vectors(tmp_path / "x.parquet", list("abcde"), TEXTS, longer, encoder.card)
+    with pytest.raises(
+        InputError, match=rf"has a vector of length {factor:g} of the text .*, and fake makes it 1 long"
+    ):
+        PrecomputedEncoder(encoder, tmp_path / "x.parquet").encode_documents(TEXTS)
+
+
+@pytest.mark.parametrize("name", ["dense", "sparse", "multi"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_vectors_without_numbers_are_not_written(encoder: FakeEncoder, tmp_path: Path, name: str, bad: float) -> None:
+    made = encoder.encode(TEXTS)
+    assert made.dense is not None
+    assert made.sparse is not None
+    assert made.multi is not None
+    numbers = {"dense": made.dense, "sparse": made.sparse.values, "multi": made.multi.rows}[name]
+    numbers.reshape(-1)[-1] = bad
+    with pytest.raises(InputError, match=f"the {name} vectors have NaN or infinity"):
+        write_vectors(tmp_path / "x.parquet", list("abcde"), TEXTS, made, encoder.card)
+    assert not list(tmp_path.iterdir())
+
+
+def test_drafts_of_a_job_that_runs_are_passed_over(encoder: FakeEncoder, tmp_path: Path) -> None:
+    place = files(tmp_path / "v", encoder, TEXTS)
+    (place / ".4711.part-004.parquet").write_bytes(b"PAR1")
+    ours = PrecomputedEncoder(encoder, place)
+    same(ours.encode_documents(TEXTS), encoder.encode(TEXTS))
+    assert ours.encoded == 0
+
+
+def test_a_file_is_not_opened_for_each_group(
+    encoder: FakeEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each opening reads the places of all groups: of a million texts, eight thousand times eight thousand."""
+    monkeypatch.setattr(shards, "_GROUP", 1)
+    place = files(tmp_path / "v", encoder, TEXTS, len(TEXTS))
+    opened: list[Path] = []
+
+    class Counted(pq.ParquetFile):  # type: ignore[misc]
+        def __init__(self, path: Path) -> None:
+            opened.append(path)
+            super().__init__(path)
+
+    monkeypatch.setattr(pq, "ParquetFile", Counted)
+    ours = PrecomputedEncoder(encoder, place)
+    same(ours.encode_documents(TEXTS), encoder.encode(TEXTS))
+    assert (opened, ours.encoded) == ([place / "part-000.parquet"], 0)
+
+
+def test_a_relative_place_stays_where_it_was(
+    encoder: FakeEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files(tmp_path / "v", encoder, TEXTS)
+    monkeypatch.chdir(tmp_path)
+    ours = PrecomputedEncoder(encoder, "v")
+    (tmp_path / "w").mkdir()
+    monkeypatch.chdir(tmp_path / "w")
+    same(ours.encode_documents(TEXTS), encoder.encode(TEXTS))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert PrecomputedEncoder(encoder, "~/v").encode_documents(TEXTS[:1]).tokens[0] > 0
+
+
+def test_a_file_that_is_another_one_by_now(encoder: FakeEncoder, tmp_path: Path) -> None:
+    place = files(tmp_path / "v", encoder, TEXTS, 3)
+    ours = PrecomputedEncoder(encoder, place, say=lambda _: None)
+    ours.encode_documents(TEXTS[3:])
+    write_parquet(place / "part-000.parquet", [("x", TEXTS[1])], encoder)
+    same(ours.encode_documents(TEXTS), encoder.encode(TEXTS))
+    assert (ours.found, ours.encoded) == (4, 3)
+
+
+def test_no_files(encoder: FakeEncoder) -> None:
+    ours = PrecomputedEncoder(encoder, [], say=lambda _: None)
+    same(ours.encode_documents(TEXTS), encoder.encode(TEXTS))
+    assert ours.card == encoder.card
+
+
+def test_arguments_are_checked_as_by_the_encoder(encoder: FakeEncoder, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    ours = PrecomputedEncoder(encoder, files(tmp_path / "v", encoder, TEXTS))
+    with pytest.raises(InputError, match="expected a list of texts, got one text"):
+        ours.encode_documents(TEXTS[0])
+    with pytest.raises(InputError, match="text 1 must be a string; got int"):
+        ours.encode_documents([TEXTS[0], 3])  # type: ignore[list-item]
+    same(ours.encode_documents(iter(TEXTS)), encoder.encode(TEXTS))  # type: ignore[arg-type]
+    dense = FakeEncoder(tokenizer, heads=("dense",))
+    had = PrecomputedEncoder(dense, files(tmp_path / "w", dense, TEXTS))
+    had.encode_documents(TEXTS)
+    with pytest.raises(MissingHeadError):
+        had.encode_documents(TEXTS, outputs=("dense", "multi"))
+
+
+@pytest.mark.parametrize("lost", ["text", "tokens", "truncated", "sparse_values", "null", "dense"])
+def test_files_that_are_not_as_we_write_them(encoder: FakeEncoder, tmp_path: Path, lost: str) -> None:
+    files(tmp_path, encoder, TEXTS, 5)
+    path = tmp_path / "part-000.parquet"
+    table = pq.read_table(path)
+    if lost == "null":
+        table = table.set_column(1, "text", pa.array([None, *TEXTS[1:]], pa.string()))
+    elif lost == "dense":
+        at = table.column_names.index("dense")
+        table = table.set_column(at, "dense", pa.array([[1.0]] * 5, pa.list_(pa.float32())))
+    else:
+        table = table.drop([lost])
+    pq.write_table(table, path)
+    with pytest.raises(InputError, match=r"part-000\.parquet was written by another version of threefold, or by"):
+        PrecomputedEncoder(encoder, path).encode_documents(TEXTS)
 
 
 @pytest.mark.parametrize("place", ["absent.parquet", "empty", "text.parquet"])

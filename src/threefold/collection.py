@@ -195,16 +195,19 @@ class Collection:
         loading: Loading | None = None,
         prefix: str = "",
         delete_missing: bool = False,
+        without: Sequence[str | Path] = (),
         progress: Progress | None = None,
     ) -> AddReport:
         """Add files and folders. What cannot be read is skipped, with the reason in the report.
 
         prefix          put before each id, where two folders have files of the same name: `prefix/id`
         delete_missing  delete documents whose file was below these paths and is gone, and rows that left their file
+        without         files and folders that are no documents, as this collection's own folder is none
         """
         given = [paths] if isinstance(paths, str | Path) else list(paths)
         prefix = prefix.rstrip("/")
-        documents = (_prefixed(item, prefix) for item in load_files(given, loading) if not self._is_own(item.source))
+        without = [*without, *([self.folder] if self.folder else [])]
+        documents = (_prefixed(item, prefix) for item in load_files(given, loading, without=without))
         with self._writing:
             ingest = Ingest(self._store, self._encoder, self.manifest.chunking, progress, files=True)
             ingest.run(documents)
@@ -212,10 +215,6 @@ class Collection:
                 return ingest.report()
             roots = [Path(os.path.abspath(path)) for path in given]
             return ingest.report(delete_missing_files(self._store, roots, prefix, ingest))
-
-    def _is_own(self, source: str) -> bool:
-        """Whether a file belongs to this collection itself, whose folder may be among the documents."""
-        return self.folder is not None and Path(os.path.abspath(self.folder)) in Path(source).parents
 
     def delete(self, ids: str | Sequence[str] | None = None, *, where: Mapping[str, Any] | None = None) -> int:
         """Delete documents by id, or the chunks that match `where`; returns how many chunks went."""

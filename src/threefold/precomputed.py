@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,8 +23,10 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from threefold.characters import listed
 from threefold.errors import InputError, MissingHeadError
-from threefold.shards import Group, files_in, groups_of, read_card, representations_in
+from threefold.paths import expanded
+from threefold.shards import Group, Reader, files_in, groups_of, read_card, representations_in
 from threefold.text.protocol import ModelCard, TextEncoder
 from threefold.text.tokenizer import Tokenizer, Truncate
 from threefold.types import Encoded, Floats, Ints, Ragged, Representation
@@ -31,7 +34,9 @@ from threefold.types import Encoded, Floats, Ints, Ragged, Representation
 #: Least cosine between a vector of a file and ours of the same text. The precisions of one model differ by less (int8
 #: with AVX2 is at 0.99 in the mean); other models, and vectors in another order, are far below.
 ALIKE: Final = 0.9
-#: Tokens of the groups of rows that are kept in memory, 4 KB for each in bge-m3's size: a batch of a collection
+#: Most that one of the two may be longer: one library gives vectors unit length, another one as the model makes them.
+LONGER: Final = 1.25
+#: Tokens of the groups of rows that are kept in memory, 2 KB for each in bge-m3's size: a batch of a collection
 #: begins in the group in which the last one ended, and chunks that many documents have are asked for again and again.
 _KEPT_TOKENS: Final = 65_536
 
@@ -45,8 +50,8 @@ class PrecomputedEncoder:
     vectors  a file of `write_parquet` or a folder of them, or several
     say      called once, when the first text is not in the files; None: a warning of the log
 
-    Token vectors come from the files rounded to float16. The first text that is found is encoded as well, and refused
-    where its vector is another one.
+    Token vectors come from the files rounded to float16. The first text that is found in each file is encoded as well,
+    and refused where its vector is another one.
 
     card  of the encoder, with the precision of the files where they agree on one
     """
@@ -59,12 +64,13 @@ class PrecomputedEncoder:
         say: Callable[[str], None] | None = None,
     ) -> None:
         given = [vectors] if isinstance(vectors, str | Path) else vectors
-        files = [file for place in given for file in files_in(Path(place))]
+        files = [file for place in given for file in files_in(expanded(place))]
         self._encoder, self._say = encoder, say or log.warning
-        self._index = _Index(files, encoder.card)
+        self._reader = Reader()
+        self._index = _Index(files, encoder.card, self._reader)
         self.card = dataclasses.replace(encoder.card, precision=self._index.precision or encoder.card.precision)
         self._groups: OrderedDict[tuple[Group, tuple[Representation, ...]], _Rows] = OrderedDict()
-        self._checked = False
+        self._checked: set[Path] = set()
         self._lock = Lock()
         self.found = 0  #: texts so far whose vectors were in the files, ...
         self.encoded = 0  #: ... and those that were encoded
@@ -105,9 +111,12 @@ class PrecomputedEncoder:
         truncate: Truncate = "end",
     ) -> Encoded:
         """From the files what is in there, in this length; the others by the encoder."""
+        texts = listed(texts)
         wanted = tuple(self.card.representations if outputs is None else outputs)
-        self._refuse_lacking(wanted)
-        places = self._index.places(texts, max_tokens or self.card.max_tokens)
+        if any(name not in self.card.representations for name in wanted):  # the encoder says why not
+            return self._encoder.encode_documents(texts, outputs=wanted, max_tokens=max_tokens, truncate=truncate)
+        self.require(wanted)
+        places = self._index.places(texts, self.card.max_tokens if max_tokens is None else max_tokens)
         with self._lock:
             parts = list(self._from_files(texts, places, wanted))
         known = np.concatenate([np.zeros(0, np.int64), *(rows for rows, _ in parts)])
@@ -122,15 +131,16 @@ class PrecomputedEncoder:
         order = np.concatenate([rows for rows, _ in parts])
         return Encoded.concat([part for _, part in parts]).take(np.argsort(order))
 
-    # ---- inside --------------------------------------------------------------------------------------
-
-    def _refuse_lacking(self, wanted: Sequence[Representation]) -> None:
+    def require(self, wanted: Sequence[Representation]) -> None:
+        """Refuse files that lack one of these."""
         lacking = [name for name in wanted if name not in self._index.has]
-        if lacking and all(name in self.card.representations for name in wanted):
+        if lacking:
             raise MissingHeadError(
-                f"{self._index.files[0]} has no {lacking[0]} vectors. Encode again with them, or make a collection "
-                "that keeps none"
+                f"{self._index.files[0]} has no {lacking[0]} vectors. Encode again with them, or make a new "
+                "collection that keeps none (--multi none)"
             )
+
+    # ---- inside --------------------------------------------------------------------------------------
 
     def _from_files(
         self, texts: Sequence[str], places: Ints, wanted: tuple[Representation, ...]
@@ -140,42 +150,43 @@ class PrecomputedEncoder:
         groups = self._index.group[places[known]]
         for number in np.unique(groups):
             asked = known[groups == number]
-            rows = self._rows(self._index.groups[number], wanted)
+            group = self._index.groups[number]
+            rows = self._rows(group, wanted)
             at = self._index.row[places[asked]]
-            same = np.array([rows.texts[row] == texts[int(i)] for i, row in zip(asked, at, strict=True)])
-            asked, at = asked[same], at[same]  # hashes can be equal by accident
-            found = rows.encoded.take(at)
-            if len(asked) and not self._checked:
-                self._check(texts[int(asked[0])], found.take([0]), self._index.groups[number].path)
+            same = np.array([rows.texts[row : row + 1] == [texts[int(i)]] for i, row in zip(asked, at, strict=True)])
+            asked, at = asked[same], at[same]  # hashes can be equal by accident, and a file be another one by now
+            found = _in_float32(rows.encoded.take(at))
+            if len(asked) and found.dense is not None and group.path not in self._checked:
+                self._check(texts[int(asked[0])], found.dense[0], group.path)
             yield asked, found
 
     def _rows(self, group: Group, wanted: tuple[Representation, ...]) -> _Rows:
         key = group, wanted
         if key not in self._groups:
-            texts, encoded = group.vectors(self.card, wanted)
-            if encoded.multi is not None:
-                multi = Ragged(encoded.multi.rows.astype(np.float32), encoded.multi.offsets)
-                encoded = Encoded(encoded.dense, encoded.sparse, multi, encoded.tokens, encoded.truncated)
+            texts, encoded = group.vectors(self._reader, self.card, wanted)
             self._groups[key] = _Rows(texts, encoded, int(encoded.tokens.sum()))
         self._groups.move_to_end(key)
         while len(self._groups) > 1 and sum(rows.tokens for rows in self._groups.values()) > _KEPT_TOKENS:
             self._groups.popitem(last=False)
         return self._groups[key]
 
-    def _check(self, text: str, theirs: Encoded, path: Path) -> None:
-        """Whether the vector of a file is what our model says of the text."""
-        self._checked = True
-        if theirs.dense is None:
-            return
-        ours = self._encoder.encode_documents([text], outputs=("dense",)).dense
-        assert ours is not None
-        cosine = _cosine(ours[0], theirs.dense[0])
+    def _check(self, text: str, theirs: Floats, path: Path) -> None:
+        """Whether the dense vector of a file is what our model says of the text."""
+        dense = self._encoder.encode_documents([text], outputs=("dense",)).dense
+        assert dense is not None
+        (ours,), (length, expected) = dense, (float(np.linalg.norm(one)) for one in (theirs, dense[0]))
+        cosine = float(ours @ theirs) / (length * expected or 1.0)
         if not cosine >= ALIKE:
-            self._checked = False
             raise InputError(
                 f"{path} has another vector of the text {text[:80]!r} than {self.card.name} (cosine {cosine:.3f}): it "
                 "is of another model, prompt or pooling, or its rows are in another order"
             )
+        if not 1 / LONGER <= length / expected <= LONGER:
+            raise InputError(
+                f"{path} has a vector of length {length:.3g} of the text {text[:80]!r}, and {self.card.name} makes it "
+                f"{expected:.3g} long: scores would not be comparable. Write vectors of the same length"
+            )
+        self._checked.add(path)
 
     def _tell(self, missing: int, texts: Sequence[str]) -> None:
         if missing and not self.encoded:
@@ -204,7 +215,7 @@ class _Index:
     precision  of all files; empty where they differ
     """
 
-    def __init__(self, files: Sequence[Path], card: ModelCard) -> None:
+    def __init__(self, files: Sequence[Path], card: ModelCard, reader: Reader) -> None:
         self.files = files
         self.has: tuple[Representation, ...] = card.representations
         precisions = set()
@@ -213,9 +224,9 @@ class _Index:
             _check_model(theirs, card, file)
             precisions.add(theirs.precision)
             self.has = tuple(name for name in representations_in(file) if name in self.has)
-        self.precision = "" if len(precisions) > 1 else precisions.pop()
-        self.groups = [group for file in files for group in groups_of(file)]
-        found = [_hashed(group, number) for number, group in enumerate(self.groups)]
+        self.precision = precisions.pop() if len(precisions) == 1 else ""
+        self.groups = [group for file in files for group in groups_of(Path(os.path.abspath(file)))]
+        found = [_hashed(group, number, reader) for number, group in enumerate(self.groups)]
         columns = np.concatenate([np.zeros(0, _PLACE), *found])
         self.keys, first = np.unique(columns["key"], return_index=True)
         self.tokens, self.group, self.row = (columns[name][first] for name in ("tokens", "group", "row"))
@@ -230,6 +241,13 @@ class _Index:
         return np.where(known, at, -1)
 
 
+def _in_float32(encoded: Encoded) -> Encoded:
+    if encoded.multi is None:
+        return encoded
+    multi = Ragged(encoded.multi.rows.astype(np.float32), encoded.multi.offsets)
+    return dataclasses.replace(encoded, multi=multi)
+
+
 def _check_model(theirs: ModelCard, ours: ModelCard, file: Path) -> None:
     if (theirs.hash, theirs.tokenizer_hash) != (ours.hash, ours.tokenizer_hash):
         raise InputError(
@@ -238,19 +256,15 @@ def _check_model(theirs: ModelCard, ours: ModelCard, file: Path) -> None:
         )
 
 
-def _hashed(group: Group, number: int) -> NDArray[np.void]:
+def _hashed(group: Group, number: int, reader: Reader) -> NDArray[np.void]:
     """(n,) what the index has of the rows that were not cut."""
-    table = group.read(["text", "tokens", "truncated"])
-    texts, whole = table["text"].to_pylist(), np.flatnonzero(~table["truncated"].to_numpy())
+    texts, tokens, cut = group.lengths(reader)
+    whole = np.flatnonzero(~cut)
     found = np.zeros(len(whole), _PLACE)
     found["key"] = [_hash(texts[row]) for row in whole]
-    found["tokens"], found["group"], found["row"] = table["tokens"].to_numpy()[whole], number, whole
+    found["tokens"], found["group"], found["row"] = tokens[whole], number, whole
     return found
 
 
 def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
-
-
-def _cosine(a: Floats, b: Floats) -> float:
-    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b) or 1.0))

@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from threefold.characters import clean, clean_value
+from threefold.characters import clean, clean_value, listed
 from threefold.errors import InputError, NumericalError
 from threefold.replacing import replacing
 from threefold.text.protocol import ModelCard, TextEncoder
@@ -50,6 +50,8 @@ class Written(NamedTuple):
         return Written(*(a + b for a, b in zip(self, other, strict=True)))
 
 
+#: What a file with other columns than ours, or damaged ones, comes to.
+_ODD = (LookupError, TypeError, ValueError, AttributeError, pa.ArrowException, InputError)
 #: Rows of a row group: what a reader of single rows has to read at once (60 MB of token vectors of bge-m3's size).
 _GROUP = 128
 #: Key of a file's metadata with its totals.
@@ -102,6 +104,7 @@ def write_vectors(
             raise InputError(f"the id {id!r} or its text has NUL or half of a character in it; clean them first")
     wanted = [name for name in REPRESENTATIONS if getattr(encoded, name) is not None]
     _check_sizes(encoded, card)
+    _check_numbers(encoded)
     with _writer(Path(path), _schema(card, wanted)) as writer:
         writer.write_batch(_record_batch(list(ids), list(texts), encoded, writer.schema), _GROUP)
         writer.add_key_value_metadata(_totals(_counted(encoded), ""))
@@ -135,6 +138,19 @@ def _check_sizes(encoded: Encoded, card: ModelCard) -> None:
             raise InputError(f"{name} vectors of size {theirs}, but {card.name} has {ours}: they are of another model")
 
 
+def _check_numbers(encoded: Encoded) -> None:
+    """Refuse NaN and infinity, which no collection can search."""
+    dense, sparse, multi = encoded.dense, encoded.sparse, encoded.multi
+    numbers = {
+        "dense": dense,
+        "sparse": None if sparse is None else sparse.values,
+        "multi": None if multi is None else multi.rows,
+    }
+    for name, values in numbers.items():
+        if values is not None and not np.isfinite(values).all():
+            raise InputError(f"the {name} vectors have NaN or infinity among them")
+
+
 def read_parquet(path: Path) -> tuple[list[str], list[str], Encoded]:
     """Ids, texts and vectors of a file of `write_parquet` (multi vectors stay float16)."""
     try:
@@ -144,13 +160,15 @@ def read_parquet(path: Path) -> tuple[list[str], list[str], Encoded]:
     card = _card(path, table.schema)
     try:
         return table["id"].to_pylist(), table["text"].to_pylist(), _encoded(table, card)
-    except (LookupError, TypeError, ValueError, AttributeError, pa.ArrowException, InputError) as error:
+    except _ODD as error:
         raise _other_version(path, error) from error
 
 
 def files_in(place: Path) -> list[Path]:
-    """The file, or those of a folder, by name."""
-    files = sorted(place.glob("*.parquet")) if place.is_dir() else [place]
+    """The file, or those of a folder, by name; but for drafts, which are hidden."""
+    files = [place]
+    if place.is_dir():
+        files = sorted(file for file in place.glob("*.parquet") if not file.name.startswith("."))
     if not files:
         raise InputError(f"{place} has no Parquet files")
     return files
@@ -162,18 +180,41 @@ class Group(NamedTuple):
     path: Path
     number: int
 
-    def read(self, columns: Sequence[str]) -> pa.Table:
-        """The columns of the rows, as they are in the file."""
+    def lengths(self, reader: Reader) -> tuple[list[str], Ints, Any]:
+        """Texts of the rows, how many tokens each has, and whether it was cut."""
+        table = reader.read(self, ["text", "tokens", "truncated"])
         try:
-            return pq.ParquetFile(self.path).read_row_group(self.number, columns=list(columns))
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(f"cannot read {self.path}: {error}") from error
+            texts = listed(table["text"].to_pylist())
+            return texts, table["tokens"].to_numpy().astype(np.int64), table["truncated"].to_numpy().astype(bool)
+        except _ODD as error:
+            raise _other_version(self.path, error) from error
 
-    def vectors(self, card: ModelCard, wanted: Sequence[Representation]) -> tuple[list[str], Encoded]:
+    def vectors(self, reader: Reader, card: ModelCard, wanted: Sequence[Representation]) -> tuple[list[str], Encoded]:
         """Texts and vectors of the rows (multi vectors stay float16)."""
         names = [field.name for field in vector_fields(card, wanted)]
-        table = self.read(["text", *names]).combine_chunks()
-        return table["text"].to_pylist(), _encoded(table, card)
+        table = reader.read(self, ["text", *names]).combine_chunks()
+        try:
+            return table["text"].to_pylist(), _encoded(table, card)
+        except _ODD as error:
+            raise _other_version(self.path, error) from error
+
+
+class Reader:
+    """Reads groups. The file of the last one stays open: opening a file reads where each of its groups is."""
+
+    def __init__(self) -> None:
+        self._path: Path | None = None
+        self._file: Any = None
+
+    def read(self, group: Group, columns: Sequence[str]) -> pa.Table:
+        """The columns of the rows, as they are in the file."""
+        try:
+            if self._path != group.path:
+                self._path = None
+                self._file, self._path = pq.ParquetFile(group.path), group.path
+            return self._file.read_row_group(group.number, columns=list(columns))
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(f"cannot read {group.path}: {error}") from error
 
 
 def groups_of(path: Path) -> list[Group]:

@@ -55,6 +55,33 @@ def test_ids_are_those_of_the_chunks(docs: Path, tmp_path: Path, capsys: pytest.
     assert found.items() <= dict(zip(ids, texts, strict=True)).items()
 
 
+def test_index_passes_over_the_vectors_that_it_takes(
+    docs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither the files nor the job's own, through a link too."""
+    (tmp_path / "link").symlink_to(docs)
+    for _ in range(2):
+        done = run_json(capsys, "encode", tmp_path / "link", "--chunks", "-o", docs / "vectors", "--shard", "3")
+        assert done["files"] > 1
+    kept = run_json(capsys, "index", docs, "--into", "kept", "--vectors", tmp_path / "link" / "vectors")
+    assert kept["precomputed"] == kept["chunks"] == done["texts"]
+    assert [one["path"].split("docs/")[1] for one in kept["skipped"]] == ["c.bin"]
+
+
+def test_vectors_that_lack_what_a_collection_keeps(
+    docs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Said before the collection is made, which would then not be the one that is wanted."""
+    vectors = tmp_path / "v.parquet"
+    run_json(capsys, "encode", docs, "--chunks", "-o", vectors, "--outputs", "dense,sparse")
+    code, _, err = run(capsys, "index", docs, "--into", "kept", "--vectors", vectors)
+    assert (code, "has no multi vectors" in err, "(--multi none)" in " ".join(err.split())) == (3, True, True)
+    for _ in range(2):
+        done = run_json(capsys, "index", docs, "--into", "kept", "--vectors", vectors, "--multi", "none")
+        assert done["precomputed"] == done["chunks"]
+    run_json(capsys, "index", docs, "--into", "kept", "--vectors", vectors)
+
+
 def test_what_has_changed_is_encoded_and_said(docs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_json(capsys, "encode", docs, "--chunks", "-o", tmp_path / "v.parquet")
     (docs / "d.txt").write_text("A new text.")

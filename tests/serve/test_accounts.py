@@ -603,12 +603,14 @@ def test_a_key_that_clients_have_already(
         ("short\n", "the key has 5 characters"),
         ("with a space in the middle", "without spaces"),
         ("ein-schlüssel-mit-einem-ü", "letters, digits and signs of ASCII"),
+        ("a" * 5_000, "the key has 5,000 characters; at most 4,096 can be sent"),
+        (None, "the key has 0 characters"),  # a service without standard input
     ],
 )
 def test_a_key_that_cannot_be_one(
-    line: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    line: str | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO(line))
+    monkeypatch.setattr("sys.stdin", None if line is None else io.StringIO(line))
     assert main(["keys", "create", "ann", "--file", str(tmp_path / "keys.json"), "--key-stdin"]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "keys.json").exists()

@@ -88,6 +88,25 @@ def test_links_in_a_circle_end(tmp_path: Path) -> None:
     assert ["leads back" in skipped[0].reason, "broken link" in skipped[1].reason] == [True, True]
 
 
+@pytest.mark.parametrize("left_out", ["made", "../link/made", "made/.", "../docs/made"])
+def test_what_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_out: str) -> None:
+    """Results among the documents: by any of their names, and for documents that are reached by another one."""
+    docs = tmp_path / "docs"
+    (docs / "made" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(docs)
+    (docs / "other").symlink_to(docs / "made")
+    for name in ("a.txt", "made/b.txt", "made/deep/c.txt", "made.txt"):
+        (docs / name).write_text(name)
+    monkeypatch.chdir(docs)
+    for place in (docs, tmp_path / "link"):
+        assert [item.id for item in load_files(place, without=[left_out]) if isinstance(item, Document)] == [
+            "a.txt",
+            "made.txt",
+        ]
+    given = [docs / "made", docs / "made" / "deep", docs / "made" / "b.txt", docs / "a.txt"]
+    assert [item.id for item in load_files(given, without=[left_out]) if isinstance(item, Document)] == ["a.txt"]
+
+
 def test_unreadable_files_and_folders_are_skipped_and_the_rest_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,10 +50,7 @@ def chunks_of(
 
         sizes = chunking_for(card, chunking)
         tokenizer = Tokenizer.load(find(*model).folder)
-        own = Path(os.path.abspath(output))
-        for item in load_files(place, loading):
-            if own in (Path(item.source), *Path(item.source).parents):
-                continue
+        for item in load_files(place, loading, without=[output]):
             if isinstance(item, Skipped):
                 skipped.append(f"{item.path}: {item.reason}")
                 continue
@@ -63,13 +59,23 @@ def chunks_of(
     return rows
 
 
-def with_vectors(encoder: TextEncoder, vectors: Sequence[Path] | None) -> TextEncoder:
-    """The encoder, which takes what is in the files or folders of `--vectors` from there."""
+def with_vectors(
+    encoder: TextEncoder, vectors: Sequence[Path] | None, into: str, url: str | None, multi: str | None
+) -> TextEncoder:
+    """The encoder, which takes what is in the files or folders of `--vectors` from there.
+
+    into, url, multi  of the collection. Files that lack what a new one keeps are refused before its folder is made
+    """
     if not vectors:
         return encoder
+    from threefold.opening import collection_folder
     from threefold.precomputed import PrecomputedEncoder
+    from threefold.store.folder import manifest_path
 
-    return PrecomputedEncoder(encoder, vectors, say=note)
+    found = PrecomputedEncoder(encoder, vectors, say=note)
+    if url is None and not manifest_path(collection_folder(into)).exists():
+        found.require([name for name in encoder.card.representations if (name, multi) != ("multi", "none")])
+    return found
 
 
 def found_in(encoder: TextEncoder) -> int:

@@ -95,7 +95,7 @@ def index(
         options.opened_encoder(*model_of(into, url, model, revision), device, precision, devices) as opened,
         Collection(
             into,
-            with_vectors(opened, vectors),
+            with_vectors(opened, vectors, into, url, multi),
             chunking=chunking,
             multi_storage=storage,
             multi_pool=multi_pool,
@@ -108,6 +108,7 @@ def index(
                 loading=Loading(text_field=text_field),
                 prefix=prefix,
                 delete_missing=delete_missing,
+                without=vectors or (),
                 progress=lambda documents, _chunks, tokens: bar.update(documents, tokens),
             )
         total, encoder = collection.count(), collection.encoder

@@ -75,7 +75,7 @@ def create(
         "tokens_per_day": tokens_per_day,
         "tokens_per_month": tokens_per_month,
     }
-    brought = sys.stdin.readline().rstrip("\r\n") if key_stdin else None
+    brought = (sys.stdin.readline() if sys.stdin else "").rstrip("\r\n") if key_stdin else None
     secret, key = create_key(file, name, wanted, namespace, secret=brought, **quotas)
     if as_json:
         print_json(

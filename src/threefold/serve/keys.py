@@ -30,6 +30,8 @@ SELF = "self"
 PREFIX = "tf-"
 #: Characters of a key that is brought along: with fewer, its hash could be guessed by whoever reads the file.
 SHORTEST_KEY = 20
+#: The most: servers refuse requests with longer headers, and a file that was piped in by accident is no key.
+LONGEST_KEY = 4_096
 #: Bytes of a namespace, which is a folder of the server.
 LONGEST_NAMESPACE = 64
 #: Seconds that a change waits for another.
@@ -172,6 +174,8 @@ def _check_secret(secret: str) -> None:
         raise InputError(
             f"the key has {len(secret)} characters; at least {SHORTEST_KEY} are needed. Leave it out for a new one"
         )
+    if len(secret) > LONGEST_KEY:
+        raise InputError(f"the key has {len(secret):,} characters; at most {LONGEST_KEY:,} can be sent")
 
 
 def _check_use(key: Key) -> None:

@@ -95,25 +95,33 @@ def as_document(item: Document | str, i: int) -> Document:
     raise InputError(f"document {i} must be a Document or a text; got {type(item).__name__}")
 
 
-def load_files(paths: str | Path | Sequence[str | Path], options: Loading | None = None) -> Loaded:
+def load_files(
+    paths: str | Path | Sequence[str | Path], options: Loading | None = None, *, without: Sequence[str | Path] = ()
+) -> Loaded:
     """Documents of files and folders (walked recursively, in sorted order), one after the other, as they are read.
 
     A file that is given by itself has its name as id. A path that does not exist is an error at once.
+
+    without  files and folders that are no documents, such as results that are written among them
     """
     given = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
     for path in given:
         if not path.exists():
             raise InputError(f"{path} does not exist")
-    return _load_all([Path(os.path.abspath(path)) for path in given], options or Loading())
+    left_out = frozenset(os.path.realpath(path) for path in without)
+    return _load_all([Path(os.path.abspath(path)) for path in given], options or Loading(), left_out)
 
 
-def _load_all(paths: Sequence[Path], options: Loading) -> Loaded:
+def _load_all(paths: Sequence[Path], options: Loading, without: frozenset[str]) -> Loaded:
     for path in paths:
+        real = Path(os.path.realpath(path))
+        if not without.isdisjoint(map(str, (real, *real.parents))):
+            continue
         if not path.is_dir():
             yield from load_file(path, path.name, options)
             continue
         found = False
-        for item in _walk(path, ()):
+        for item in _walk(path, (), without):
             found = True
             yield from [item] if isinstance(item, Skipped) else load_file(item, _relative(item, path), options)
         if not found:
@@ -124,7 +132,7 @@ def _relative(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix()
 
 
-def _walk(folder: Path, above: tuple[str, ...]) -> Iterator[Path | Skipped]:
+def _walk(folder: Path, above: tuple[str, ...], without: frozenset[str]) -> Iterator[Path | Skipped]:
     """Files below a folder, by name. `above` are the real paths of the folders around it; no link back is followed."""
     real = os.path.realpath(folder)
     if real in above:
@@ -138,8 +146,10 @@ def _walk(folder: Path, above: tuple[str, ...]) -> Iterator[Path | Skipped]:
     for entry in entries:
         if entry.name.startswith(".") or entry.name in IGNORED_FOLDERS:
             continue
+        if without and os.path.realpath(entry) in without:
+            continue
         if os.path.isdir(entry):  # not Path.is_dir, which raises where permission is missing
-            yield from _walk(entry, (*above, real))
+            yield from _walk(entry, (*above, real), without)
         else:
             yield entry
 
