@@ -91,7 +91,7 @@ def test_words_give_way_in_a_terminal_and_figures_do_not(monkeypatch: pytest.Mon
     assert full[1] == "0.1    a.md      The quick brown fox jumps over the lazy dog."
     assert full == [line.rstrip() for line in full] == lines(20, None) == lines(20, 2, terminal=False)
     narrow = lines(40, 2)
-    assert re.fullmatch("0.1    a.md      The quick brown fox jum?\u2026", narrow[1])  # rich before 14.3 fits one more
+    assert narrow[1] == "0.1    a.md      The quick brown fox ju\u2026"
     assert max(map(cell_len, narrow)) <= 40
     assert lines(5, 2)[1] == "0.1    a.md      The quick\u2026"  # so much stays
 
