@@ -25,6 +25,7 @@ from tests.encoder.checkpoints import bge_m3
 from tests.serve.fakes import serving
 
 from threefold.cli.main import main
+from threefold.collection import Collection
 from threefold.encoder.encoder import Encoder
 from threefold.errors import WorkerError
 from threefold.serve.draining import CutOff
@@ -32,6 +33,7 @@ from threefold.serve.keys import create_key
 from threefold.serve.ledger import Ledger
 from threefold.serve.run import listen, make_server
 from threefold.serve.settings import ModelSettings, ServeConfig
+from threefold.types import Document
 
 Running = subprocess.Popen[str]
 
@@ -45,9 +47,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def process(*arguments: str, program: Sequence[str] = ("-m", "threefold")) -> Iterator[tuple[Running, str]]:
+def process(
+    *arguments: str, program: Sequence[str] = ("-m", "threefold"), name: str = "serve"
+) -> Iterator[tuple[Running, str]]:
     """The command on a free port, and its address."""
-    command = [sys.executable, *program, "serve", "--port", "0", "--device", "cpu", *arguments]
+    command = [sys.executable, *program, name, "--port", "0", "--device", "cpu", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as running:
         assert running.stderr is not None
@@ -362,6 +366,44 @@ def test_a_port_that_is_taken_is_one_line(folder: Path, capsys: pytest.CaptureFi
         port = other.getsockname()[1]
         assert main(["serve", "--model", str(folder), "--port", str(port)]) == 2
     assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
+
+
+def test_a_collection_in_a_browser(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is read and never changed, whatever its name, and left as it was."""
+    monkeypatch.setenv("THREEFOLD_HOME", str(tmp_path / "home"))
+    place = tmp_path / "my papers.2"
+    with Collection(place, Encoder(folder, device="cpu", precision="float32")) as papers:
+        papers.add([Document("fox", "The quick brown fox.")])
+    with (
+        process("--in", str(place), name="browse") as (running, url),
+        httpx.Client(base_url=url.removesuffix("/ui"), timeout=WAIT_S) as client,
+    ):
+        assert url.endswith("/ui")
+        assert client.get("/ui").status_code == 200
+        assert client.get("/collections").json() == {"collections": [{"name": "my-papers-2"}]}
+        hits = client.post("/collections/my-papers-2/search", json={"query": "fox", "why": True}).json()["hits"]
+        assert [hit["id"] for hit in hits] == ["fox#0"]
+        more = client.post("/collections/my-papers-2/recommend", json={"like": ["fox"]}).json()["hits"]
+        assert more == []
+        refused = [
+            client.put("/collections/x"),
+            client.delete("/collections/my-papers-2"),
+            client.post("/collections/my-papers-2/documents", content='{"id": "a", "text": "b"}'),
+            client.post("/collections/my-papers-2/documents/delete", json={"ids": ["fox"]}),
+            client.post("/v1/embeddings", json={"input": "x"}),
+        ]
+        assert [one.status_code for one in refused] == [405, 405, 405, 404, 404]
+        running.send_signal(signal.SIGINT)
+        assert running.wait(WAIT_S) == 0
+    with Collection(place, Encoder(folder, device="cpu", precision="float32"), create=False) as papers:
+        assert papers.count() == 1
+
+
+def test_what_cannot_be_browsed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "docs").mkdir()
+    for place in ("docs", "absent"):
+        assert main(["browse", "--in", str(tmp_path / place)]) == 4
+        assert str(tmp_path / place) in capsys.readouterr().err.replace("\n", "")
 
 
 def test_keys_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,7 @@ from threefold.cli import (
     analyze,
     ask,
     bench,
+    browse,
     choose,
     classify,
     collections,
@@ -59,6 +60,7 @@ app = typer.Typer(
 app.command("index")(collections.index)
 app.command("search")(collections.search)
 app.command("ask")(ask.ask)
+app.command("browse")(browse.browse)
 app.command("list")(collections.list_collections)
 app.command("delete")(collections.delete)
 app.command("optimize")(collections.optimize)

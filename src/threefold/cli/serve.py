@@ -104,7 +104,7 @@ def serve(
 
 
 def _run(config: Path | None, flags: dict[str, Any], show: bool) -> None:
-    _require_packages()
+    require_packages("threefold serve")
     from threefold.serve.cores import share_cores
 
     share_cores()  # before the next lines import PyTorch
@@ -150,6 +150,8 @@ def _say_ready(server: Server, address: str) -> None:
         more.append(f"rerank and score by {server.cross.name}")
     if server.config.models:
         more.append(f"further models: {', '.join(one.name or one.path for one in server.config.models)}")
+    if server.library is not None:
+        more.append(f"a page to search the collections: {address}/ui")
     more.append(f"{rate:,.0f} tokens/s when warming up; up to {limits.queued_tokens:,} tokens wait, then 429")
     if server.keys is None:
         more.append("no API keys: whoever reaches this address may call (threefold keys create, --keys-file)")
@@ -162,7 +164,8 @@ def _say_ready(server: Server, address: str) -> None:
         note(line)
 
 
-def _require_packages() -> None:
+def require_packages(command: str) -> None:
+    """Refuse a command that needs what is not installed."""
     for name in _PACKAGES:
         if find_spec(name) is None:
-            raise MissingExtraError(name.replace("_", "-"), "server", "threefold serve")
+            raise MissingExtraError(name.replace("_", "-"), "server", command)

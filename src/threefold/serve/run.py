@@ -10,7 +10,7 @@ import asyncio
 import signal
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
 import uvicorn
@@ -20,7 +20,7 @@ from threefold.encoder.encoder import Encoder
 from threefold.encoder.precision import Precision
 from threefold.errors import ConfigError, InputError, WorkerError
 from threefold.serve import logs
-from threefold.serve.app import build
+from threefold.serve.app import CONTRACTS, Contract, build
 from threefold.serve.connection import http_options
 from threefold.serve.draining import Listener
 from threefold.serve.making import Load, LoadCross
@@ -82,11 +82,13 @@ def _traces(config: ServeConfig) -> Traces | None:
     return Traces.to(config.otlp_endpoint)
 
 
-def serve(config: ServeConfig, on_ready: Callable[[Server, str], None]) -> None:
-    """Run until SIGTERM or SIGINT. `on_ready` is told the address when requests are answered."""
+def serve(
+    config: ServeConfig, on_ready: Callable[[Server, str], None], contracts: Sequence[Contract] = CONTRACTS
+) -> None:
+    """Run until SIGTERM or SIGINT. `on_ready` is told the address when requests are answered, by these routes."""
     bound_caches()
     logs.configure(config.log_format)
-    asyncio.run(_serve(make_server(config), on_ready))
+    asyncio.run(_serve(make_server(config), on_ready, contracts))
 
 
 def _check_certificate(config: ServeConfig) -> None:
@@ -100,7 +102,7 @@ def _check_certificate(config: ServeConfig) -> None:
         raise ConfigError(f"{files} cannot be used: {error}") from error
 
 
-async def _serve(server: Server, on_ready: Callable[[Server, str], None]) -> None:
+async def _serve(server: Server, on_ready: Callable[[Server, str], None], contracts: Sequence[Contract]) -> None:
     config = server.config
     _check_certificate(config)
     listener = listen(config)
@@ -108,7 +110,7 @@ async def _serve(server: Server, on_ready: Callable[[Server, str], None]) -> Non
         await server.start()  # before anything listens: what cannot be loaded ends the command with one line
         inside = Listener(
             uvicorn.Config(
-                build(server),
+                build(server, contracts),
                 log_config=None,
                 **http_options(config.body_s),
                 lifespan="on",

@@ -1,0 +1,112 @@
+"""The page of `GET /ui`: what a browser may do for it, and what one shows of real hits, where there is one."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlencode
+
+import httpx
+import pytest
+from tests.serve.fakes import START_S, ServedEncoder, make_server, serving
+
+from threefold.serve.keys import create_key
+from threefold.serve.settings import ServeConfig
+from threefold.text.tokenizer import Tokenizer
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium here")
+#: Emoji are two characters in JavaScript and one here; the second sentence answers.
+TEXT = "\U0001f98a\U0001f98a A lazy dog. The quick brown fox jumps over it."
+
+
+@pytest.fixture(scope="module")
+def url(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    config = ServeConfig(collections=str(tmp_path_factory.mktemp("collections")))
+    with serving(make_server(ServedEncoder(tokenizer, name="fake-m3"), config)) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def papers(url: str) -> str:
+    """A collection of two documents; its name."""
+    with httpx.Client(base_url=url, timeout=START_S) as client:
+        client.put("/collections/papers").raise_for_status()
+        documents = [{"id": "fox", "title": "<b>Foxes</b>", "text": TEXT}, {"id": "dog", "text": "Lazy dogs."}]
+        body = "\n".join(map(json.dumps, documents))
+        client.post("/collections/papers/documents", content=body).raise_for_status()
+    return "papers"
+
+
+def dom(address: str, tmp_path: Path, **query: str) -> str:
+    """What a browser has made of the page."""
+    assert BROWSER is not None
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'browser'}"]
+    command += ["--virtual-time-budget=10000", "--dump-dom", f"{address}/ui?{urlencode(query)}"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+def texts_of(kind: str, page: str) -> list[str]:
+    return [html.unescape(found) for found in re.findall(rf"<{kind}\b[^>]*>(.*?)</{kind}>", page, re.DOTALL)]
+
+
+def test_a_browser_runs_what_is_in_the_file_and_nothing_else(url: str) -> None:
+    answer = httpx.get(f"{url}/ui")
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    policy = answer.headers["content-security-policy"]
+    for kind in ("style", "script"):
+        (part,) = re.findall(rf"<{kind}>(.*?)</{kind}>", answer.text, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()
+        assert f"{kind}-src 'sha256-{digest}'" in policy
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert not re.search(r"https?:|//[a-z]|innerHTML|style=|\son\w+=", answer.text.partition("<script>")[0])
+    assert "innerHTML" not in answer.text
+
+
+@needs_browser
+def test_hits_with_their_reasons(url: str, papers: str, tmp_path: Path) -> None:
+    body = {"query": "quick fox", "k": 10, "why": True, "quote": True}
+    hits = httpx.post(f"{url}/collections/{papers}/search", json=body, timeout=START_S).json()["hits"]
+    first = hits[0]
+    page = dom(url, tmp_path, **{"in": papers, "q": "quick fox"})
+    assert texts_of("h2", page) == [f"{i}. {one['title'] or one['document_id']}" for i, one in enumerate(hits, 1)]
+    assert first["title"] == "<b>Foxes</b>"
+    articles = texts_of("article", page)
+    assert "".join(re.findall(r"<mark\b[^>]*>(.*?)</mark>", articles[0])) == first["quote"]["text"]
+    assert first["quote"]["text"] == "The quick brown fox jumps over it."
+    assert "fox" in {one.strip() for one in re.findall(r'class="token"[^>]*>(.*?)</', articles[0])}
+    for name, score in first["why"]["scores"].items():
+        assert f"{name} {score:.3f}" in articles[0]
+    assert re.search(r"\d+ hits? for \u201cquick fox\u201d, \d+ ms", page)
+
+
+@needs_browser
+def test_what_goes_wrong_is_said(url: str, papers: str, tmp_path: Path) -> None:
+    page = dom(url, tmp_path, **{"in": papers, "q": "fox", "where": "{oops"})
+    assert re.search(r'id="said"[^>]*class="bad">the filter is not JSON: ', page)
+    page = dom(url, tmp_path, **{"in": papers, "q": "fox", "where": '{"number": {"near": 1}}'})
+    assert re.search(r'id="said"[^>]*class="bad">[^<]*near', page)
+
+
+@needs_browser
+def test_a_server_that_asks_for_a_key(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    create_key(tmp_path / "keys.json", "ann", ["search"])
+    config = ServeConfig(collections=str(tmp_path / "c"), keys_file=str(tmp_path / "keys.json"))
+    with serving(make_server(ServedEncoder(tokenizer), config)) as address:
+        page = dom(address, tmp_path)
+    assert ">This server asks for an API key.<" in page
+    assert re.search(r'<label id="locked">', page)
+
+
+@needs_browser
+def test_a_server_without_collections(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    with serving(make_server(ServedEncoder(tokenizer))) as address:
+        assert "this server keeps no collections; start it with --collections FOLDER" in dom(address, tmp_path)
