@@ -51,6 +51,7 @@ def main() -> None:
         shutil.rmtree(folder)
     out.print(f"[dim]{time.perf_counter() - began:.1f} s in all. Your own files:[/]")
     out.print('  threefold index YOUR_FOLDER --into mine && threefold search "your question" --in mine --why')
+    out.print("  threefold browse --in mine  [dim]# in a web browser, with the extra `server`[/]")
     out.print("[dim]The full model instead of the small embedded one: add --model BAAI/bge-m3[/]")
 
 

@@ -96,6 +96,15 @@ def test_words_give_way_in_a_terminal_and_figures_do_not(monkeypatch: pytest.Mon
     assert lines(5, 2)[1] == "0.1    a.md      The quick\u2026"  # so much stays
 
 
+def test_text_of_others_does_what_it_says() -> None:
+    """Nothing that a terminal obeys, and no order of letters but their own; what languages need stays."""
+    assert show.visible("a\x1b[2Jb\x07\u202ecba\u202c\tc\n") == "a\ufffd[2Jb\ufffd\ufffdcba\u202c\tc\n"
+    assert show.one_line("a\nb\u202d") == "a\ufffdb\ufffd"
+    assert (
+        show.visible("\u05d0\u200f \u2067b\u2069 \u0915\u094d\u200d") == "\u05d0\u200f \u2067b\u2069 \u0915\u094d\u200d"
+    )
+
+
 def test_progress_stays_on_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     printed = io.StringIO()
     monkeypatch.setattr(show, "err", Console(file=printed, width=40, force_terminal=True))

@@ -90,6 +90,17 @@ def test_a_ray_of_this_machine_that_does_not_come_up_is_started_once_more(kind: 
         assert len(head.said) == calls
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, Exception])
+def test_one_that_never_comes_up_is_an_error_of_ours(kind: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    head = Head(9, kind)
+    monkeypatch.setattr(head, "init", lambda **settings: Head.init(head, settings["address"], 2))
+    monkeypatch.setattr(head, "is_initialized", lambda: False, raising=False)
+    monkeypatch.setattr(ray_jobs, "ray_package", lambda: head)
+    with pytest.raises(InputError, match="no cluster of Ray can be used there: Timed out"), connected("local"):
+        pass
+    assert len(head.said) == 3
+
+
 def address(ray: Any) -> str:
     return str(ray.get_runtime_context().gcs_address)
 

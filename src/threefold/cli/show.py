@@ -50,8 +50,9 @@ class _Aside(Console):
 out = Console(highlight=False, soft_wrap=True, markup=False)
 err = _Aside(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
-#: C0 and C1 control characters but tab and line feed -> U+FFFD.
-_CONTROLS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"}
+#: C0 and C1 control characters but tab and line feed, and the two by which letters are shown in another order than
+#: they are in (CVE-2021-42574) -> U+FFFD.
+_CONTROLS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0), 0x202D, 0x202E) if chr(code) not in "\t\n"}
 _BREAKS = str.maketrans("\t\n", "\ufffd\ufffd")
 #: Wider than any table.
 _WIDEST = 1_000_000

@@ -61,7 +61,9 @@ def connected(address: str) -> Iterator[Any]:
         quiet["include_dashboard"] = False
     try:
         start(ray, address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:
+        if not isinstance(error, ConnectionError | RuntimeError | ValueError) and type(error) is not Exception:
+            raise
         first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". ")
         raise InputError(
             f"--ray {address}: no cluster of Ray can be used there: {first}. Does one run (`ray status`), and does it "
