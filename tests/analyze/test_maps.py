@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.manifold import trustworthiness
 from tests.analyze.corpora import blobs, corpus, random_corpus
+from tests.browsers import dom, needs_browser
 
 from threefold.analyze import Corpus, Item, Map, draw, maps, place
 from threefold.analyze.corpus import centred
@@ -76,6 +77,21 @@ def test_a_page_has_every_point_and_needs_nothing_else() -> None:
     assert "://" not in page
     with pytest.raises(InputError, match="3 items but 1 groups"):
         draw(Map(items, np.zeros((3, 2), np.float32), "pca"), ["b"])
+
+
+@needs_browser
+def test_a_browser_draws_the_page(tmp_path: Path) -> None:
+    given = blobs([3, 2])
+    page = draw(place(given), ["a", "a", "<b>", "", ""], title="all of it")
+    (tmp_path / "map.html").write_text(page, encoding="utf-8")
+    shown = dom((tmp_path / "map.html").as_uri(), tmp_path / "browser")
+    assert ">5 of 5 texts<" in shown
+    assert ">all of it</h1>" in shown
+    names = re.findall(r"<span>([^<]*)</span><small>(\d+)</small>", shown)
+    assert sorted(names) == [("&lt;b&gt;", "1"), ("(none)", "2"), ("a", "2")]
+    grey = re.search(r'<i style="background: ([^;]*);[^>]*></i><span>\(none\)', shown)
+    assert grey is not None
+    assert grey[1] == "rgb(138, 138, 138)"
 
 
 def test_small_groups_share_a_colour_and_long_texts_are_cut() -> None:

@@ -7,22 +7,19 @@ import hashlib
 import html
 import json
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlencode
 
 import httpx
 import pytest
+from tests.browsers import dom, needs_browser
 from tests.serve.fakes import START_S, ServedEncoder, make_server, serving
 
 from threefold.serve.keys import create_key
 from threefold.serve.settings import ServeConfig
 from threefold.text.tokenizer import Tokenizer
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium here")
 #: Emoji are two characters in JavaScript and one here; the second sentence answers.
 TEXT = "\U0001f98a\U0001f98a A lazy dog. The quick brown fox jumps over it."
 
@@ -45,12 +42,8 @@ def papers(url: str) -> str:
     return "papers"
 
 
-def dom(address: str, tmp_path: Path, **query: str) -> str:
-    """What a browser has made of the page."""
-    assert BROWSER is not None
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'browser'}"]
-    command += ["--virtual-time-budget=10000", "--dump-dom", f"{address}/ui?{urlencode(query)}"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+def searched(url: str, tmp_path: Path, query: dict[str, str]) -> str:
+    return dom(f"{url}/ui?{urlencode(query)}", tmp_path)
 
 
 def texts_of(kind: str, page: str) -> list[str]:
@@ -76,7 +69,7 @@ def test_hits_with_their_reasons(url: str, papers: str, tmp_path: Path) -> None:
     body = {"query": "quick fox", "k": 10, "why": True, "quote": True}
     hits = httpx.post(f"{url}/collections/{papers}/search", json=body, timeout=START_S).json()["hits"]
     first = hits[0]
-    page = dom(url, tmp_path, **{"in": papers, "q": "quick fox"})
+    page = searched(url, tmp_path, {"in": papers, "q": "quick fox"})
     assert texts_of("h2", page) == [f"{i}. {one['title'] or one['document_id']}" for i, one in enumerate(hits, 1)]
     assert first["title"] == "<b>Foxes</b>"
     articles = texts_of("article", page)
@@ -90,9 +83,9 @@ def test_hits_with_their_reasons(url: str, papers: str, tmp_path: Path) -> None:
 
 @needs_browser
 def test_what_goes_wrong_is_said(url: str, papers: str, tmp_path: Path) -> None:
-    page = dom(url, tmp_path, **{"in": papers, "q": "fox", "where": "{oops"})
+    page = searched(url, tmp_path, {"in": papers, "q": "fox", "where": "{oops"})
     assert re.search(r'id="said"[^>]*class="bad">the filter is not JSON: ', page)
-    page = dom(url, tmp_path, **{"in": papers, "q": "fox", "where": '{"number": {"near": 1}}'})
+    page = searched(url, tmp_path, {"in": papers, "q": "fox", "where": '{"number": {"near": 1}}'})
     assert re.search(r'id="said"[^>]*class="bad">[^<]*near', page)
 
 
@@ -101,7 +94,7 @@ def test_a_server_that_asks_for_a_key(tokenizer: Tokenizer, tmp_path: Path) -> N
     create_key(tmp_path / "keys.json", "ann", ["search"])
     config = ServeConfig(collections=str(tmp_path / "c"), keys_file=str(tmp_path / "keys.json"))
     with serving(make_server(ServedEncoder(tokenizer), config)) as address:
-        page = dom(address, tmp_path)
+        page = dom(f"{address}/ui", tmp_path)
     assert ">This server asks for an API key.<" in page
     assert re.search(r'<label id="locked">', page)
 
@@ -109,4 +102,4 @@ def test_a_server_that_asks_for_a_key(tokenizer: Tokenizer, tmp_path: Path) -> N
 @needs_browser
 def test_a_server_without_collections(tokenizer: Tokenizer, tmp_path: Path) -> None:
     with serving(make_server(ServedEncoder(tokenizer))) as address:
-        assert "this server keeps no collections; start it with --collections FOLDER" in dom(address, tmp_path)
+        assert "this server keeps no collections; start it with --collections FOLDER" in dom(f"{address}/ui", tmp_path)
