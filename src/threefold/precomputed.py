@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from threading import Lock
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,27 +80,13 @@ class PrecomputedEncoder:
         """The tokenizer of the model."""
         return self._encoder.tokenizer
 
-    def encode(
-        self,
-        texts: Sequence[str],
-        *,
-        outputs: Sequence[Representation] | None = None,
-        max_tokens: int | None = None,
-        truncate: Truncate = "end",
-    ) -> Encoded:
+    def encode(self, texts: Sequence[str], **options: Any) -> Encoded:
         """By the encoder: files have documents."""
-        return self._encoder.encode(texts, outputs=outputs, max_tokens=max_tokens, truncate=truncate)
+        return self._encoder.encode(texts, **options)
 
-    def encode_queries(
-        self,
-        texts: Sequence[str],
-        *,
-        outputs: Sequence[Representation] | None = None,
-        max_tokens: int | None = None,
-        truncate: Truncate = "end",
-    ) -> Encoded:
+    def encode_queries(self, texts: Sequence[str], **options: Any) -> Encoded:
         """By the encoder: files have documents."""
-        return self._encoder.encode_queries(texts, outputs=outputs, max_tokens=max_tokens, truncate=truncate)
+        return self._encoder.encode_queries(texts, **options)
 
     def encode_documents(
         self,
