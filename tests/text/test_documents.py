@@ -456,7 +456,7 @@ def test_without_the_extra_a_pdf_is_skipped_with_the_install_command(
     assert 'pip install "threefold[docs]"' in reason(tmp_path, "x.pdf", b"%PDF-1.7\n\0")
 
 
-@pytest.mark.parametrize("name", ["x.pdf", "x.docx", "x.pptx", "x.xlsx"])
+@pytest.mark.parametrize("name", ["x.pdf", "x.docx", "x.pptx", "x.xlsx", "x.epub"])
 def test_a_file_that_is_not_what_its_name_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     for module in ("markitdown", "markitdown.converters"):
         monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
@@ -516,6 +516,37 @@ def test_an_office_file_that_unpacks_to_gigabytes_is_refused_unread(
         parts.writestr("word/media/film.mp4", bytes(4_000_000))
     said = reason(tmp_path, f"x.{suffix}", packed.getvalue())
     assert said.endswith(f"unpacks to 3 MB of XML; at most 1 MB are read. Save it as several files, or as {way}")
+
+
+def small_epub() -> bytes:
+    """A book of two chapters."""
+    container = (
+        "<container xmlns='urn:oasis:names:tc:opendocument:xmlns:container'><rootfiles>"
+        "<rootfile full-path='b.opf'/></rootfiles></container>"
+    )
+    package = (
+        "<package xmlns='http://www.idpf.org/2007/opf' xmlns:dc='http://purl.org/dc/elements/1.1/'>"
+        "<metadata><dc:title>On foxes</dc:title></metadata><manifest>"
+        "<item id='a' href='a.xhtml' media-type='application/xhtml+xml'/>"
+        "<item id='b' href='b.xhtml' media-type='application/xhtml+xml'/></manifest>"
+        "<spine><itemref idref='b'/><itemref idref='a'/></spine></package>"
+    )
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as parts:
+        parts.writestr("mimetype", "application/epub+zip")
+        parts.writestr("META-INF/container.xml", container)
+        parts.writestr("b.opf", package)
+        parts.writestr("a.xhtml", "<html><body><h1>Dens</h1><p>Foxes live in dens.</p></body></html>")
+        parts.writestr("b.xhtml", "<html><body><h1>Tails</h1><p>They have tails.</p></body></html>")
+    return packed.getvalue()
+
+
+def test_a_book_by_markitdown(tmp_path: Path) -> None:
+    pytest.importorskip("markitdown", reason="the extra `docs` is not installed")
+    book = one(tmp_path, "x.epub", small_epub())
+    assert book.title == "On foxes"
+    assert book.text.index("# Tails") < book.text.index("They have tails.") < book.text.index("# Dens")  # by its spine
+    assert "is damaged or not readable" in reason(tmp_path, "broken.epub", b"PK\x03\x04 and nothing of a zip file")
 
 
 def test_office_files_by_markitdown(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from threefold.config import Settings
 from threefold.errors import DocumentError, InputError, ThreefoldError
 from threefold.text.borders import title_of
 from threefold.text.decode import SNIFF_BYTES, decode, is_binary
+from threefold.text.notebooks import NOTEBOOK_SUFFIX, read_notebook
 from threefold.text.rich import HTML_SUFFIXES, OFFICE_SUFFIXES, read_html, read_office
 from threefold.text.rows import ROW_SUFFIXES, BadRow, read_rows, scalar
 from threefold.types import Document
@@ -194,6 +195,8 @@ def _load_whole(path: Path, id: str) -> Document:
         text, title = read_office(path)
     elif suffix in HTML_SUFFIXES:
         text, title = read_html(path.read_bytes(), str(path))
+    elif suffix == NOTEBOOK_SUFFIX:
+        text, title = read_notebook(path.read_bytes(), str(path))
     else:
         text = decode(path.read_bytes(), str(path))
         title = title_of(text) if suffix in _MARKDOWN_SUFFIXES else ""

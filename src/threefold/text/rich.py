@@ -22,16 +22,16 @@ from threefold.text.decode import decode, has_mark
 if TYPE_CHECKING:
     from bs4 import BeautifulSoup
 
-OFFICE_SUFFIXES = (".pdf", ".docx", ".pptx", ".xlsx")
+OFFICE_SUFFIXES = (".pdf", ".docx", ".pptx", ".xlsx", ".epub")
 HTML_SUFFIXES = (".html", ".htm", ".xhtml")
 
 #: How Office files begin that are encrypted (MS-OFFCRYPTO), and those before 2007: MS-CFB, 2.2.
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 
-#: Most bytes of XML that an office file may unpack to: some hundred kilobytes can unpack to gigabytes, and parsers hold
-#: a multiple of that.
+#: Most bytes of XML that an office file or a book may unpack to: some hundred kilobytes can unpack to gigabytes, and
+#: parsers hold a multiple of that.
 MOST_XML = 100_000_000
-_XML = (".xml", ".rels")
+_XML = (".xml", ".rels", ".opf", ".xhtml", ".html", ".htm")
 
 _HIDDEN = frozenset({"script", "style", "noscript", "template", "head", "title", "svg", "iframe", "object", "canvas"})
 _BLOCK_NAMES = """
@@ -153,7 +153,7 @@ def _breaks(name: str) -> tuple[str, str]:
 
 
 def read_office(path: Path) -> Rendered:
-    """Text of a pdf, docx, pptx or xlsx file by markitdown (extra `docs`). Nothing leaves the machine.
+    """Text of a pdf, docx, pptx, xlsx or epub file by markitdown (extra `docs`). Nothing leaves the machine.
 
     The one converter of the format is asked: with all of them, markitdown reads a broken PDF as plain text.
     """
