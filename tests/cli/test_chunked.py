@@ -94,6 +94,19 @@ def test_what_has_changed_is_encoded_and_said(docs: Path, tmp_path: Path, capsys
     assert (again["precomputed"], again["chunks"], again["unchanged"]) == (0, 0, 6)
 
 
+def test_what_git_ignores(docs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (docs / ".gitignore").write_text("b.txt\n")
+    some = run_json(capsys, "encode", docs, "--chunks", "-o", tmp_path / "some.parquet")
+    assert [reason.split("docs/")[1] for reason in some["skipped"]] == [
+        "b.txt: a .gitignore leaves it out; --ignored reads it",
+        "c.bin: the file is binary",
+    ]
+    every = run_json(capsys, "encode", docs, "--chunks", "--ignored", "-o", tmp_path / "every.parquet")
+    assert every["texts"] > some["texts"]
+    for into, flags, chunks in (("some", [], some["texts"]), ("every", ["--ignored"], every["texts"])):
+        assert run_json(capsys, "index", docs, "--into", into, *flags)["chunks"] == chunks
+
+
 def test_several_places(docs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     vectors = []
     for name in ("a.md", "b.txt", "rows.jsonl"):

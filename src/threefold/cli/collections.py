@@ -64,6 +64,7 @@ def index(
     prefix: Annotated[
         str, typer.Option(help="Put before each id, with a slash: two folders may have files of one name.")
     ] = "",
+    ignored: Annotated[bool, typer.Option("--ignored", help="Read what .gitignore leaves out, too.")] = False,
     vectors: Annotated[
         list[Path] | None,
         typer.Option(
@@ -105,7 +106,7 @@ def index(
         with progress_bar("indexing", quiet=as_json) as bar:
             report = collection.add_files(
                 paths,
-                loading=Loading(text_field=text_field),
+                loading=Loading(text_field=text_field, ignored=ignored),
                 prefix=prefix,
                 delete_missing=delete_missing,
                 without=vectors or (),

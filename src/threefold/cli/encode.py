@@ -64,6 +64,9 @@ def encode(
         ),
     ] = False,
     overlap: Annotated[int | None, typer.Option(help="With --chunks: tokens that chunks share.")] = None,
+    ignored: Annotated[
+        bool, typer.Option("--ignored", help="With --chunks: read what .gitignore leaves out, too.")
+    ] = False,
     model: options.Model = None,
     revision: options.Revision = None,
     device: options.Device = "auto",
@@ -93,12 +96,12 @@ def encode(
     bad: list[str] = []
     if chunks:
         idle.excludes(context, "--chunks", chunks, "title_field", "truncate")
-        loading = Loading(text_field=text_field, id_field=id_field)
+        loading = Loading(text_field=text_field, id_field=id_field, ignored=ignored)
         rows = chunks_of(file, output, loading, chunking_in(max_tokens, overlap), (model, revision), bad)
         max_tokens = None  # no chunk has more
     else:
         require_table(context, file, "text_field", "id_field", "title_field")
-        idle.needs(context, "--chunks", chunks, "overlap")
+        idle.needs(context, "--chunks", chunks, "overlap", "ignored")
         rows = _texts_of(file, text_field, id_field, bad, title_field)
     wanted = options.outputs_in(outputs, f"some of {', '.join(REPRESENTATIONS)}")
     order = bulk.order_of(output, shard, wanted, max_tokens, cast(Truncate, truncate))

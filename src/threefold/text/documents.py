@@ -20,6 +20,7 @@ from threefold.config import Settings
 from threefold.errors import DocumentError, InputError, ThreefoldError
 from threefold.text.borders import title_of
 from threefold.text.decode import SNIFF_BYTES, decode, is_binary
+from threefold.text.ignored import Ignored
 from threefold.text.notebooks import NOTEBOOK_SUFFIX, read_notebook
 from threefold.text.rich import HTML_SUFFIXES, OFFICE_SUFFIXES, read_html, read_office
 from threefold.text.rows import ROW_SUFFIXES, BadRow, read_rows, scalar
@@ -33,12 +34,16 @@ _MARKDOWN_SUFFIXES = (".md", ".markdown")
 
 @dataclass(frozen=True, slots=True)
 class Loading(Settings):
-    """Which fields of a record (csv, tsv, jsonl, json) are what; every other field becomes metadata."""
+    """Which fields of a record (csv, tsv, jsonl, json) are what; every other field becomes metadata.
+
+    ignored  read what a `.gitignore` leaves out, too
+    """
 
     text_field: str = "text"
     id_field: str = "id"
     title_field: str = "title"
     language_field: str = "language"
+    ignored: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +127,7 @@ def _load_all(paths: Sequence[Path], options: Loading, without: frozenset[str]) 
             yield from load_file(path, path.name, options)
             continue
         found = False
-        for item in _walk(path, (), without):
+        for item in _walk(path, (), without, None if options.ignored else Ignored.around(path)):
             found = True
             yield from [item] if isinstance(item, Skipped) else load_file(item, _relative(item, path), options)
         if not found:
@@ -133,8 +138,14 @@ def _relative(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix()
 
 
-def _walk(folder: Path, above: tuple[str, ...], without: frozenset[str]) -> Iterator[Path | Skipped]:
-    """Files below a folder, by name. `above` are the real paths of the folders around it; no link back is followed."""
+def _walk(
+    folder: Path, above: tuple[str, ...], without: frozenset[str], ignored: Ignored | None
+) -> Iterator[Path | Skipped]:
+    """Files below a folder, by name.
+
+    above    the real paths of the folders around it; no link back is followed
+    ignored  what is left out in the folders around it; None: nothing is
+    """
     real = os.path.realpath(folder)
     if real in above:
         yield Skipped(str(folder), "the link leads back to a folder around it", str(folder))
@@ -144,13 +155,17 @@ def _walk(folder: Path, above: tuple[str, ...], without: frozenset[str]) -> Iter
     except OSError as error:
         yield Skipped(str(folder), f"the folder cannot be read: {error.strerror}", str(folder))
         return
+    ignored = None if ignored is None else ignored.within(folder)
     for entry in entries:
         if entry.name.startswith(".") or entry.name in IGNORED_FOLDERS:
             continue
         if without and os.path.realpath(entry) in without:
             continue
-        if os.path.isdir(entry):  # not Path.is_dir, which raises where permission is missing
-            yield from _walk(entry, (*above, real), without)
+        inner = os.path.isdir(entry)  # not Path.is_dir, which raises where permission is missing
+        if ignored is not None and ignored.leaves_out(entry, folder=inner):
+            yield Skipped(str(entry), "a .gitignore leaves it out; --ignored reads it", str(entry))
+        elif inner:
+            yield from _walk(entry, (*above, real), without, ignored)
         else:
             yield entry
 
