@@ -7,7 +7,7 @@ import hashlib
 import html
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -16,6 +16,7 @@ import pytest
 from tests.browsers import dom, needs_browser
 from tests.serve.fakes import START_S, ServedEncoder, make_server, serving
 
+from threefold.serve import page
 from threefold.serve.keys import create_key
 from threefold.serve.settings import ServeConfig
 from threefold.text.tokenizer import Tokenizer
@@ -73,6 +74,7 @@ def test_hits_with_their_reasons(url: str, papers: str, tmp_path: Path) -> None:
     assert texts_of("h2", page) == [f"{i}. {one['title'] or one['document_id']}" for i, one in enumerate(hits, 1)]
     assert first["title"] == "<b>Foxes</b>"
     articles = texts_of("article", page)
+    assert "<bdi>fox</bdi>" in articles[0]  # an id that is read from right to left turns nothing else around
     assert "".join(re.findall(r"<mark\b[^>]*>(.*?)</mark>", articles[0])) == first["quote"]["text"]
     assert first["quote"]["text"] == "The quick brown fox jumps over it."
     assert "fox" in {one.strip() for one in re.findall(r'class="token"[^>]*>(.*?)</', articles[0])}
@@ -103,3 +105,75 @@ def test_a_server_that_asks_for_a_key(tokenizer: Tokenizer, tmp_path: Path) -> N
 def test_a_server_without_collections(tokenizer: Tokenizer, tmp_path: Path) -> None:
     with serving(make_server(ServedEncoder(tokenizer))) as address:
         assert "this server keeps no collections; start it with --collections FOLDER" in dom(f"{address}/ui", tmp_path)
+
+
+Acted = Callable[..., str]
+
+
+@pytest.fixture
+def acted(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Acted:
+    """What becomes of the page when a reader has done something: JavaScript before its script, and after a while."""
+    text, _ = page._page()
+
+    def page_after(query: dict[str, str], *, first: str = "", later: str = "") -> str:
+        begun = text.replace("<script>", f"<script>{first}</script><script>", 1)
+        ended = begun.replace("</body>", f"<script>setTimeout(() => {{{later}}}, 3000)</script></body>")
+        monkeypatch.setattr(page, "_page", lambda: (ended, "script-src 'unsafe-inline'"))
+        return searched(url, tmp_path, query)
+
+    return page_after
+
+
+def said_in(page: str) -> str:
+    (said,) = re.findall(r'<div id="said"[^>]*>(.*?)</div>', page, re.DOTALL)
+    return html.unescape(said)
+
+
+@needs_browser
+@pytest.mark.parametrize(("k", "says"), [("500", "2 hits for \u201clazy\u201d"), ("0", "k: ")])
+def test_odd_numbers_of_hits_do_not_lock_the_form(acted: Acted, papers: str, k: str, says: str) -> None:
+    """A field that is out of sight and not valid would stop every search, without a word."""
+    later = 'at("query").value = "lazy"; document.querySelector("form button").click()'
+    shown = acted({"in": papers, "q": "fox", "k": k}, later=later)
+    assert said_in(shown).startswith(says)
+    assert 'aria-expanded="true"' in shown  # what an address sets can be seen
+
+
+@needs_browser
+def test_addresses_of_what_is_not_there(url: str, papers: str, tmp_path: Path) -> None:
+    """Another collection is not searched in the place of one that is gone."""
+    shown = searched(url, tmp_path, {"in": "gone", "q": "fox"})
+    assert said_in(shown) == "There is no collection gone here."
+    assert texts_of("article", shown) == []
+    assert "for \u201cfox\u201d" in said_in(searched(url, tmp_path, {"in": papers, "q": "fox", "mode": "odd"}))
+
+
+@needs_browser
+def test_a_key_that_no_request_can_carry(acted: Acted) -> None:
+    shown = acted({}, first='sessionStorage.setItem("key", "ключ")')
+    assert "An API key has no blanks" in said_in(shown)
+    assert '<label id="locked">' in shown  # another can be typed
+
+
+@needs_browser
+def test_a_browser_that_keeps_nothing(acted: Acted, papers: str) -> None:
+    first = 'Object.defineProperty(window, "sessionStorage", { get() { throw new Error("SecurityError") } })'
+    assert "for \u201cfox\u201d" in said_in(acted({"in": papers, "q": "fox"}, first=first))
+
+
+@needs_browser
+def test_a_server_that_is_gone_or_behind_something_else(acted: Acted, papers: str) -> None:
+    gone = "setTimeout(() => { fetch = async () => { throw new TypeError() } }, 2000)"
+    shown = acted({"in": papers, "q": "fox"}, first=gone, later="search()")
+    assert said_in(shown) == "The server does not answer. Is it running?"
+    other = 'setTimeout(() => { fetch = async () => new Response("<html>") }, 2000)'
+    assert said_in(acted({"in": papers, "q": "fox"}, first=other, later="search()")).startswith("What answered is not")
+
+
+@needs_browser
+def test_more_like_a_hit_of_the_collection_that_it_is_of(url: str, acted: Acted, papers: str) -> None:
+    """Also when another was chosen meanwhile, and not searched yet."""
+    httpx.put(f"{url}/collections/others", timeout=START_S).raise_for_status()
+    choose = 'at("query").value = ""; at("in").value = "others"; document.querySelector(".like").click()'
+    shown = acted({"in": papers, "q": "quick fox"}, later=choose)
+    assert re.match(r"1 hit like (fox|dog), ", said_in(shown))

@@ -27,7 +27,7 @@ from tests.serve.fakes import serving
 from threefold.cli.main import main
 from threefold.collection import Collection
 from threefold.encoder.encoder import Encoder
-from threefold.errors import WorkerError
+from threefold.errors import InputError, StoreError, WorkerError
 from threefold.serve.draining import CutOff
 from threefold.serve.keys import create_key
 from threefold.serve.ledger import Ledger
@@ -379,7 +379,12 @@ def test_a_collection_in_a_browser(folder: Path, tmp_path: Path, monkeypatch: py
         httpx.Client(base_url=url.removesuffix("/ui"), timeout=WAIT_S) as client,
     ):
         assert url.endswith("/ui")
+        with pytest.raises(StoreError, match="another process has this collection open"):  # from the start
+            Collection(place, Encoder(folder, device="cpu", precision="float32"), create=False)
         assert client.get("/ui").status_code == 200
+        assert client.get("/ui", headers={"host": "localhost:1"}).status_code == 200
+        for host in ("papers.example", "127.0.0.1.papers.example:80", "localhost.example"):  # DNS rebinding
+            assert client.get("/collections", headers={"host": host}).status_code == 421
         assert client.get("/collections").json() == {"collections": [{"name": "my-papers-2"}]}
         hits = client.post("/collections/my-papers-2/search", json={"query": "fox", "why": True}).json()["hits"]
         assert [hit["id"] for hit in hits] == ["fox#0"]
@@ -397,6 +402,50 @@ def test_a_collection_in_a_browser(folder: Path, tmp_path: Path, monkeypatch: py
         assert running.wait(WAIT_S) == 0
     with Collection(place, Encoder(folder, device="cpu", precision="float32"), create=False) as papers:
         assert papers.count() == 1
+
+
+def test_a_collection_in_a_browser_of_the_terminal(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a browser is waited for until it ends; the page is answered meanwhile, and others are told who may read."""
+    with Collection(tmp_path / "papers", Encoder(folder, device="cpu", precision="float32")) as papers:
+        papers.add([Document("fox", "The quick brown fox.")])
+    browser, seen = tmp_path / "browser", tmp_path / "seen"
+    looks = f"pathlib.Path({str(seen)!r}).write_text(str(request.urlopen(sys.argv[1], timeout={WAIT_S}).status))"
+    browser.write_text(f"#!{sys.executable}\nimport pathlib, sys\nfrom urllib import request\n{looks}\n")
+    browser.chmod(0o755)
+    monkeypatch.setenv("BROWSER", str(browser))
+    with process("--in", str(tmp_path / "papers"), "--host", "0.0.0.0", "--open", name="browse") as (running, url):
+        assert running.stderr is not None
+        assert "whoever reaches this address may read the collection" in running.stderr.readline()
+        port = url.removesuffix("/ui").rpartition(":")[2]
+        asked = httpx.get(f"http://127.0.0.1:{port}/collections", headers={"host": "desk.lan"}, timeout=WAIT_S)
+        assert asked.status_code == 200
+        for line in running.stderr:
+            if "GET /ui 200" in line:
+                break
+        running.send_signal(signal.SIGINT)
+        assert running.wait(WAIT_S) == 0
+    assert seen.read_text() == "200"
+
+
+def test_an_address_of_ipv6_can_be_opened(folder: Path) -> None:
+    try:
+        listen(ServeConfig(host="::1", port=0)).close()
+    except InputError:
+        pytest.skip("there is no IPv6 here")
+    with process("--model", str(folder), "--host", "::1") as (_, url):
+        assert url.startswith("http://[::1]:")
+        assert httpx.get(f"{url}/health", timeout=WAIT_S).status_code == 200
+
+
+def test_a_collection_that_is_open_elsewhere(folder: Path, tmp_path: Path) -> None:
+    """Said at once, by its own name."""
+    with Collection(tmp_path / "papers", Encoder(folder, device="cpu", precision="float32")):
+        command = [sys.executable, "-m", "threefold", "browse", "--in", str(tmp_path / "papers"), "--device", "cpu"]
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=WAIT_S, check=False)
+    assert done.returncode == 4
+    assert "error: papers: another process has this collection open" in done.stderr
 
 
 def test_what_cannot_be_browsed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+import threading
 import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from threefold.cli import options
 from threefold.cli.opened import In, model_of
 from threefold.cli.serve import require_packages
 from threefold.cli.show import err, note
+from threefold.errors import StoreError
 
 if TYPE_CHECKING:
     from threefold.serve.server import Server
@@ -41,20 +43,44 @@ def browse(
 
         share_cores()  # before the next lines import PyTorch
         from threefold.serve.app import CONTRACTS
+        from threefold.serve.hosts import is_loopback
         from threefold.serve.run import serve
         from threefold.serve.settings import ServeConfig
 
         given = {"model": name, "revision": at, "device": device, "precision": precision, "host": host, "port": port}
         config = ServeConfig.from_dict({**given, "collections": str(root)}, "browse")
+        private = is_loopback(host)
         reading = [one for one in CONTRACTS if one.scope in (None, "search")]
 
-        def ready(_: Server, address: str) -> None:
+        def ready(server: Server, address: str) -> None:
+            _hold(server, root)
             err.print(f"{into} is at {address}/ui", soft_wrap=True)
+            if not private:
+                note("whoever reaches this address may read the collection")
             note("Ctrl-C ends it")
-            if open_page and not webbrowser.open(f"{address}/ui"):
-                note("there is no browser here that could be opened")
+            if open_page:  # beside the server: a browser of the terminal is waited for until it ends
+                threading.Thread(target=_show, args=(f"{address}/ui",), daemon=True).start()
 
-        serve(config, ready, reading)
+        serve(config, ready, reading, private=private)
+
+
+def _hold(server: Server, root: Path) -> None:
+    """Open the collection now: that another process has it, or that it is damaged, is said before anything is served,
+    and nobody else writes to it while the command runs.
+    """
+    from threefold.serve.library import OPEN
+
+    assert server.library is not None
+    try:
+        for name in server.library.names(OPEN):
+            server.library.get(OPEN, name)
+    except StoreError as error:
+        raise type(error)(str(error).replace(f"{root / OPEN}/", "")) from error
+
+
+def _show(address: str) -> None:
+    if not webbrowser.open(address):
+        note("there is no browser here that could be opened")
 
 
 @contextmanager

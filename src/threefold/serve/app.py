@@ -33,6 +33,7 @@ from threefold.serve import (
 )
 from threefold.serve.draining import CutOff
 from threefold.serve.errors import Dialect
+from threefold.serve.hosts import ThisMachine
 from threefold.serve.http import Call, Handler, endpoint, no_route
 from threefold.serve.keys import SELF
 from threefold.serve.server import Server
@@ -127,8 +128,11 @@ CONTRACTS: tuple[Contract, ...] = (
 )
 
 
-def build(server: Server, contracts: Sequence[Contract] = CONTRACTS) -> Starlette:
-    """The ASGI application. Models are loaded when it starts and drained when it ends."""
+def build(server: Server, contracts: Sequence[Contract] = CONTRACTS, *, private: bool = False) -> Starlette:
+    """The ASGI application. Models are loaded when it starts and drained when it ends.
+
+    private  refuse web pages of other names: for a server of one person, on the machine of that person
+    """
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -140,7 +144,11 @@ def build(server: Server, contracts: Sequence[Contract] = CONTRACTS) -> Starlett
 
     return Starlette(
         routes=[_route(one, server) for one in contracts],
-        middleware=[Middleware(CutOff, server=server), *_cors(server.config.cors_origins)],
+        middleware=[
+            Middleware(CutOff, server=server),
+            *([Middleware(ThisMachine)] if private else []),
+            *_cors(server.config.cors_origins),
+        ],
         lifespan=lifespan,
         exception_handlers={HTTPException: no_route(server, _whose)},
     )

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
 import uvicorn
+from starlette.applications import Starlette
 
 from threefold.encoder.cross import CrossEncoder
 from threefold.encoder.encoder import Encoder
@@ -83,12 +84,20 @@ def _traces(config: ServeConfig) -> Traces | None:
 
 
 def serve(
-    config: ServeConfig, on_ready: Callable[[Server, str], None], contracts: Sequence[Contract] = CONTRACTS
+    config: ServeConfig,
+    on_ready: Callable[[Server, str], None],
+    contracts: Sequence[Contract] = CONTRACTS,
+    *,
+    private: bool = False,
 ) -> None:
-    """Run until SIGTERM or SIGINT. `on_ready` is told the address when requests are answered, by these routes."""
+    """Run until SIGTERM or SIGINT. `on_ready` is told the address when requests are answered, by these routes.
+
+    private  see `app.build`
+    """
     bound_caches()
     logs.configure(config.log_format)
-    asyncio.run(_serve(make_server(config), on_ready, contracts))
+    server = make_server(config)
+    asyncio.run(_serve(server, build(server, contracts, private=private), on_ready))
 
 
 def _check_certificate(config: ServeConfig) -> None:
@@ -102,7 +111,7 @@ def _check_certificate(config: ServeConfig) -> None:
         raise ConfigError(f"{files} cannot be used: {error}") from error
 
 
-async def _serve(server: Server, on_ready: Callable[[Server, str], None], contracts: Sequence[Contract]) -> None:
+async def _serve(server: Server, app: Starlette, on_ready: Callable[[Server, str], None]) -> None:
     config = server.config
     _check_certificate(config)
     listener = listen(config)
@@ -110,7 +119,7 @@ async def _serve(server: Server, on_ready: Callable[[Server, str], None], contra
         await server.start()  # before anything listens: what cannot be loaded ends the command with one line
         inside = Listener(
             uvicorn.Config(
-                build(server, contracts),
+                app,
                 log_config=None,
                 **http_options(config.body_s),
                 lifespan="on",
@@ -123,7 +132,8 @@ async def _serve(server: Server, on_ready: Callable[[Server, str], None], contra
         )
         listener.listen(BACKLOG)  # from here on nobody is turned away
         host, port = listener.getsockname()[:2]
-        on_ready(server, f"{'https' if config.tls_cert else 'http'}://{host}:{port}")
+        name = f"[{host}]" if ":" in host else host
+        on_ready(server, f"{'https' if config.tls_cert else 'http'}://{name}:{port}")
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)  # uvicorn repeats it when it is done; by then it is answered
         watch = asyncio.create_task(_end_when_lost(server, inside))
