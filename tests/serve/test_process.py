@@ -13,6 +13,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -106,6 +107,26 @@ def test_sigterm_answers_what_is_running_and_ends_well(folder: Path) -> None:
         assert response.status_code == 200
         assert len(response.json()["data"]) == 12
         assert running.wait(WAIT_S) == 0
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_second_ctrl_c_ends_at_once_and_in_order(folder: Path, tmp_path: Path, busy: bool) -> None:
+    """A habit, and the way out where an answer takes long: no traceback, and what is open is closed."""
+    flags = ("--model", str(folder), "--collections", str(tmp_path / "c"))
+    with process(*flags) as (running, url), httpx.Client(base_url=url, timeout=WAIT_S) as client, ExitStack() as stack:
+        client.put("/collections/papers").raise_for_status()
+        if busy:
+            host, port = url.removeprefix("http://").split(":")
+            waiting = stack.enter_context(socket.create_connection((host, int(port)), timeout=WAIT_S))
+            waiting.sendall(b"POST /embed HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")  # and no more
+        running.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+        running.send_signal(signal.SIGINT)
+        assert running.wait(20) == 0  # drain_s is 30
+        assert running.stderr is not None
+        assert "Traceback" not in (said := running.stderr.read()), said
+    with Collection(tmp_path / "c" / "default" / "papers", Encoder(folder, device="cpu"), create=False) as papers:
+        assert papers.count() == 0
 
 
 def test_what_lasts_longer_than_the_server_drains_ends_in_order(folder: Path, tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ class Listener(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._server.draining = True
         await super().shutdown(sockets)
+        if self.force_exit:  # by a second Ctrl-C: answers are broken off, but what is open is closed all the same
+            await self.lifespan.shutdown()
 
 
 class CutOff:
