@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -43,10 +42,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ray() -> Iterator[Any]:
+def ray() -> Any:
     """A cluster of one machine that this process is connected to."""
-    with local_ray() as ray:
-        yield ray
+    return local_ray()
 
 
 @pytest.fixture

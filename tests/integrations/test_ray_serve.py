@@ -19,7 +19,7 @@ from unittest import mock
 import httpx
 import numpy as np
 import pytest
-from tests.integrations.local_ray import local_ray
+from tests.integrations.local_ray import MARK, local_ray
 
 from threefold.cli import ray_serve as command
 from threefold.encoder.encoder import Encoder
@@ -29,19 +29,15 @@ from threefold.integrations.ray_serve import ONGOING, Replica, deployment
 from threefold.serve.hosted import REFUSED, Application, Hosted, hosted
 
 TEXTS = ["What is BGE M3?", "Définition de BM25", "搜索引擎把文档切成段落。"]
-MARK = "THREEFOLD_TEST_RAY_SERVE"
 WAIT_S = 60.0
 needs_ray = pytest.mark.peers
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`:DeprecationWarning")  # Ray's
 
 
 @pytest.fixture(scope="module")
-def ray() -> Iterator[Any]:
+def ray() -> Any:
     """A cluster of one machine that this process is connected to."""
-    os.environ[MARK] = "1"  # its processes have it too
-    with local_ray() as ray:
-        yield ray
-    del os.environ[MARK]
+    return local_ray()
 
 
 @pytest.fixture(scope="module")
