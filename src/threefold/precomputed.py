@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ from numpy.typing import NDArray
 from threefold.characters import listed
 from threefold.errors import InputError, MissingHeadError
 from threefold.paths import expanded
-from threefold.shards import Group, Reader, files_in, groups_of, read_card, representations_in
+from threefold.shards import Group, Reader, files_in
 from threefold.text.protocol import ModelCard, TextEncoder
 from threefold.text.tokenizer import Tokenizer, Truncate
 from threefold.types import Encoded, Floats, Ints, Ragged, Representation
@@ -204,16 +203,18 @@ class _Index:
     def __init__(self, files: Sequence[Path], card: ModelCard, reader: Reader) -> None:
         self.files = files
         self.has: tuple[Representation, ...] = card.representations
-        precisions = set()
+        self.groups: list[Group] = []
+        found, precisions = [np.zeros(0, _PLACE)], set()
         for file in files:
-            theirs = read_card(file)
-            _check_model(theirs, card, file)
-            precisions.add(theirs.precision)
-            self.has = tuple(name for name in representations_in(file) if name in self.has)
+            about = reader.about(file)
+            _check_model(about.card, card, file)
+            precisions.add(about.card.precision)
+            self.has = tuple(name for name in about.has if name in self.has)
+            for group in about.groups:
+                found.append(_hashed(group, len(self.groups), reader))
+                self.groups.append(group)
         self.precision = precisions.pop() if len(precisions) == 1 else ""
-        self.groups = [group for file in files for group in groups_of(Path(os.path.abspath(file)))]
-        found = [_hashed(group, number, reader) for number, group in enumerate(self.groups)]
-        columns = np.concatenate([np.zeros(0, _PLACE), *found])
+        columns = np.concatenate(found)
         self.keys, first = np.unique(columns["key"], return_index=True)
         self.tokens, self.group, self.row = (columns[name][first] for name in ("tokens", "group", "row"))
 
@@ -235,7 +236,7 @@ def _in_float32(encoded: Encoded) -> Encoded:
 
 
 def _check_model(theirs: ModelCard, ours: ModelCard, file: Path) -> None:
-    if (theirs.hash, theirs.tokenizer_hash) != (ours.hash, ours.tokenizer_hash):
+    if not theirs.is_same_model(ours):
         raise InputError(
             f"{file} was made by {theirs.name} ({theirs.hash}), and this is {ours.name} ({ours.hash}). Open the same "
             "model"

@@ -199,6 +199,14 @@ class Group(NamedTuple):
             raise _other_version(self.path, error) from error
 
 
+class About(NamedTuple):
+    """What a file says of itself: the model that wrote it, the representations that it has, and all of its rows."""
+
+    card: ModelCard
+    has: tuple[Representation, ...]
+    groups: list[Group]
+
+
 class Reader:
     """Reads groups. The file of the last one stays open: opening a file reads where each of its groups is."""
 
@@ -206,23 +214,30 @@ class Reader:
         self._path: Path | None = None
         self._file: Any = None
 
+    def about(self, path: Path) -> About:
+        """A file of `write_parquet`."""
+        with self._opened(path) as file:
+            schema, groups = file.schema_arrow, file.num_row_groups
+        columns = {"dense": "dense", "sparse": "sparse_indices", "multi": "multi"}
+        has = tuple(name for name in REPRESENTATIONS if columns[name] in schema.names)
+        place = Path(os.path.abspath(path))  # where it stays, whatever the current folder is later
+        return About(_card(path, schema), has, [Group(place, number) for number in range(groups)])
+
     def read(self, group: Group, columns: Sequence[str]) -> pa.Table:
         """The columns of the rows, as they are in the file."""
+        with self._opened(group.path) as file:
+            return file.read_row_group(group.number, columns=list(columns))
+
+    @contextmanager
+    def _opened(self, path: Path) -> Iterator[Any]:
+        place = Path(os.path.abspath(path))
         try:
-            if self._path != group.path:
+            if self._path != place:
                 self._path = None
-                self._file, self._path = pq.ParquetFile(group.path), group.path
-            return self._file.read_row_group(group.number, columns=list(columns))
+                self._file, self._path = pq.ParquetFile(place), place
+            yield self._file
         except (OSError, pa.ArrowException) as error:
-            raise InputError(f"cannot read {group.path}: {error}") from error
-
-
-def groups_of(path: Path) -> list[Group]:
-    """All rows of a file."""
-    try:
-        return [Group(path, number) for number in range(pq.read_metadata(path).num_row_groups)]
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
+            raise InputError(f"cannot read {path}: {error}") from error
 
 
 def read_card(path: Path) -> ModelCard:
@@ -232,16 +247,6 @@ def read_card(path: Path) -> ModelCard:
     except (OSError, pa.ArrowInvalid) as error:
         raise InputError(f"cannot read {path}: {error}") from error
     return _card(path, schema)
-
-
-def representations_in(path: Path) -> tuple[Representation, ...]:
-    """Those of which a file has vectors."""
-    columns = {"dense": "dense", "sparse": "sparse_indices", "multi": "multi"}
-    try:
-        names = pq.read_schema(path).names
-    except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
-    return tuple(name for name in REPRESENTATIONS if columns[name] in names)
 
 
 def read_written(path: Path) -> tuple[Written, str]:

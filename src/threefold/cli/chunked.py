@@ -13,6 +13,7 @@ from threefold.errors import InputError
 from threefold.text.protocol import ModelCard, TextEncoder
 
 if TYPE_CHECKING:
+    from threefold.precomputed import PrecomputedEncoder
     from threefold.text.documents import Loading
 
 
@@ -59,15 +60,15 @@ def chunks_of(
     return rows
 
 
-def with_vectors(
+def precomputed(
     encoder: TextEncoder, vectors: Sequence[Path] | None, into: str, url: str | None, multi: str | None
-) -> TextEncoder:
-    """The encoder, which takes what is in the files or folders of `--vectors` from there.
+) -> PrecomputedEncoder | None:
+    """The encoder with what is in the files or folders of `--vectors`; None where none are given.
 
     into, url, multi  of the collection. Files that lack what a new one keeps are refused before its folder is made
     """
     if not vectors:
-        return encoder
+        return None
     from threefold.opening import collection_folder
     from threefold.precomputed import PrecomputedEncoder
     from threefold.store.folder import manifest_path
@@ -76,8 +77,3 @@ def with_vectors(
     if url is None and not manifest_path(collection_folder(into)).exists():
         found.require([name for name in encoder.card.representations if (name, multi) != ("multi", "none")])
     return found
-
-
-def found_in(encoder: TextEncoder) -> int:
-    """How many chunks had vectors already."""
-    return int(getattr(encoder, "found", 0))

@@ -10,7 +10,7 @@ import typer
 from rich.text import Text
 
 from threefold.cli import idle, options
-from threefold.cli.chunked import chunking_in, found_in, with_vectors
+from threefold.cli.chunked import chunking_in, precomputed
 from threefold.cli.endings import keeping
 from threefold.cli.inspect import show_reasons
 from threefold.cli.opened import In, Into, Url, condition_in, existing, model_of
@@ -96,7 +96,7 @@ def index(
         options.opened_encoder(*model_of(into, url, model, revision), device, precision, devices) as opened,
         Collection(
             into,
-            with_vectors(opened, vectors, into, url, multi),
+            (known := precomputed(opened, vectors, into, url, multi)) or opened,
             chunking=chunking,
             multi_storage=storage,
             multi_pool=multi_pool,
@@ -112,14 +112,14 @@ def index(
                 without=vectors or (),
                 progress=lambda documents, _chunks, tokens: bar.update(documents, tokens),
             )
-        total, encoder = collection.count(), collection.encoder
+        total = collection.count()
     if as_json:
-        found = {"precomputed": found_in(encoder)} if vectors else {}
+        found = {"precomputed": known.found} if known else {}
         print_json({**dataclasses.asdict(report), **found, "collection": into, "total_chunks": total})
     else:
-        _show_report(report, into, total, encoder.card.precision)
-        if vectors and report.chunks:
-            note(f"{found_in(encoder):,} of {many(report.chunks, 'chunk')} had vectors already")
+        _show_report(report, into, total, (known or opened).card.precision)
+        if known and report.chunks:
+            note(f"{known.found:,} of {many(report.chunks, 'chunk')} had vectors already")
     if not total or not (report.added or report.replaced or report.unchanged or report.deleted):
         raise typer.Exit(1)
 

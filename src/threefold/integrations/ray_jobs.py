@@ -61,9 +61,7 @@ def connected(address: str) -> Iterator[Any]:
         quiet["include_dashboard"] = False
     try:
         start(ray, address, **quiet)
-    except Exception as error:
-        if not isinstance(error, ConnectionError | RuntimeError | ValueError) and type(error) is not Exception:
-            raise
+    except (ConnectionError, RuntimeError, ValueError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". ")
         raise InputError(
             f"--ray {address}: no cluster of Ray can be used there: {first}. Does one run (`ray status`), and does it "
@@ -76,17 +74,24 @@ def connected(address: str) -> Iterator[Any]:
 
 
 def start(ray: Any, address: str, **settings: Any) -> None:
-    """`ray.init`, once more where a Ray of this machine did not come up: its head may hang before its first line.
+    """`ray.init`, once more where a Ray of this machine did not come up: its head may hang before its first line."""
+    try:
+        _init(ray, address, **settings)
+    except RuntimeError:
+        if address != "local":
+            raise
+        ray.shutdown()
+        _init(ray, address, **settings)
 
-    Ray says so by a RuntimeError, and of a node that is late by a bare Exception.
-    """
+
+def _init(ray: Any, address: str, **settings: Any) -> None:
+    """`ray.init`. Of a head that is late Ray says a RuntimeError, of a node a bare Exception, which is one here too."""
     try:
         ray.init(address=address, **settings)
     except Exception as error:
-        if address != "local" or not (isinstance(error, RuntimeError) or type(error) is Exception):
+        if type(error) is not Exception:
             raise
-        ray.shutdown()
-        ray.init(address=address, **settings)
+        raise RuntimeError(str(error)) from error
 
 
 def _check_address(address: str) -> None:

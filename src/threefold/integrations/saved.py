@@ -30,7 +30,7 @@ class SavedVectors:
         self._documents = _Table(documents)
         self._queries = _Table(queries) if queries is not None else self._documents
         ours, theirs = self._documents.card, self._queries.card
-        if (ours.hash, ours.tokenizer_hash) != (theirs.hash, theirs.tokenizer_hash):
+        if not ours.is_same_model(theirs):
             raise InputError(f"{documents} was made by {ours.name} ({ours.hash}), {queries} by {theirs.name}")
         both = [name for name in self._documents.has if name in self._queries.has]
         self.card = dataclasses.replace(
@@ -85,7 +85,7 @@ class _Table:
         self.card = read_card(files[0])
         for file in files[1:]:
             other = read_card(file)
-            if (other.hash, other.tokenizer_hash) != (self.card.hash, self.card.tokenizer_hash):
+            if not self.card.is_same_model(other):
                 raise InputError(f"{files[0]} was made by {self.card.name} ({self.card.hash}), {file} by {other.name}")
         read = [read_parquet(file) for file in files]
         texts, self.encoded = [text for _, some, _ in read for text in some], Encoded.concat([one for *_, one in read])

@@ -159,7 +159,7 @@ def _walk(
     for entry in entries:
         if entry.name.startswith(".") or entry.name in IGNORED_FOLDERS:
             continue
-        if without and os.path.realpath(entry) in without:
+        if without and (os.path.realpath(entry) if entry.is_symlink() else os.path.join(real, entry.name)) in without:
             continue
         inner = os.path.isdir(entry)  # not Path.is_dir, which raises where permission is missing
         if ignored is not None and ignored.leaves_out(entry, folder=inner):

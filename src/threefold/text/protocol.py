@@ -46,6 +46,10 @@ class ModelCard:
         sizes = dict(zip(REPRESENTATIONS, (self.dense_dim, self.vocab, self.multi_dim), strict=True))
         return tuple(name for name in REPRESENTATIONS if sizes[name])
 
+    def is_same_model(self, other: ModelCard) -> bool:
+        """Whether vectors of both can be compared; the numbers in which they were computed may differ."""
+        return (self.hash, self.tokenizer_hash) == (other.hash, other.tokenizer_hash)
+
 
 class TextEncoder(Protocol):
     """Texts in, representations out."""
