@@ -268,6 +268,18 @@ def test_weights_are_counted_and_not_shared_with_their_origin() -> None:
 
 
 @needs_kernels
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("int8", [False, True])
+def test_weights_fill_the_memory_that_was_taken_for_them(size: tuple[int, int, int], int8: bool) -> None:
+    state = network(size).state_dict()
+    own = NativeLayers(network(size).config, lambda name: Stored(state[name]), int8)
+    assert own.held_bytes == len(own._room.memory) and not len(own._room._left)
+    assert own._room.memory.data_ptr() % subject.HUGE_PAGE == 0
+    with pytest.raises(ShapeError, match="64 bytes more"):  # C would write behind it
+        own._room.take(64)
+
+
+@needs_kernels
 def test_memory_of_a_long_text_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subject, "KEPT_BYTES", 1 << 20)
     run(SIZES[0], False, states(3_000, SIZES[0]), [1_000] * 3)

@@ -13,7 +13,7 @@
 enum {
     PER_GROUP = GROUP_BYTES / sizeof(state),
     BLOCK_QUERIES = 48,
-    BLOCK_KEYS = 64 * PER_GROUP, // scores and weights of a block are 24 or 36 kB and stay in the first cache
+    BLOCK_KEYS = 128 * PER_GROUP, // half as many stay in the first cache and are slower: more often they are begun anew
     OWN_KEYS = (BLOCK_QUERIES + PANEL - 1) / PANEL * PANEL,
     MOST_HEAD = 64,
 };
@@ -51,14 +51,20 @@ static void states_by_half(int rows, const struct operands *o) {
     }
 }
 
-// From rows of `stride` states each. Rows behind the end are zeros.
+// LANES groups of the first `count` of LANES rows, turned over; zeros for the other rows.
+INLINE void pack_square(const state *rows, ptrdiff_t stride, int count, state *to) {
+    ints square[LANES];
+    UNROLLED (i, LANES) square[i] = i < count ? load_ints(rows + i * stride) : no_ints();
+    if (count > 0) transpose(square);
+    UNROLLED (i, LANES) store_ints(to + i * PANEL * PER_GROUP, square[i]);
+}
+
+// From rows of `stride` states each.
 static void pack_keys(const state *keys, ptrdiff_t stride, int length, int head, state *to) {
-    for (int first = 0; first < padded(length); first += PANEL)
-        for (int g = 0; g < head; g += PER_GROUP)
-            for (int row = first; row < first + PANEL; row += LANES, to += LANES * PER_GROUP) {
-                const char *from = (const char *)(keys + row * stride + g);
-                store_ints(to, gather(from, (int)(stride * sizeof(state)), length - row));
-            }
+    for (int row = 0; row < padded(length); row += LANES)
+        for (int c = 0; c < head; c += LANES * PER_GROUP)
+            pack_square(keys + row * stride + c, stride, length - row,
+                        to + row / PANEL * PANEL * head + c * PANEL + row % PANEL * PER_GROUP);
 }
 
 // One group of rows from this one on, 4 bytes for each of LANES columns.
@@ -80,46 +86,63 @@ static void pack_values(const state *values, ptrdiff_t stride, int length, int h
                 store_ints(to, group_of_rows(values + c, stride, row, length));
 }
 
-// One row of scores becomes weights that are not yet divided by their sum: the first `valid`, and zeros up to a
-// whole vector. Returns what everything summed so far has to be multiplied by.
-INLINE float soften(const float *scores, state *weights, int valid, float scale, float *top, float *sum) {
-    vec most = set(-INFINITY), all = set(0);
-    for (int j = 0; j < valid; j += LANES) most = larger(most, first_of(load(scores + j), valid - j, -INFINITY));
-    float before = *top, now = fmaxf(before, largest_of(most));
-    for (int j = 0; j < valid; j += LANES) {
-        vec x = (load(scores + j) - set(now)) * set(scale); // 0 at the top, to the bit
-        x = first_of(power_of_two(x), valid - j, 0);
-        write_state(weights + j, x);
-        all = all + x;
-    }
-    float fade = exp2f((before - now) * scale); // 0 for the first block
-    *top = now;
-    *sum = *sum * fade + sum_of(all);
-    return fade;
-}
-
 // What is under way for a block of queries.
 struct block {
     float scores[BLOCK_QUERIES * BLOCK_KEYS], found[BLOCK_QUERIES * MOST_HEAD];
-    float top[BLOCK_QUERIES], sum[BLOCK_QUERIES];
+    float top[BLOCK_QUERIES], sum[BLOCK_QUERIES], fade[BLOCK_QUERIES];
     state weights[BLOCK_QUERIES * BLOCK_KEYS];
+    state queries[BLOCK_QUERIES * MOST_HEAD]; // end to end: rows of `qkv` would share few places of the first cache
 };
 
 // Scores of `rows` queries with `valid` keys.
-INLINE void score(struct block *b, const state *queries, ptrdiff_t stride, int rows, const state *keys, int valid,
-                  int head) {
+INLINE void score(struct block *b, int rows, const state *keys, int valid, int head) {
     const int tiles = tiles_of(rows, TILE_ROWS);
     for (int j = 0; j < valid; j += PANEL)
         for (int i = 0; i < tiles; i++) {
             int first = border(rows, tiles, i), last = border(rows, tiles, i + 1);
-            struct operands o = {.inputs = (const char *)(queries + first * stride),
-                                 .input_stride = stride * sizeof(state),
+            struct operands o = {.inputs = (const char *)(b->queries + first * head),
+                                 .input_stride = head * sizeof(state),
                                  .weights = (const char *)(keys + (ptrdiff_t)j * head),
                                  .groups = head / PER_GROUP,
                                  .sums = b->scores + first * BLOCK_KEYS + j,
                                  .sum_stride = BLOCK_KEYS * sizeof(float)};
             states_by_panel(last - first, &o);
         }
+}
+
+INLINE float top_of(const float *scores, int valid, float before) {
+    vec most = set(before);
+    int j = 0;
+    for (; j + LANES <= valid; j += LANES) most = larger(most, load(scores + j));
+    if (j < valid) most = larger(most, first_of(load(scores + j), valid - j, before));
+    return largest_of(most);
+}
+
+// One row of scores becomes weights that are not yet divided by their sum, with zeros up to a whole vector. Returns it.
+INLINE float weigh(const float *scores, state *weights, int valid, float scale, float top) {
+    const vec by = set(scale), shift = set(-top * scale);
+    vec all = set(0);
+    for (int j = 0; j < valid; j += LANES) {
+        vec x = power_of_two(multiply_add(load(scores + j), by, shift));
+        if (j + LANES > valid) x = first_of(x, valid - j, 0);
+        write_state(weights + j, x);
+        all = all + x;
+    }
+    return sum_of(all);
+}
+
+// Scores become weights. What was summed so far has to be multiplied by `fade`.
+INLINE void soften(struct block *b, int rows, int valid, float scale) {
+    for (int r = 0; r < rows; r++) {
+        float top = top_of(b->scores + r * BLOCK_KEYS, valid, b->top[r]);
+        b->fade[r] = (b->top[r] - top) * scale;
+        b->top[r] = top;
+    }
+    for (int r = 0; r < BLOCK_QUERIES; r += LANES) store(b->fade + r, power_of_two(load(b->fade + r)));
+    for (int r = 0; r < rows; r++) {
+        const int at = r * BLOCK_KEYS;
+        b->sum[r] = b->sum[r] * b->fade[r] + weigh(b->scores + at, b->weights + at, valid, scale, b->top[r]);
+    }
 }
 
 // Adds `valid` values, each by its weight. From one panel of values to the next it is `step` states.
@@ -147,15 +170,15 @@ static void attend(const state *queries, ptrdiff_t q_stride, const state *keys, 
     const int rows = last - first, columns = value_columns(head);
     const float scale = 1.44269504f / sqrtf((float)head); // weights are powers of two
     memset(b.found, 0, sizeof b.found);
-    for (int r = 0; r < rows; r++) b.top[r] = -INFINITY, b.sum[r] = 0;
+    for (int r = 0; r < BLOCK_QUERIES; r++) b.top[r] = -FLT_MAX, b.sum[r] = b.fade[r] = 0;
+    for (int r = 0; r < rows; r++) memcpy(b.queries + r * head, queries + (first + r) * q_stride, head * sizeof(state));
     for (int start = 0; start < length; start += BLOCK_KEYS) {
         const int valid = least(length - start, BLOCK_KEYS);
-        score(&b, queries + first * q_stride, q_stride, rows, keys + (ptrdiff_t)start * head, valid, head);
-        for (int r = 0; r < rows; r++) {
-            const int at = r * BLOCK_KEYS;
-            vec fade = set(soften(b.scores + at, b.weights + at, valid, scale, b.top + r, b.sum + r));
-            for (float *x = b.found + r * head, *end = x + head; x < end; x += LANES) store(x, load(x) * fade);
-        }
+        score(&b, rows, keys + (ptrdiff_t)start * head, valid, head);
+        soften(&b, rows, valid, scale);
+        for (int r = 0; start && r < rows; r++)
+            for (float *x = b.found + r * head, *end = x + head; x < end; x += LANES)
+                store(x, load(x) * set(b.fade[r]));
         add_values(&b, rows, values + (ptrdiff_t)start * columns, (ptrdiff_t)padded(length) * columns, valid, head);
     }
     for (int r = 0; r < rows; r++)

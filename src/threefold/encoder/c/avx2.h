@@ -69,13 +69,14 @@ INLINE vec if_negative(vec x, vec then, vec otherwise) {
     return _mm256_blendv_ps(otherwise, then, _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_LT_OQ));
 }
 
-INLINE vec nearest_whole(vec x) {
-    return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+INLINE vec fraction(vec x) {
+    return x - _mm256_floor_ps(x);
 }
 
-INLINE vec times_power_of_two(vec x, vec whole) {
-    ints exponent = _mm256_add_epi32(_mm256_cvtps_epi32(whole), _mm256_set1_epi32(127));
-    return x * _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
+INLINE vec times_power_of_two(vec x, vec exponent) {
+    vec whole = _mm256_floor_ps(larger(set(-126), exponent));
+    ints biased = _mm256_add_epi32(_mm256_cvtps_epi32(whole), _mm256_set1_epi32(127));
+    return x * _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
 }
 
 // ---- integers ---------------------------------------------------------------------------------------------------
@@ -102,11 +103,22 @@ INLINE ints repeat(const void *from) {
     return all_ints(x);
 }
 
-INLINE ints gather(const char *from, int stride, int count) {
-    const ints rows = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    if (count <= 0) return no_ints();
-    return _mm256_mask_i32gather_epi32(no_ints(), (const int *)from,
-                                       _mm256_mullo_epi32(rows, _mm256_set1_epi32(stride)), lanes_before(count), 1);
+INLINE void transpose(ints x[LANES]) {
+    ints y[LANES];
+    UNROLLED (i, 4) {
+        y[2 * i] = _mm256_unpacklo_epi32(x[2 * i], x[2 * i + 1]);
+        y[2 * i + 1] = _mm256_unpackhi_epi32(x[2 * i], x[2 * i + 1]);
+    }
+    UNROLLED (i, 2) {
+        ints *from = y + 4 * i, *to = x + 4 * i;
+        to[0] = _mm256_unpacklo_epi64(from[0], from[2]), to[1] = _mm256_unpackhi_epi64(from[0], from[2]);
+        to[2] = _mm256_unpacklo_epi64(from[1], from[3]), to[3] = _mm256_unpackhi_epi64(from[1], from[3]);
+    }
+    UNROLLED (i, 4) {
+        y[i] = x[i];
+        x[i] = _mm256_permute2x128_si256(y[i], x[i + 4], 0x20);
+        x[i + 4] = _mm256_permute2x128_si256(y[i], x[i + 4], 0x31);
+    }
 }
 
 INLINE vec as_floats(ints bits) {

@@ -60,13 +60,14 @@ INLINE vec if_negative(vec x, vec then, vec otherwise) {
     return _mm512_mask_mov_ps(otherwise, _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ), then);
 }
 
-INLINE vec nearest_whole(vec x) {
-    return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+// What is above the whole number below: from 0 to 1.
+INLINE vec fraction(vec x) {
+    return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
 }
 
-// x 2^whole, for whole numbers from -126 to 127.
-INLINE vec times_power_of_two(vec x, vec whole) {
-    return _mm512_scalef_ps(x, whole);
+// x 2^(the whole number below the exponent), where that is at most 127. Below -126 it is nothing, or next to nothing.
+INLINE vec times_power_of_two(vec x, vec exponent) {
+    return _mm512_scalef_ps(x, exponent);
 }
 
 // ---- integers ---------------------------------------------------------------------------------------------------
@@ -94,12 +95,27 @@ INLINE ints repeat(const void *from) {
     return all_ints(x);
 }
 
-// 4 bytes from each of the first `count` rows, zeros behind them.
-INLINE ints gather(const char *from, int stride, int count) {
-    const ints rows = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    if (count <= 0) return no_ints();
-    __mmask16 here = count >= LANES ? 0xFFFF : (__mmask16)((1u << count) - 1);
-    return _mm512_mask_i32gather_epi32(no_ints(), here, _mm512_mullo_epi32(rows, _mm512_set1_epi32(stride)), from, 1);
+// Row i, lane j becomes row j, lane i: by pairs of lanes, fours, eights, sixteens.
+INLINE void transpose(ints x[LANES]) {
+    ints y[LANES];
+    UNROLLED (i, 8) {
+        y[2 * i] = _mm512_unpacklo_epi32(x[2 * i], x[2 * i + 1]);
+        y[2 * i + 1] = _mm512_unpackhi_epi32(x[2 * i], x[2 * i + 1]);
+    }
+    UNROLLED (i, 4) {
+        ints *from = y + 4 * i, *to = x + 4 * i;
+        to[0] = _mm512_unpacklo_epi64(from[0], from[2]), to[1] = _mm512_unpackhi_epi64(from[0], from[2]);
+        to[2] = _mm512_unpacklo_epi64(from[1], from[3]), to[3] = _mm512_unpackhi_epi64(from[1], from[3]);
+    }
+    UNROLLED (i, 8) {
+        ints *from = x + i / 4 * 8 + i % 4, *to = y + i / 4 * 8 + i % 4;
+        to[0] = _mm512_shuffle_i32x4(from[0], from[4], 0x88);
+        to[4] = _mm512_shuffle_i32x4(from[0], from[4], 0xDD);
+    }
+    UNROLLED (i, 8) {
+        x[i] = _mm512_shuffle_i32x4(y[i], y[i + 8], 0x88);
+        x[i + 8] = _mm512_shuffle_i32x4(y[i], y[i + 8], 0xDD);
+    }
 }
 
 INLINE vec as_floats(ints bits) {

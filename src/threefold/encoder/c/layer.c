@@ -135,6 +135,17 @@ INLINE void finish_tile(const struct layer *l, const struct matrix *m, const str
         }
 }
 
+// What finish_tile is going to read and write comes from memory while the tile is multiplied.
+INLINE void fetch_outputs(const struct matrix *m, int r, int rows, int c, enum finish finish, const void *to,
+                          const float *plus) {
+    const int size = finish == PLUS ? sizeof(float) : sizeof(state);
+    for (int i = 0; i < rows; i++) {
+        const ptrdiff_t at = (ptrdiff_t)(r + i) * m->outputs + c;
+        fetch((const char *)to + at * size, PANEL * size);
+        if (finish == PLUS) fetch(plus + at, PANEL * size);
+    }
+}
+
 // Of one input of a product, and of one weight.
 INLINE int input_bytes(const struct layer *l) {
     return l->int8 ? sizeof(whole) : sizeof(state);
@@ -190,6 +201,7 @@ static void product(struct pass *p, int task, const struct matrix *m, const stru
                                  .sum_stride = PANEL * sizeof(float)};
             // of the next panel half is fetched beside each of the first two tiles, while this one is multiplied
             if (tiles > 1 && i < 2 && n + 1 < end) o.ahead = w + panel_bytes + i * panel_bytes / 2;
+            fetch_outputs(m, a, b - a, n * PANEL, finish, to, plus);
             (l->int8 ? rows_by_panel_int8 : rows_by_panel_bf16)(b - a, &o);
             finish_tile(l, m, in, sums, a, b - a, n * PANEL, finish, to, plus);
         }

@@ -14,8 +14,6 @@ enum { PANEL = WIDE * LANES, GROUP_BYTES = 4, VECTOR_BYTES = 4 * LANES, LINE_BYT
 
 enum kind { BF16, INT8, FLOAT };
 
-#define UNROLLED(i, count) _Pragma("GCC unroll 12") for (int i = 0; i < count; i++)
-
 // What a tile reads and writes; strides are in bytes.
 struct operands {
     const char *inputs, *weights;
@@ -46,8 +44,8 @@ INLINE ints add_products(const enum kind kind, ints sum, ints weights, ints x) {
 #endif
 }
 
-INLINE void fetch(const char *ahead) {
-    for (int line = 0; line < PANEL * GROUP_BYTES / 2; line += LINE_BYTES) _mm_prefetch(ahead + line, _MM_HINT_T1);
+INLINE void fetch(const void *from, int bytes) {
+    for (int line = 0; line < bytes; line += LINE_BYTES) _mm_prefetch((const char *)from + line, _MM_HINT_T0);
 }
 
 // `rows` rows by `wide` registers of columns: constants where it is called, so the sums stay in registers.
@@ -59,7 +57,7 @@ INLINE void tile(const enum kind kind, const int rows, const int wide, const str
     const char *from = o->inputs, *w = o->weights, *ahead = o->ahead;
     const ptrdiff_t stride = o->input_stride;
     for (int g = 0; g < o->groups; g++, w += VECTOR_BYTES * wide) {
-        if (ahead) fetch(ahead), ahead += PANEL * GROUP_BYTES / 2;
+        if (ahead) fetch(ahead, PANEL * GROUP_BYTES / 2), ahead += PANEL * GROUP_BYTES / 2;
         UNROLLED (step, steps(kind)) {
             UNROLLED (j, wide) weights[j] = weights_of_step(kind, step, load_ints(w + VECTOR_BYTES * j));
             UNROLLED (r, rows) {
