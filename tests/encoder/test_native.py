@@ -273,7 +273,8 @@ def test_weights_are_counted_and_not_shared_with_their_origin() -> None:
 def test_weights_fill_the_memory_that_was_taken_for_them(size: tuple[int, int, int], int8: bool) -> None:
     state = network(size).state_dict()
     own = NativeLayers(network(size).config, lambda name: Stored(state[name]), int8)
-    assert own.held_bytes == len(own._room.memory) and not len(own._room._left)
+    assert own.held_bytes == len(own._room.memory)
+    assert not len(own._room._left)
     assert own._room.memory.data_ptr() % subject.HUGE_PAGE == 0
     with pytest.raises(ShapeError, match="64 bytes more"):  # C would write behind it
         own._room.take(64)
