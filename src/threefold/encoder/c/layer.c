@@ -41,6 +41,8 @@ struct rows {
 enum {
     SHORT = 24,
     BLOCK_BYTES = 512 << 10,
+    PART_BYTES = 128 << 10, // of a panel: a part stays in the second cache, beside the next one and a block of rows
+    MOST_SUMS = BLOCK_BYTES / PART_BYTES * PANEL + TILE_ROWS, // rows of a block whose panels are more than one part
     MOST_COLUMNS = 512,
     TASKS_PER_THREAD = 4,
     ROWS_AT_ONCE = 1024,
@@ -187,24 +189,29 @@ static void product(struct pass *p, int task, const struct matrix *m, const stru
     const int tiles = tiles_of(last - first, TILE_ROWS);
     const int groups = m->inputs * weight_bytes(l) / GROUP_BYTES;
     const ptrdiff_t row_bytes = (ptrdiff_t)m->inputs * input_bytes(l);
-    const ptrdiff_t panel_bytes = (ptrdiff_t)groups * GROUP_BYTES * PANEL;
-    int32_t sums[TILE_ROWS * PANEL] __attribute__((aligned(64)));
-    for (int n = panel; n < end; n++)
+    const int parts = tiles_of(groups * GROUP_BYTES * PANEL, PART_BYTES), pieces = (end - panel) * parts;
+    int32_t sums[MOST_SUMS * PANEL] __attribute__((aligned(64)));
+    for (int piece = 0; piece < pieces; piece++) {
+        const int n = panel + piece / parts, part = piece % parts, whole = part + 1 == parts;
+        const int start = border(groups, parts, part), count = border(groups, parts, part + 1) - start;
+        const char *w = m->weight + ((ptrdiff_t)n * groups + start) * GROUP_BYTES * PANEL;
         for (int i = 0; i < tiles; i++) {
             int a = first + border(last - first, tiles, i), b = first + border(last - first, tiles, i + 1);
-            const char *w = m->weight + n * panel_bytes;
-            struct operands o = {.inputs = in->values + a * row_bytes,
+            int32_t *own = sums + (parts > 1 ? (a - first) * PANEL : 0);
+            struct operands o = {.inputs = in->values + a * row_bytes + row_bytes / groups * start,
                                  .input_stride = row_bytes,
                                  .weights = w,
-                                 .groups = groups,
-                                 .sums = sums,
-                                 .sum_stride = PANEL * sizeof(float)};
-            // of the next panel half is fetched beside each of the first two tiles, while this one is multiplied
-            if (tiles > 1 && i < 2 && n + 1 < end) o.ahead = w + panel_bytes + i * panel_bytes / 2;
-            fetch_outputs(m, a, b - a, n * PANEL, finish, to, plus);
+                                 .groups = count,
+                                 .sums = own,
+                                 .sum_stride = PANEL * sizeof(float),
+                                 .add = part > 0};
+            // of the next piece half is fetched beside each of the first two tiles, while this one is multiplied
+            if (tiles > 1 && i < 2 && piece + 1 < pieces) o.ahead = w + (2 + i) * count * (GROUP_BYTES * PANEL / 2);
+            if (whole) fetch_outputs(m, a, b - a, n * PANEL, finish, to, plus);
             (l->int8 ? rows_by_panel_int8 : rows_by_panel_bf16)(b - a, &o);
-            finish_tile(l, m, in, sums, a, b - a, n * PANEL, finish, to, plus);
+            if (whole) finish_tile(l, m, in, own, a, b - a, n * PANEL, finish, to, plus);
         }
+    }
 }
 
 // ---- stages -----------------------------------------------------------------------------------------------------
