@@ -177,3 +177,18 @@ def test_more_like_a_hit_of_the_collection_that_it_is_of(url: str, acted: Acted,
     choose = 'at("query").value = ""; at("in").value = "others"; document.querySelector(".like").click()'
     shown = acted({"in": papers, "q": "quick fox"}, later=choose)
     assert re.match(r"1 hit like (fox|dog), ", said_in(shown))
+
+
+@needs_browser
+def test_back_returns_to_the_search_before(acted: Acted, papers: str) -> None:
+    search = 'at("query").value = "lazy"; search()'
+    like = 'document.querySelector(".like").click()'
+
+    def after(*steps: str) -> str:
+        nested = "".join(f"setTimeout(() => {{{step}}}, {700 * i});" for i, step in enumerate(steps))
+        return said_in(acted({"in": papers, "q": "fox"}, later=nested))
+
+    assert after(search).startswith("2 hits for \u201clazy\u201d")
+    assert after(search, like).startswith("1 hit like ")
+    assert after(search, like, "history.back()").startswith("2 hits for \u201clazy\u201d")
+    assert after(search, like, "history.go(-2)").startswith("2 hits for \u201cfox\u201d")
