@@ -40,8 +40,8 @@ HERE = [build for build in BUILDS if fits(build) and library_of(FOLDER, build).i
 needs_kernels = pytest.mark.skipif(bool(status()), reason=f"kernels in C: {status()}")
 each_build = pytest.mark.parametrize("build", HERE or [pytest.param("", marks=needs_kernels)])
 
-#: Heads of 32 and of 64 dimensions; sizes that are one panel, and some.
-SIZES = [(64, 2, 64), (192, 3, 320), (384, 12, 1536)]
+#: Heads of 32 and of 64 dimensions; sizes that are one panel, and some; panels that are multiplied in parts.
+SIZES = [(64, 2, 64), (192, 3, 320), (384, 12, 1536), (64, 2, 4160)]
 TEXTS = ["a fox", "Ein Fuchs springt über den faulen Hund.", "狐" * 70, "x " * 200]
 
 
@@ -126,6 +126,17 @@ def test_a_text_has_the_same_bits_alone_and_in_any_batch(build: str, int8: bool,
     ends = np.cumsum(lengths)
     for start, end in zip(ends - lengths, ends, strict=True):
         assert torch.equal(run(SIZES[1], int8, x[start:end], [int(end - start)], build), together[start:end])
+
+
+@each_build
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("size", SIZES)
+def test_so_it_is_for_every_size(build: str, int8: bool, size: tuple[int, int, int]) -> None:
+    lengths = [5, 130, 77, 300, 12]
+    texts = states(sum(lengths), size).split(lengths)
+    together = run(size, int8, torch.cat(texts), lengths, build).split(lengths)
+    for text, found in zip(texts, together, strict=True):
+        assert torch.equal(run(size, int8, text, [len(text)], build), found)
 
 
 @needs_kernels
