@@ -133,8 +133,8 @@ def test_a_text_has_the_same_bits_alone_and_in_any_batch(build: str, int8: bool,
 @pytest.mark.parametrize("size", SIZES)
 def test_so_it_is_for_every_size(build: str, int8: bool, size: tuple[int, int, int]) -> None:
     lengths = [5, 130, 77, 300, 12]
-    texts = states(sum(lengths), size).split(lengths)
-    together = run(size, int8, torch.cat(texts), lengths, build).split(lengths)
+    texts = torch.split(states(sum(lengths), size), lengths)
+    together = torch.split(run(size, int8, torch.cat(texts), lengths, build), lengths)
     for text, found in zip(texts, together, strict=True):
         assert torch.equal(run(size, int8, text, [len(text)], build), found)
 
