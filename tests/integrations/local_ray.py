@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
+import warnings
 from typing import Any
 
 import pytest
@@ -26,10 +28,13 @@ def local_ray() -> Any:
         return ray
     os.environ[MARK] = "1"
     settings: dict[str, Any] = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 80_000_000}
-    try:
-        start(ray, "local", **settings, log_to_driver=False, logging_level=logging.ERROR)
-    except Exception as error:
-        if "timed out" not in str(error).lower():
-            raise
-        pytest.skip(f"Ray does not come up here: {error}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # of the processes of a first try, which Ray drops as they are
+        try:
+            start(ray, "local", **settings, log_to_driver=False, logging_level=logging.ERROR)
+        except Exception as error:
+            if "timed out" not in str(error).lower():
+                raise
+            pytest.skip(f"Ray does not come up here: {error}")
+        gc.collect()
     return ray
