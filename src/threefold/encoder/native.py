@@ -2,7 +2,7 @@
 
 PyTorch runs a layer in some thirty operations, each of which writes its result to memory, and oneDNN's products read
 the weights for a query at half of what memory gives. Here all layers are one call: rounding, bias, GELU and residual
-run inside the products, attention inside the first cache (docs/speed.md has what that is worth).
+run inside the products, attention inside the caches (docs/speed.md has what that is worth).
 
 Builds, each for the instructions that its name says:
   avx512_bf16  states and weights in bfloat16, or int8 by VNNI

@@ -112,9 +112,11 @@ INLINE void score(struct block *b, int rows, const state *keys, int valid, int h
 
 INLINE float top_of(const float *scores, int valid, float before) {
     vec most = set(before);
-    int j = 0;
-    for (; j + LANES <= valid; j += LANES) most = larger(most, load(scores + j));
-    if (j < valid) most = larger(most, first_of(load(scores + j), valid - j, before));
+    for (int j = 0; j < valid; j += LANES) {
+        vec x = load(scores + j);
+        if (j + LANES > valid) x = first_of(x, valid - j, before);
+        most = larger(most, x);
+    }
     return largest_of(most);
 }
 

@@ -69,13 +69,18 @@ INLINE vec if_negative(vec x, vec then, vec otherwise) {
     return _mm256_blendv_ps(otherwise, then, _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_LT_OQ));
 }
 
+// The exponents of numbers that are not denormal, and none is infinite. In this order NaN stays NaN.
+INLINE vec from_least(vec exponent) {
+    return larger(set(-126), exponent);
+}
+
 INLINE vec fraction(vec x) {
-    return x - _mm256_floor_ps(x);
+    return from_least(x) - _mm256_floor_ps(from_least(x));
 }
 
 INLINE vec times_power_of_two(vec x, vec exponent) {
-    vec whole = _mm256_floor_ps(larger(set(-126), exponent));
-    ints biased = _mm256_add_epi32(_mm256_cvtps_epi32(whole), _mm256_set1_epi32(127));
+    vec below = _mm256_floor_ps(from_least(exponent));
+    ints biased = _mm256_add_epi32(_mm256_cvtps_epi32(below), _mm256_set1_epi32(127));
     return x * _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
 }
 
@@ -103,21 +108,27 @@ INLINE ints repeat(const void *from) {
     return all_ints(x);
 }
 
-INLINE void transpose(ints x[LANES]) {
-    ints y[LANES];
+INLINE ints first_lanes(ints a, ints b) {
+    return _mm256_unpacklo_epi32(a, b);
+}
+
+INLINE ints last_lanes(ints a, ints b) {
+    return _mm256_unpackhi_epi32(a, b);
+}
+
+INLINE ints first_pairs(ints a, ints b) {
+    return _mm256_unpacklo_epi64(a, b);
+}
+
+INLINE ints last_pairs(ints a, ints b) {
+    return _mm256_unpackhi_epi64(a, b);
+}
+
+INLINE void exchange_fours(ints x[LANES]) {
     UNROLLED (i, 4) {
-        y[2 * i] = _mm256_unpacklo_epi32(x[2 * i], x[2 * i + 1]);
-        y[2 * i + 1] = _mm256_unpackhi_epi32(x[2 * i], x[2 * i + 1]);
-    }
-    UNROLLED (i, 2) {
-        ints *from = y + 4 * i, *to = x + 4 * i;
-        to[0] = _mm256_unpacklo_epi64(from[0], from[2]), to[1] = _mm256_unpackhi_epi64(from[0], from[2]);
-        to[2] = _mm256_unpacklo_epi64(from[1], from[3]), to[3] = _mm256_unpackhi_epi64(from[1], from[3]);
-    }
-    UNROLLED (i, 4) {
-        y[i] = x[i];
-        x[i] = _mm256_permute2x128_si256(y[i], x[i + 4], 0x20);
-        x[i + 4] = _mm256_permute2x128_si256(y[i], x[i + 4], 0x31);
+        ints first = x[i];
+        x[i] = _mm256_permute2x128_si256(first, x[i + 4], 0x20);
+        x[i + 4] = _mm256_permute2x128_si256(first, x[i + 4], 0x31);
     }
 }
 

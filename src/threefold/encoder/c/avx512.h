@@ -95,18 +95,26 @@ INLINE ints repeat(const void *from) {
     return all_ints(x);
 }
 
-// Row i, lane j becomes row j, lane i: by pairs of lanes, fours, eights, sixteens.
-INLINE void transpose(ints x[LANES]) {
+// In each four: lanes of a and of b by turns, the first two of both or the last two; and the same of pairs of lanes.
+INLINE ints first_lanes(ints a, ints b) {
+    return _mm512_unpacklo_epi32(a, b);
+}
+
+INLINE ints last_lanes(ints a, ints b) {
+    return _mm512_unpackhi_epi32(a, b);
+}
+
+INLINE ints first_pairs(ints a, ints b) {
+    return _mm512_unpacklo_epi64(a, b);
+}
+
+INLINE ints last_pairs(ints a, ints b) {
+    return _mm512_unpackhi_epi64(a, b);
+}
+
+// The last step of `transpose`: whole fours change places.
+INLINE void exchange_fours(ints x[LANES]) {
     ints y[LANES];
-    UNROLLED (i, 8) {
-        y[2 * i] = _mm512_unpacklo_epi32(x[2 * i], x[2 * i + 1]);
-        y[2 * i + 1] = _mm512_unpackhi_epi32(x[2 * i], x[2 * i + 1]);
-    }
-    UNROLLED (i, 4) {
-        ints *from = y + 4 * i, *to = x + 4 * i;
-        to[0] = _mm512_unpacklo_epi64(from[0], from[2]), to[1] = _mm512_unpackhi_epi64(from[0], from[2]);
-        to[2] = _mm512_unpacklo_epi64(from[1], from[3]), to[3] = _mm512_unpackhi_epi64(from[1], from[3]);
-    }
     UNROLLED (i, 8) {
         ints *from = x + i / 4 * 8 + i % 4, *to = y + i / 4 * 8 + i % 4;
         to[0] = _mm512_shuffle_i32x4(from[0], from[4], 0x88);

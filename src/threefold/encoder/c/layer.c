@@ -192,7 +192,7 @@ static void product(struct pass *p, int task, const struct matrix *m, const stru
     const int parts = tiles_of(groups * GROUP_BYTES * PANEL, PART_BYTES), pieces = (end - panel) * parts;
     int32_t sums[MOST_SUMS * PANEL] __attribute__((aligned(64)));
     for (int piece = 0; piece < pieces; piece++) {
-        const int n = panel + piece / parts, part = piece % parts, whole = part + 1 == parts;
+        const int n = panel + piece / parts, part = piece % parts, complete = part + 1 == parts;
         const int start = border(groups, parts, part), count = border(groups, parts, part + 1) - start;
         const char *w = m->weight + ((ptrdiff_t)n * groups + start) * GROUP_BYTES * PANEL;
         for (int i = 0; i < tiles; i++) {
@@ -207,9 +207,9 @@ static void product(struct pass *p, int task, const struct matrix *m, const stru
                                  .add = part > 0};
             // of the next piece half is fetched beside each of the first two tiles, while this one is multiplied
             if (tiles > 1 && i < 2 && piece + 1 < pieces) o.ahead = w + (2 + i) * count * (GROUP_BYTES * PANEL / 2);
-            if (whole) fetch_outputs(m, a, b - a, n * PANEL, finish, to, plus);
+            if (complete) fetch_outputs(m, a, b - a, n * PANEL, finish, to, plus);
             (l->int8 ? rows_by_panel_int8 : rows_by_panel_bf16)(b - a, &o);
-            if (whole) finish_tile(l, m, in, own, a, b - a, n * PANEL, finish, to, plus);
+            if (complete) finish_tile(l, m, in, own, a, b - a, n * PANEL, finish, to, plus);
         }
     }
 }

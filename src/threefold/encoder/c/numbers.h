@@ -43,8 +43,8 @@ INLINE void write_state(state *to, vec x) {
 #endif
 
 // 2^x: the whole part goes into the exponent, the fraction through the polynomial of degree 5 whose largest relative
-// error from 0 to 1 is least, 7.5e-8 (by Remez's exchange). From -126 down it is nothing that a sum could see. NaN
-// stays NaN; infinity may become it.
+// error from 0 to 1 is least, 7.5e-8 (by Remez's exchange). From -126 down it is nothing that a sum could see, and
+// NaN stays NaN.
 INLINE vec power_of_two(vec x) {
     vec y = fraction(x);
     vec p = set(0.001877576766f);
@@ -66,7 +66,7 @@ INLINE vec gelu(vec x) {
     p = multiply_add(p, t, set(1.421413741f));
     p = multiply_add(p, t, set(-0.284496736f));
     p = multiply_add(p, t, set(0.254829592f));
-    vec bell = power_of_two(larger(set(-126.0f), z * z * set(-1.44269504f))); // z * z may be infinite
+    vec bell = power_of_two(z * z * set(-1.44269504f));
     vec half = x * set(0.5f);
     vec tail = p * t * bell * half; // x/2 (1 - erf |z|)
     return if_negative(x, tail, x - tail);
@@ -79,4 +79,19 @@ INLINE ints larger_magnitude(ints bits, vec x) {
 
 INLINE float magnitude(ints bits) {
     return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128((int)largest_unsigned_of(bits))));
+}
+
+// Row i, lane j becomes row j, lane i: first in squares of four, then the squares.
+INLINE void transpose(ints x[LANES]) {
+    ints y[LANES];
+    UNROLLED (i, LANES / 2) {
+        ints *from = x + 2 * i, *to = y + 2 * i;
+        to[0] = first_lanes(from[0], from[1]), to[1] = last_lanes(from[0], from[1]);
+    }
+    UNROLLED (i, LANES / 4) {
+        ints *from = y + 4 * i, *to = x + 4 * i;
+        to[0] = first_pairs(from[0], from[2]), to[1] = last_pairs(from[0], from[2]);
+        to[2] = first_pairs(from[1], from[3]), to[3] = last_pairs(from[1], from[3]);
+    }
+    exchange_fours(x);
 }
